@@ -1,0 +1,31 @@
+"""Crop data sets as their authors distribute them, as `datasets.DatasetDict` with one schema (`schema.FEATURES`)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from datasets import DatasetDict
+
+from modeling_setcrop.data.gaic import load_gaic
+from modeling_setcrop.data.schema import FEATURES, DataError, Problem, Problems
+
+LAYOUTS: dict[str, Callable[..., DatasetDict]] = {"gaic": load_gaic}
+
+
+def load(layout: str, path: str | os.PathLike, *, problems: Problems | None = None) -> DatasetDict:
+    """Reads the data set at `path`, laid out as `layout` (a key of `LAYOUTS`).
+
+    Args:
+        problems: receives the bad entries, which are left out, or, with `Problems(strict=True)`, raises at the first
+            one; None logs a summary.
+
+    Raises:
+        DataError: unknown layout, nothing readable at `path`, or, with `problems.strict`, a bad entry.
+    """
+    if layout not in LAYOUTS:
+        raise DataError(f"unknown layout {layout!r}: choose one of {', '.join(LAYOUTS)}")
+    return LAYOUTS[layout](path, problems=problems)
+
+
+__all__ = ["FEATURES", "LAYOUTS", "DataError", "Problem", "Problems", "load", "load_gaic"]

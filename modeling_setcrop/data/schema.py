@@ -1,0 +1,323 @@
+"""The one row format of all crop data sets, the problems found while reading, and the writer of the Arrow cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import datasets
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, DatasetDict, Features, Image, List, Value
+from PIL import Image as PILImage
+
+logger = logging.getLogger(__name__)
+
+FEATURES = Features(
+    {
+        # Decoded only when the column is read; the file's EXIF orientation is applied then.
+        "image": Image(),
+        # File name without its ending, unique within a split.
+        "image_id": Value("string"),
+        # Size in pixels as displayed, that is, after the EXIF orientation.
+        "width": Value("int32"),
+        "height": Value("int32"),
+        # (S, 4) crops as x1, y1, x2, y2 in pixels of the picture as displayed; x2 and y2 lie outside the crop.
+        "boxes": List(List(Value("float32"), length=4)),
+        # (S,) mean opinion of each crop, on the data set's own scale (GAIC 1..5, CPC 0..4); null where it has none.
+        "scores": List(Value("float32")),
+        # (S,) whether the crop is one that a person would keep, the ground truth of the set prediction.
+        "good": List(Value("bool")),
+        # train, validation or test.
+        "split": Value("string"),
+    }
+)
+SPLITS = ("train", "validation", "test")
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+
+# Raised whenever a reader's result changes for unchanged files, so that old cache entries are left aside.
+_CACHE_VERSION = 1
+_ROWS_PER_BATCH = 1000
+_EXIF_ORIENTATION = 0x0112
+# Annotation tools round: a corner this far outside (pixels) is drawn in without a word.
+_ROUNDING = 1.0
+
+
+class DataError(ValueError):
+    """A data set that cannot be read, or, with `strict`, its first bad entry."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One bad entry: `kind` is a short name to count by, `line` is 1-based (None: the whole file)."""
+
+    kind: str
+    file: str
+    line: int | None
+    message: str
+
+    def __str__(self) -> str:
+        place = self.file if self.line is None else f"{self.file}:{self.line}"
+        return f"{place}: {self.message}"
+
+
+@dataclass
+class Problems:
+    """Collects the bad entries that a reader leaves out; with `strict`, the first one raises `DataError`."""
+
+    strict: bool = False
+    found: list[Problem] = field(default_factory=list)
+
+    def add(self, kind: str, file: str | os.PathLike, message: str, line: int | None = None) -> None:
+        problem = Problem(kind, os.fspath(file), line, message)
+        if self.strict:
+            raise DataError(str(problem))
+        self.found.append(problem)
+
+    def counts(self) -> dict[str, int]:
+        """Number of problems of each kind, most frequent first."""
+        return dict(Counter(problem.kind for problem in self.found).most_common())
+
+
+class Row(NamedTuple):
+    """One picture with its crops, as a reader yields it (fields as in `FEATURES`, the image as a path)."""
+
+    image: str
+    image_id: str
+    width: int
+    height: int
+    boxes: np.ndarray
+    scores: np.ndarray | None
+    good: np.ndarray
+    split: str
+
+
+def displayed_size(path: str | os.PathLike) -> tuple[int, int]:
+    """(width, height) of a picture after its EXIF orientation, from the header alone.
+
+    Raises OSError when the file is missing or is not a picture.
+    """
+    with PILImage.open(path) as image:
+        width, height = image.size
+        turned = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+    return (height, width) if turned else (width, height)
+
+
+def picture_size(path: str | os.PathLike, problems: Problems) -> tuple[int, int] | None:
+    """`displayed_size`, or None after noting the problem when the file cannot be read."""
+    try:
+        return displayed_size(path)
+    except (OSError, ValueError, PILImage.DecompressionBombError) as error:
+        problems.add("unreadable image", path, f"not a readable picture ({error})")
+        return None
+
+
+def good_or_best(scores: np.ndarray, good: np.ndarray) -> np.ndarray:
+    """The good flags, or, where no crop is good, flags of the best-scored ones (paper, section 4.1)."""
+    return good if good.any() else scores == scores.max()
+
+
+def boxes_inside(
+    boxes: np.ndarray, size: tuple[int, int], file: str | os.PathLike, lines: Iterable[int | None], problems: Problems
+) -> tuple[np.ndarray, np.ndarray]:
+    """Clips corners that rounding put up to a pixel outside and notes the boxes that are wrong.
+
+    Args:
+        boxes: (S, 4) corners x1, y1, x2, y2 in pixels.
+        size: (width, height) of the picture.
+        lines: the line of each box, for the message.
+
+    Returns:
+        (S, 4) clipped boxes and (S,) flags, True for the boxes to keep.
+    """
+    width, height = size
+    clipped = np.clip(boxes, 0, (width, height, width, height))
+    finite = np.isfinite(boxes).all(axis=1)
+    inside = (np.abs(clipped - boxes) <= _ROUNDING).all(axis=1)
+    proper = (clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1])
+    keep = finite & inside & proper
+    if not keep.all():
+        for box, line, is_finite, is_inside, kept in zip(boxes, lines, finite, inside, keep, strict=True):
+            if kept:
+                continue
+            shown = ", ".join(f"{value:g}" for value in box)
+            if not is_finite:
+                problems.add("not a number", file, f"box [{shown}] has a value that is not a finite number", line)
+            elif not is_inside:
+                message = f"box [{shown}] lies outside the picture of {width} x {height} pixels"
+                problems.add("box outside the picture", file, message, line)
+            else:
+                problems.add("empty box", file, f"box [{shown}] has no area", line)
+    return clipped, keep
+
+
+def held_out(names: Iterable[str], share: float, seed: int) -> set[str]:
+    """A seeded sample of round(share * n) names, the same whatever order they come in."""
+    ordered = sorted(names)
+    picked = np.random.default_rng(seed).permutation(len(ordered))[: round(share * len(ordered))]
+    return {ordered[index] for index in picked}
+
+
+def files_in(folder: Path) -> dict[str, os.DirEntry]:
+    """The visible files of a folder by name; empty when there is no such folder."""
+    if not folder.is_dir():
+        return {}
+    with os.scandir(folder) as entries:
+        return {entry.name: entry for entry in sorted(entries, key=lambda e: e.name) if _is_visible_file(entry)}
+
+
+def images_by_stem(folder: Path) -> dict[str, str]:
+    """Paths of a folder's pictures by file name without ending."""
+    return {
+        os.path.splitext(name)[0]: entry.path
+        for name, entry in files_in(folder).items()
+        if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+    }
+
+
+def build(
+    layout: str,
+    path: Path,
+    folders: Iterable[Path],
+    rows: Callable[[Problems], Iterator[Row]],
+    problems: Problems | None,
+    options: dict | None = None,
+) -> DatasetDict:
+    """Reads a data set once into memory-mapped Arrow files and opens them.
+
+    The files are kept in the `datasets` cache, under a name that depends on the size and time of every file in
+    `folders`, so an unchanged data set opens at once and a changed one is read anew. Pictures are not decoded and not
+    copied: rows refer to them by path.
+
+    Args:
+        layout: name of the format, for the cache's name and for messages.
+        path: the data set's folder.
+        folders: folders (or files) whose entries decide whether a cached result still holds.
+        rows: yields the pictures, and notes bad entries in the `Problems` that it is given.
+        problems: receives the bad entries; None logs a summary instead.
+        options: what else the result depends on.
+
+    Raises:
+        DataError: nothing readable was found, or, with `problems.strict`, at the first bad entry.
+    """
+    report = Problems() if problems is None else problems
+    cache = Path(datasets.config.HF_DATASETS_CACHE) / "setcrop"
+    target = cache / f"{layout}-{_fingerprint(layout, path, folders, options)}"
+    known = _cached_problems(target)
+    if known is None or (known and report.strict):
+        known = _write_cache(target, rows, report)
+    report.found.extend(known)
+    if problems is None and report.found:
+        counts = ", ".join(f"{kind}: {count}" for kind, count in report.counts().items())
+        logger.warning("%s: left out %d bad entries (%s); first: %s", path, len(known), counts, known[0])
+    parts = {split: target / f"{split}.arrow" for split in SPLITS if (target / f"{split}.arrow").is_file()}
+    if not parts:
+        first = f"; first problem: {known[0]}" if known else ""
+        raise DataError(f"{path}: no usable picture with crops in layout {layout!r}{first}")
+    return DatasetDict({split: Dataset.from_file(str(file)) for split, file in parts.items()})
+
+
+def _is_visible_file(entry: os.DirEntry) -> bool:
+    return not entry.name.startswith(".") and entry.is_file()
+
+
+def _fingerprint(layout: str, path: Path, folders: Iterable[Path], options: dict | None) -> str:
+    digest = hashlib.sha256(repr((_CACHE_VERSION, layout, str(path), sorted((options or {}).items()))).encode())
+    for folder in folders:
+        if folder.is_file():
+            stat = folder.stat()
+            digest.update(f"{folder}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        for entry in files_in(folder).values():
+            stat = entry.stat()
+            digest.update(f"{entry.path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()[:20]
+
+
+def _cached_problems(target: Path) -> list[Problem] | None:
+    try:
+        with open(target / "problems.jsonl", encoding="utf-8") as file:
+            return [Problem(**json.loads(line)) for line in file]
+    except FileNotFoundError:
+        return None
+
+
+def _write_cache(target: Path, rows: Callable[[Problems], Iterator[Row]], report: Problems) -> list[Problem]:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    found = Problems(strict=report.strict)
+    try:
+        _write_splits(work, rows(found))
+        with open(work / "problems.jsonl", "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(asdict(problem)) + "\n" for problem in found.found)
+        try:
+            os.replace(work, target)
+        except OSError:  # another process finished the same reading first
+            if not target.is_dir():
+                raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return found.found
+
+
+def _write_splits(folder: Path, rows: Iterator[Row]) -> None:
+    schema = FEATURES.arrow_schema
+    writers: dict[str, pa.ipc.RecordBatchStreamWriter] = {}
+    waiting: dict[str, list[Row]] = {split: [] for split in SPLITS}
+
+    def flush(split: str) -> None:
+        if waiting[split]:
+            if split not in writers:
+                writers[split] = pa.ipc.new_stream(str(folder / f"{split}.arrow"), schema)
+            writers[split].write_batch(_record_batch(waiting[split], schema))
+            waiting[split] = []
+
+    try:
+        for row in rows:
+            waiting[row.split].append(row)
+            if len(waiting[row.split]) == _ROWS_PER_BATCH:
+                flush(row.split)
+        for split in SPLITS:
+            flush(split)
+    finally:
+        for writer in writers.values():
+            writer.close()
+
+
+def _record_batch(rows: list[Row], schema: pa.Schema) -> pa.RecordBatch:
+    counts = np.array([len(row.boxes) for row in rows])
+    offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
+    corners = np.concatenate([row.boxes for row in rows]).astype(np.float32).reshape(-1)
+    boxes = pa.ListArray.from_arrays(offsets, pa.FixedSizeListArray.from_arrays(pa.array(corners), 4))
+    scored = np.array([row.scores is not None for row in rows])
+    score_offsets = np.concatenate([[0], np.cumsum(np.where(scored, counts, 0))]).astype(np.int32)
+    score_values = [row.scores for row in rows if row.scores is not None]
+    scores = pa.ListArray.from_arrays(
+        pa.array(score_offsets),
+        pa.array(np.concatenate(score_values).astype(np.float32) if score_values else np.zeros(0, np.float32)),
+        mask=pa.array(~scored),
+    )
+    good = pa.ListArray.from_arrays(offsets, pa.array(np.concatenate([row.good for row in rows]).astype(bool)))
+    paths = pa.array([row.image for row in rows])
+    image = pa.StructArray.from_arrays([pa.nulls(len(rows), pa.binary()), paths], names=["bytes", "path"])
+    columns = [
+        image,
+        pa.array([row.image_id for row in rows]),
+        pa.array([row.width for row in rows], pa.int32()),
+        pa.array([row.height for row in rows], pa.int32()),
+        boxes,
+        scores,
+        good,
+        pa.array([row.split for row in rows]),
+    ]
+    return pa.RecordBatch.from_arrays(
+        [column.cast(kind) for column, kind in zip(columns, schema.types, strict=True)], schema=schema
+    )
