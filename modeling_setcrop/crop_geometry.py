@@ -37,7 +37,7 @@ def box_intersection(a: Tensor, b: Tensor) -> Tensor:
 
 
 def box_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union (..., N, M), in 0..1, of boxes `a` (..., N, 4) and `b` (..., M, 4); 0 where both have no area."""
+    """Intersection over union (..., N, M), in 0..1, of boxes (..., N, 4) and (..., M, 4); 0 where both have no area."""
     shared = box_intersection(a, b)
     union = box_area(a)[..., :, None] + box_area(b)[..., None, :] - shared
     return torch.where(union > 0, shared / union.clamp(min=torch.finfo(union.dtype).tiny), torch.zeros_like(shared))
@@ -210,9 +210,7 @@ def round_to_sizes(boxes: Tensor, sizes: Tensor, picture_size: tuple[int, int], 
     return place(centres, sizes[nearest], picture_size, None if keep is None else keep.to(sizes), pixels=True)
 
 
-def candidate_grid(
-    sizes: Tensor, picture_size: tuple[int, int], stride: float, keep: Tensor | None = None
-) -> Tensor:
+def candidate_grid(sizes: Tensor, picture_size: tuple[int, int], stride: float, keep: Tensor | None = None) -> Tensor:
     """Boxes (K, 4) of each of the `sizes` (S, 2), width and height, at evenly spaced whole-pixel places.
 
     Places run from edge to edge of the picture, or of the range in which the box contains `keep`, at most `stride`
