@@ -1,1 +1,42 @@
-"""SetCrop."""
+"""SetCrop: a set of diverse, well-composed crops of a photograph, each with the probability that people call it good.
+
+Importing the package registers its classes with transformers' `AutoConfig`, `AutoModel`, `AutoImageProcessor` and
+`AutoBackbone`, and the pipeline task `"image-cropping"`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers.utils import is_torchvision_available
+
+from .backbone_efficientnet_lite import EfficientNetLiteBackbone, EfficientNetLiteConfig
+from .configuration_setcrop import SetCropConfig
+from .image_processing_pil_setcrop import SetCropImageProcessorPil
+from .modeling_setcrop import SetCropForImageCropping, SetCropModel
+
+__version__ = "0.1.0"
+
+DEFAULT_CHECKPOINT = str(Path(__file__).parent / "checkpoints" / "setcrop-lite")
+
+__all__ = [
+    "DEFAULT_CHECKPOINT",
+    "EfficientNetLiteBackbone",
+    "EfficientNetLiteConfig",
+    "SetCropConfig",
+    "SetCropForImageCropping",
+    "SetCropImageProcessorPil",
+    "SetCropModel",
+]
+
+_processors = {"pil": SetCropImageProcessorPil}
+if is_torchvision_available():
+    from .image_processing_setcrop import SetCropImageProcessor
+
+    _processors["torchvision"] = SetCropImageProcessor
+    __all__ += ["SetCropImageProcessor"]
+
+AutoConfig.register(SetCropConfig.model_type, SetCropConfig, exist_ok=True)
+AutoModel.register(SetCropConfig, SetCropForImageCropping, exist_ok=True)
+AutoImageProcessor.register(SetCropConfig, image_processor_classes=_processors, exist_ok=True)

@@ -1,0 +1,122 @@
+"""SetCrop's model configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import ConditionalDetrConfig
+
+LABEL_SMOOTHING = ("none", "quality", "distillation")
+
+# What a Conditional DETR *detector's* config says about its own task; a cropper started from it keeps its own values.
+_DETECTOR_FIELDS = ("id2label", "label2id", "num_labels", "num_queries", "auxiliary_loss", "architectures")
+
+
+@strict
+class SetCropConfig(ConditionalDetrConfig):
+    r"""Configuration of [`SetCropForImageCropping`]; the defaults are the paper's model.
+
+    Everything about the backbone and the transformer is [`ConditionalDetrConfig`]'s. The backbone is a ResNet-50
+    through `AutoBackbone` unless `backbone_config` (or a timm `backbone`) says otherwise.
+
+    Args:
+        num_queries (`int`, defaults to 90):
+            Number N of learnable anchors, the largest set of crops that the model can return.
+        label_smoothing (`str`, defaults to `"quality"`):
+            Validity labels of the anchors that no good crop was matched to (section 3.3 of the paper): `"none"` (0),
+            `"quality"` (from the score of the most similar rated crop, for densely rated data) or `"distillation"`
+            (a momentum teacher's probabilities, for sparsely rated data).
+        smoothing_upper_bound (`float`, defaults to 0.5):
+            The paper's mu in [0, 1]: the largest soft label that quality guidance gives.
+        quality_lower, quality_upper (`float`, defaults to 2.0 and 3.5):
+            The paper's s_l and s_u: the human scores that map to 0 and to mu.
+        quality_iou_threshold (`float`, defaults to 0.85):
+            A rated crop speaks for an anchor only when their IoU is at least this.
+        distillation_momentum (`float`, defaults to 0.5):
+            The paper's theta in (0, 1]: average = theta * current + (1 - theta) * average, once a step.
+        distillation_halved (`bool`, defaults to `False`):
+            Halve both terms of equation 6, as the authors' release does.
+        cls_loss_coefficient (`float`, defaults to 1):
+            Weight of the validity loss. Upstream's Conditional DETR computes its loss with 1 whatever its config says,
+            and with `label_smoothing="none"` the loss here equals upstream's; the paper's recipes set 2.
+        focal_gamma (`float`, defaults to 2.0):
+            Exponent of the focal loss.
+        anchor_sizes (`bool`, defaults to `False`):
+            Give every anchor a learnable size beside its learnable centre. Off in the paper's model; with it anchors
+            can start from k-means of the good crops ([`SetCropForImageCropping.initialize_anchors`]).
+        crop_scoring (`bool`, defaults to `False`):
+            Add the head that predicts the human score of any box from the same encoded picture.
+        crop_scoring_dim (`int`, defaults to 192):
+            Width of that head's hidden layers.
+        crop_score_loss_coefficient, crop_rank_loss_coefficient (`float`, defaults to 1.0):
+            Weights of its regression and ranking losses.
+        rerank (`bool`, defaults to `False`):
+            Order the set by validity *and* predicted score instead of validity alone (needs `crop_scoring`).
+    """
+
+    model_type = "setcrop"
+
+    num_queries: int = 90
+    auxiliary_loss: bool = True
+    class_cost: int | float = 2
+    bbox_cost: int | float = 5
+    giou_cost: int | float = 2
+    cls_loss_coefficient: int | float = 1
+    bbox_loss_coefficient: int | float = 5
+    giou_loss_coefficient: int | float = 2
+    focal_gamma: int | float = 2.0
+    label_smoothing: str = "quality"
+    smoothing_upper_bound: int | float = 0.5
+    quality_lower: int | float = 2.0
+    quality_upper: int | float = 3.5
+    quality_iou_threshold: int | float = 0.85
+    distillation_momentum: int | float = 0.5
+    distillation_halved: bool = False
+    anchor_sizes: bool = False
+    crop_scoring: bool = False
+    crop_scoring_dim: int = 192
+    crop_score_loss_coefficient: int | float = 1.0
+    crop_rank_loss_coefficient: int | float = 1.0
+    rerank: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        # Upstream falls back to a timm ResNet; the native one loads without an extra package.
+        if self.backbone_config is None and kwargs.get("backbone") is None:
+            kwargs.setdefault("use_timm_backbone", False)
+        if self.id2label is None:
+            self.id2label = {0: "crop"}
+            self.label2id = {"crop": 0}
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> SetCropConfig:
+        """As upstream's; of a Conditional DETR detector's config the architecture is taken and the task is not."""
+        if config_dict.get("model_type") == ConditionalDetrConfig.model_type:
+            config_dict = {k: v for k, v in config_dict.items() if k not in _DETECTOR_FIELDS and k != "model_type"}
+        return super().from_dict(config_dict, **kwargs)
+
+    def validate_setcrop(self) -> None:
+        """Part of the validation that runs when a config is made; raises `ValueError` naming the field."""
+        if self.label_smoothing not in LABEL_SMOOTHING:
+            raise ValueError(f"label_smoothing must be one of {LABEL_SMOOTHING}, not {self.label_smoothing!r}")
+        if self.num_queries < 1:
+            raise ValueError(f"num_queries must be at least 1, not {self.num_queries}")
+        if self.num_labels != 1:
+            raise ValueError(f"num_labels must be 1 (validity is one logit), not {self.num_labels}")
+        for name in ("smoothing_upper_bound", "quality_iou_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
+        if not 0 < self.distillation_momentum <= 1:
+            raise ValueError(f"distillation_momentum must lie in (0, 1], not {self.distillation_momentum}")
+        if not self.quality_lower < self.quality_upper:
+            raise ValueError(
+                f"quality_lower ({self.quality_lower}) must be less than quality_upper ({self.quality_upper})"
+            )
+        if self.focal_gamma < 0:
+            raise ValueError(f"focal_gamma must not be negative, not {self.focal_gamma}")
+        if self.rerank and not self.crop_scoring:
+            raise ValueError("rerank=True needs the scoring head: set crop_scoring=True")
+
+
+__all__ = ["SetCropConfig"]

@@ -1,0 +1,158 @@
+"""SetCrop's image processor on Pillow and NumPy, and what both backends share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BatchFeature
+from transformers.image_utils import SizeDict, get_image_size, make_flat_list_of_images
+from transformers.models.conditional_detr.image_processing_pil_conditional_detr import ConditionalDetrImageProcessorPil
+
+from .crop_geometry import cxcywh_to_xyxy, nms, xyxy_to_cxcywh
+
+# The coarsest stride of the backbones: a thinner picture would leave less than one cell of features.
+_MIN_SIDE = 32
+
+
+class CropProcessingMixin:
+    """Crop annotations in, crops out: independent of how pixels are processed."""
+
+    def preprocess(
+        self, images: Any, annotations: dict[str, Any] | list[dict[str, Any]] | None = None, **kwargs: Any
+    ) -> BatchFeature:
+        """Prepare pictures, and rated crops, for the model.
+
+        Args:
+            images: a picture or a list of them (PIL, NumPy or torch).
+            annotations: a dict a picture with `boxes` (S, 4) corner format in pixels of that picture, `scores` (S,)
+                human scores or None, and `good` (S,) booleans: the crops to be proposed.
+            **kwargs: as upstream's Conditional DETR processor.
+
+        Returns:
+            `pixel_values` (B, 3, H, W), `pixel_mask` (B, H, W) and, with annotations, `labels`: a dict a picture with
+            `boxes` (G, 4) good crops and `scored_boxes` (S, 4), cxcywh in [0, 1] of the picture without padding,
+            `class_labels` (G,) zeros and `scores` (S,).
+
+        Raises:
+            ValueError: annotations that do not fit the pictures or themselves.
+        """
+        encoding = super().preprocess(images, **kwargs)
+        if annotations is not None:
+            annotations = [annotations] if isinstance(annotations, dict) else annotations
+            pictures = make_flat_list_of_images(images)
+            if len(pictures) != len(annotations):
+                raise ValueError(f"{len(pictures)} images, but {len(annotations)} annotations")
+            encoding["labels"] = [
+                encode_crops(annotation, _picture_size(picture))
+                for annotation, picture in zip(annotations, pictures, strict=True)
+            ]
+        return encoding
+
+    def resize(self, image: Any, size: SizeDict, *args: Any, **kwargs: Any) -> Any:
+        """As upstream's, but no side gets shorter than one cell of the backbone's features."""
+        if size.shortest_edge and size.longest_edge:
+            height, width = resized_size(image.shape[-2:], size.shortest_edge, size.longest_edge)
+            size = SizeDict(height=height, width=width)
+        return super().resize(image, size, *args, **kwargs)
+
+    def post_process_image_cropping(
+        self,
+        outputs: Any,
+        target_sizes: torch.Tensor | list[tuple[int, int]] | None = None,
+        threshold: float = 0.0,
+        top_k: int | None = None,
+        nms_iou: float | None = None,
+    ) -> list[dict[str, torch.Tensor]]:
+        """Turn the model's output into crops.
+
+        Args:
+            outputs: of [`SetCropForImageCropping`]: `logits` (B, N, 1), `pred_boxes` (B, N, 4) and, when the model
+                re-ranks, `pred_scores` (B, N).
+            target_sizes: (height, width) of each picture in pixels; boxes stay in [0, 1] when left out.
+            threshold: crops whose probability is not above it are dropped.
+            top_k: at most so many crops a picture.
+            nms_iou: of crops that overlap by more than this the better one stays.
+
+        Returns:
+            A dict a picture: `scores` (K,) probabilities in [0, 1] that a person would call the crop good, falling,
+            and `boxes` (K, 4), corner format, inside the picture.
+
+        Raises:
+            ValueError: as many target sizes as pictures are needed.
+        """
+        validity = outputs.logits[..., 0].float().sigmoid()
+        ranking = crop_ranking(validity, getattr(outputs, "pred_scores", None))
+        boxes = cxcywh_to_xyxy(outputs.pred_boxes.float()).clamp(0, 1)
+        if target_sizes is not None:
+            if len(target_sizes) != len(boxes):
+                raise ValueError(f"{len(boxes)} pictures, but {len(target_sizes)} target sizes")
+            height, width = torch.as_tensor(target_sizes, device=boxes.device, dtype=boxes.dtype).unbind(-1)
+            boxes = boxes * torch.stack([width, height, width, height], dim=-1)[:, None]
+        results = []
+        for score, box in zip(ranking, boxes, strict=True):
+            order = torch.argsort(score, descending=True, stable=True)
+            order = order[score[order] > threshold]
+            if nms_iou is not None:
+                order = order[nms(box[order], score[order], nms_iou)]
+            order = order[:top_k]
+            results.append({"scores": score[order], "boxes": box[order]})
+        return results
+
+
+def crop_ranking(validity: torch.Tensor, pred_scores: torch.Tensor | None) -> torch.Tensor:
+    """Probability (B, N) by which crops are ranked: the validity, or its geometric mean with the predicted score's.
+
+    A predicted score s counts as the probability sigmoid(4 (s - 4)) of being rated 4 or more, GAIC's good crops.
+    """
+    if pred_scores is None:
+        return validity
+    return (validity * torch.sigmoid(4 * (pred_scores.float() - 4))).sqrt()
+
+
+def encode_crops(annotation: dict[str, Any], picture_size: tuple[int, int]) -> dict[str, torch.Tensor]:
+    """One picture's crops as the model's labels; see [`CropProcessingMixin.preprocess`].
+
+    Args:
+        annotation: `boxes`, `scores` and `good`.
+        picture_size: (height, width) in pixels.
+    """
+    height, width = picture_size
+    boxes = torch.as_tensor(np.asarray(annotation["boxes"], dtype=np.float32)).reshape(-1, 4)
+    good = torch.as_tensor(np.asarray(annotation["good"], dtype=bool))
+    if len(good) != len(boxes):
+        raise ValueError(f"{len(boxes)} crop boxes, but {len(good)} entries in 'good'")
+    if not torch.isfinite(boxes).all() or (boxes[:, 2:] <= boxes[:, :2]).any():
+        raise ValueError("crop boxes must be x1, y1, x2, y2 with x1 < x2 and y1 < y2")
+    scores = annotation.get("scores")
+    rated = boxes if scores is not None else boxes[:0]
+    scores = torch.as_tensor(np.asarray([] if scores is None else scores, dtype=np.float32))
+    if len(scores) != len(rated):
+        raise ValueError(f"{len(boxes)} crop boxes, but {len(scores)} scores")
+    unit = boxes.new_tensor([width, height, width, height])
+    return {
+        "boxes": xyxy_to_cxcywh((boxes[good] / unit).clamp(0, 1)),
+        "class_labels": torch.zeros(int(good.sum()), dtype=torch.long),
+        "scored_boxes": xyxy_to_cxcywh((rated / unit).clamp(0, 1)),
+        "scores": scores,
+    }
+
+
+def resized_size(picture_size: tuple[int, int], shortest_edge: int, longest_edge: int) -> tuple[int, int]:
+    """(height, width) at which the model sees a picture: the short side as asked unless the long one would pass its
+    bound, and no side under one cell of features (pictures thinner than that are widened)."""
+    height, width = picture_size
+    scale = min(shortest_edge / min(height, width), longest_edge / max(height, width))
+    return max(_MIN_SIDE, round(height * scale)), max(_MIN_SIDE, round(width * scale))
+
+
+def _picture_size(picture: Any) -> tuple[int, int]:
+    return (picture.height, picture.width) if hasattr(picture, "getbands") else get_image_size(np.asarray(picture))
+
+
+class SetCropImageProcessorPil(CropProcessingMixin, ConditionalDetrImageProcessorPil):
+    """Resize, rescale, normalise and pad with Pillow and NumPy; encode crop annotations; decode crops."""
+
+
+__all__ = ["SetCropImageProcessorPil"]

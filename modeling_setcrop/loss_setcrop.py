@@ -1,0 +1,255 @@
+"""Matching, validity targets and the set loss of SetCrop (sections 3.2 and 3.3 of the paper)."""
+
+from __future__ import annotations
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import nn
+from transformers.utils import is_accelerate_available
+
+from .configuration_setcrop import SetCropConfig
+from .crop_geometry import box_iou, cxcywh_to_xyxy
+
+if is_accelerate_available():
+    from accelerate import PartialState
+    from accelerate.utils import reduce
+
+
+def focal_loss(logits: torch.Tensor, targets: torch.Tensor, alpha: float = 0.25, gamma: float = 2.0) -> torch.Tensor:
+    """Focal loss with soft targets, element by element.
+
+    With p = sigmoid(logit) and target v in [0, 1]: p_t = p v + (1 - p)(1 - v) and the loss is
+    (alpha v + (1 - alpha)(1 - v)) (1 - p_t)^gamma BCE(p, v). For v in {0, 1} it is RetinaNet's.
+
+    Args:
+        logits: any shape.
+        targets: the same shape, in [0, 1].
+        alpha: weight of the positive side.
+        gamma: focusing exponent.
+
+    Returns:
+        Losses of the same shape.
+    """
+    prob = logits.sigmoid()
+    p_t = prob * targets + (1 - prob) * (1 - targets)
+    alpha_t = alpha * targets + (1 - alpha) * (1 - targets)
+    bce = nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return alpha_t * (1 - p_t) ** gamma * bce
+
+
+def _pairwise_giou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Generalised IoU of (..., N, 4) with (..., M, 4) corner boxes, (..., N, M)."""
+    a, b = a[..., :, None, :], b[..., None, :, :]
+    return _giou(a, b)
+
+
+def _giou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Generalised IoU of broadcastable corner boxes (..., 4); 1 for equal boxes, above -1 for distant ones."""
+    area_a = (a[..., 2] - a[..., 0]) * (a[..., 3] - a[..., 1])
+    area_b = (b[..., 2] - b[..., 0]) * (b[..., 3] - b[..., 1])
+    inner = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
+    union = area_a + area_b - inner
+    hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).prod(-1)
+    return inner / union - (hull - union) / hull
+
+
+@torch.no_grad()
+def match_anchors(
+    logits: torch.Tensor, boxes: torch.Tensor, targets: torch.Tensor, counts: list[int], config: SetCropConfig
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Hungarian matching of every decoder layer's anchors to the good crops of each picture.
+
+    The costs of all layers and pictures are computed at once and cross to the host in one transfer.
+
+    Args:
+        logits: (L, B, N) validity logits of L decoder layers.
+        boxes: (L, B, N, 4) cxcywh in [0, 1].
+        targets: (B, G, 4) good crops, cxcywh in [0, 1], padded to the largest count.
+        counts: good crops of each picture.
+        config: gives class_cost, bbox_cost, giou_cost, focal_alpha and focal_gamma.
+
+    Returns:
+        Four index vectors of one entry a match: layer, picture, anchor, good crop.
+    """
+    prob = logits.float().sigmoid()
+    alpha, gamma = config.focal_alpha, config.focal_gamma
+    positive = alpha * (1 - prob) ** gamma * -(prob + 1e-8).log()
+    negative = (1 - alpha) * prob**gamma * -(1 - prob + 1e-8).log()
+    cost = config.class_cost * (positive - negative)[..., None]
+    cost = cost + config.bbox_cost * torch.cdist(boxes.float(), targets.expand(len(boxes), -1, -1, -1), p=1)
+    cost = cost - config.giou_cost * _pairwise_giou(cxcywh_to_xyxy(boxes.float()), cxcywh_to_xyxy(targets))
+    # An anchor with a broken cost is taken only when no other is left.
+    worst = torch.finfo(cost.dtype).max
+    cost = torch.nan_to_num(cost, nan=worst, posinf=worst, neginf=worst).cpu().numpy()
+
+    matches = [([], [], [], [])]
+    for layer, layer_cost in enumerate(cost):
+        for picture, (picture_cost, count) in enumerate(zip(layer_cost, counts, strict=True)):
+            anchors, crops = linear_sum_assignment(picture_cost[:, :count])
+            matches.append(([layer] * len(anchors), [picture] * len(anchors), anchors.tolist(), crops.tolist()))
+    index = torch.tensor([sum(column, []) for column in zip(*matches, strict=True)], dtype=torch.long)
+    layer, picture, anchor, crop = index.to(logits.device, non_blocking=True)
+    return layer, picture, anchor, crop
+
+
+@torch.no_grad()
+def quality_targets(
+    boxes: torch.Tensor, scored_boxes: torch.Tensor, scores: torch.Tensor, rated: torch.Tensor, config: SetCropConfig
+) -> torch.Tensor:
+    """Soft validity of anchors by quality guidance (section 3.3, the smoothing map M).
+
+    An anchor takes the score s of the rated crop that it overlaps most; when that IoU reaches
+    `quality_iou_threshold` its label is clamp(mu (s - s_l) / (s_u - s_l), 0, mu), otherwise 0.
+
+    Args:
+        boxes: (L, B, N, 4) anchors' boxes, cxcywh in [0, 1].
+        scored_boxes: (B, S, 4) rated crops, cxcywh in [0, 1].
+        scores: (B, S) their human scores.
+        rated: (B, S) False where the entry is padding.
+        config: gives mu, s_l, s_u and the IoU threshold.
+
+    Returns:
+        (L, B, N) labels in [0, mu].
+    """
+    if scored_boxes.shape[1] == 0:
+        return boxes.new_zeros(boxes.shape[:-1])
+    layers, batch, anchors, _ = boxes.shape
+    # One (L N) x S table a picture.
+    by_picture = boxes.detach().float().transpose(0, 1).reshape(batch, layers * anchors, 4)
+    iou = box_iou(cxcywh_to_xyxy(by_picture), cxcywh_to_xyxy(scored_boxes))
+    best, nearest = iou.masked_fill_(~rated[:, None], -1).max(-1)
+    mu, low, high = config.smoothing_upper_bound, config.quality_lower, config.quality_upper
+    label = (mu * (scores.gather(1, nearest) - low) / (high - low)).clamp(0, mu)
+    label = torch.where(best >= config.quality_iou_threshold, label, 0.0)
+    return label.reshape(batch, layers, anchors).transpose(0, 1)
+
+
+def crops_per_process(count: int, device: torch.device) -> torch.Tensor:
+    """Mean number of good crops of a process's batch over all processes, at least 1: what the losses are divided by."""
+    total = torch.tensor([count], dtype=torch.float, device=device)
+    if is_accelerate_available() and PartialState._shared_state != {}:
+        total = reduce(total) / PartialState().num_processes
+    return total.clamp(min=1)
+
+
+def _pad(labels: list[dict[str, torch.Tensor]], key: str, width: int, device: torch.device) -> torch.Tensor:
+    rows = [label[key].to(device, torch.float) for label in labels]
+    padded = rows[0].new_zeros((len(rows), width, *rows[0].shape[1:]))
+    for row, out in zip(rows, padded, strict=True):
+        out[: len(row)] = row
+    return padded
+
+
+def set_crop_loss(
+    logits: torch.Tensor,
+    labels: list[dict[str, torch.Tensor]],
+    device: torch.device,
+    pred_boxes: torch.Tensor,
+    config: SetCropConfig,
+    outputs_class: torch.Tensor | None = None,
+    outputs_coord: torch.Tensor | None = None,
+    num_good_crops: torch.Tensor | float | None = None,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor], list[dict[str, torch.Tensor]] | None]:
+    """The set loss: validity (focal), L1 and GIoU, over all decoder layers (section 3.2, equations 1 to 6).
+
+    Same arguments and results as upstream's `ForObjectDetectionLoss` of Conditional DETR, and the same value with
+    `label_smoothing="none"`.
+
+    Args:
+        logits: (B, N, 1) of the last decoder layer.
+        labels: a dict a picture: `boxes` (G, 4) good crops cxcywh in [0, 1]; for quality guidance `scored_boxes`
+            (S, 4) and `scores` (S,); for distillation, once there is a teacher, `teacher_validity` (N,) in [0, 1].
+        device: where to compute.
+        pred_boxes: (B, N, 4) cxcywh in [0, 1] of the last decoder layer.
+        config: weights and label smoothing.
+        outputs_class: (L, B, N, 1) of all decoder layers, for the auxiliary losses.
+        outputs_coord: (L, B, N, 4) of all decoder layers.
+        num_good_crops: what the sums are divided by; by default the good crops of this batch, averaged over
+            processes. Gradient accumulation passes the count of the whole accumulated batch.
+
+    Returns:
+        The weighted sum, the separate losses (auxiliary layer i's end in `_i`), and the auxiliary layers' outputs.
+    """
+    all_logits, all_boxes, auxiliary = logits[None, ..., 0], pred_boxes[None], None
+    if outputs_class is not None:
+        # The last layer comes first, the auxiliary ones behind it.
+        all_logits = torch.cat([all_logits, outputs_class[:-1, ..., 0]])
+        all_boxes = torch.cat([all_boxes, outputs_coord[:-1]])
+        auxiliary = [
+            {"logits": a, "pred_boxes": b} for a, b in zip(outputs_class[:-1], outputs_coord[:-1], strict=True)
+        ]
+    all_logits, all_boxes = all_logits.float(), all_boxes.float()
+
+    counts = [len(label["boxes"]) for label in labels]
+    targets = _pad(labels, "boxes", max(counts), device)
+    if num_good_crops is None:
+        num_good_crops = crops_per_process(sum(counts), device)
+    layer, picture, anchor, crop = match_anchors(all_logits, all_boxes, targets, counts, config)
+
+    validity = torch.zeros_like(all_logits)
+    if config.label_smoothing == "quality":
+        rated = [len(label["scores"]) for label in labels]
+        validity = quality_targets(
+            all_boxes,
+            _pad(labels, "scored_boxes", max(rated), device),
+            _pad(labels, "scores", max(rated), device),
+            torch.arange(max(rated), device=device) < torch.tensor(rated, device=device)[:, None],
+            config,
+        ).contiguous()
+    validity[layer, picture, anchor] = 1.0
+    focal = focal_loss(all_logits, validity, config.focal_alpha, config.focal_gamma)
+    if config.label_smoothing == "distillation" and "teacher_validity" in labels[0]:
+        teacher = torch.stack([label["teacher_validity"].to(device, torch.float) for label in labels])
+        focal = focal + focal_loss(all_logits, teacher.expand_as(all_logits), config.focal_alpha, config.focal_gamma)
+        if config.distillation_halved:
+            focal = focal / 2
+
+    matched, wanted = all_boxes[layer, picture, anchor], targets[picture, crop]
+    l1 = (matched - wanted).abs().sum(-1)
+    giou = 1 - _giou(cxcywh_to_xyxy(matched), cxcywh_to_xyxy(wanted))
+    zeros = all_logits.new_zeros(len(all_logits))
+    wanted_counts = torch.tensor(counts, dtype=torch.float, device=device)
+    with torch.no_grad():
+        cardinality = ((all_logits > 0).sum(-1) - wanted_counts).abs().mean(-1)
+    terms = {
+        "loss_ce": focal.sum((1, 2)) / num_good_crops,
+        "cardinality_error": cardinality,
+        "loss_bbox": zeros.index_add(0, layer, l1) / num_good_crops,
+        "loss_giou": zeros.index_add(0, layer, giou) / num_good_crops,
+    }
+    loss = (
+        config.cls_loss_coefficient * terms["loss_ce"]
+        + config.bbox_loss_coefficient * terms["loss_bbox"]
+        + config.giou_loss_coefficient * terms["loss_giou"]
+    ).sum()
+    suffixes = ["", *(f"_{i}" for i in range(len(all_logits) - 1))]
+    loss_dict = {name + end: values[i] for i, end in enumerate(suffixes) for name, values in terms.items()}
+    return loss, loss_dict, auxiliary
+
+
+def crop_scoring_loss(
+    predicted: torch.Tensor, labels: list[dict[str, torch.Tensor]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Regression and ranking losses of the scoring head on all rated crops.
+
+    The regression is the mean over pictures of the mean squared error. The ranking term is the logistic loss of every
+    pair of crops of one picture, weighted by the difference of their human scores (ties weigh nothing).
+
+    Args:
+        predicted: (B, S) predicted scores, in the order of `scored_boxes`, padded.
+        labels: a dict a picture with `scores` (S_i,).
+
+    Returns:
+        The two scalars; 0 where no picture has a rated crop.
+    """
+    device = predicted.device
+    counts = torch.tensor([len(label["scores"]) for label in labels], device=device)
+    scores = _pad(labels, "scores", predicted.shape[1], device)
+    rated = torch.arange(predicted.shape[1], device=device) < counts[:, None]
+    pictures = (counts > 0).sum().clamp(min=1)
+    squared = ((predicted.float() - scores) ** 2 * rated).sum(1) / counts.clamp(min=1)
+    difference = scores[:, :, None] - scores[:, None, :]
+    weight = difference.clamp(min=0) * (rated[:, :, None] & rated[:, None, :])
+    gap = predicted[:, :, None].float() - predicted[:, None, :].float()
+    ranking = (nn.functional.softplus(-gap) * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1e-6)
+    return squared.sum() / pictures, ranking.sum() / pictures

@@ -1,0 +1,343 @@
+"""SetCrop's model: Conditional DETR that returns a set of crops with validities, and optionally scores any box."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.conditional_detr.modeling_conditional_detr import (
+    ConditionalDetrForObjectDetection,
+    ConditionalDetrModel,
+    ConditionalDetrModelOutput,
+    ConditionalDetrObjectDetectionOutput,
+    inverse_sigmoid,
+)
+
+from .configuration_setcrop import SetCropConfig
+from .crop_geometry import box_iou, cxcywh_to_xyxy
+from .crop_scoring_setcrop import SetCropScorer
+from .loss_setcrop import crop_scoring_loss, set_crop_loss
+
+# Training moves the edges of rated crops by up to this share of the picture and keeps a crop's score where the moved
+# one still overlaps it by this IoU, so that the scoring head sees more places than the labels' grid.
+_JITTER = 0.015
+_JITTER_IOU = 0.9
+
+
+@dataclass
+class SetCropEncoderOutput(BaseModelOutput):
+    """An encoded picture: everything that proposing and scoring crops need.
+
+    Args:
+        last_hidden_state: (B, H W, D) encoder memory.
+        feature_mask: (B, H, W) True where the memory is picture, False where it is padding.
+        position_embeddings: (B, H W, D) of the memory.
+        picture_sizes: (B, 2) width and height in the model's pixels, without padding.
+        picture_shares: (B, 2) share of the padded width and height that is picture.
+    """
+
+    feature_mask: torch.Tensor | None = None
+    position_embeddings: torch.Tensor | None = None
+    picture_sizes: torch.Tensor | None = None
+    picture_shares: torch.Tensor | None = None
+
+
+@dataclass
+class SetCropModelOutput(ConditionalDetrModelOutput):
+    """Upstream's output with the encoded picture.
+
+    Args:
+        encoder_outputs: [`SetCropEncoderOutput`], to be given to later calls.
+    """
+
+    encoder_outputs: SetCropEncoderOutput | None = None
+
+
+@dataclass
+class SetCropImageCroppingOutput(ConditionalDetrObjectDetectionOutput):
+    """Upstream's detection output with the scoring head's.
+
+    `logits` is (B, N, 1), the validity logits; `pred_boxes` is (B, N, 4), cxcywh in [0, 1] of the picture without
+    padding; `loss` and `loss_dict` come with labels; `auxiliary_outputs` are the other decoder layers' two.
+
+    Args:
+        crop_scores: (B, M) predicted scores of `candidate_boxes`.
+        pred_scores: (B, N) predicted scores of `pred_boxes`, outside training, when the config has `rerank`.
+        encoder_outputs: [`SetCropEncoderOutput`], which `score_crops` takes.
+    """
+
+    crop_scores: torch.Tensor | None = None
+    pred_scores: torch.Tensor | None = None
+    encoder_outputs: SetCropEncoderOutput | None = None
+
+
+class SetCropModel(ConditionalDetrModel):
+    """Backbone, encoder and decoder: upstream's, with the encoder callable on its own."""
+
+    config: SetCropConfig
+    config_class = SetCropConfig
+
+    def encode(
+        self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> SetCropEncoderOutput:
+        """Encode pictures once, for any number of decodings and scorings.
+
+        Args:
+            pixel_values: (B, 3, H, W) normalised pixels.
+            pixel_mask: (B, H, W), 1 for picture and 0 for padding; all picture when left out.
+        """
+        if pixel_mask is None:
+            pixel_mask = torch.ones_like(pixel_values[:, 0])
+        feature_map, mask = self.backbone(pixel_values, pixel_mask)[-1]
+        position = self.position_embedding(
+            shape=feature_map.shape, device=pixel_values.device, dtype=pixel_values.dtype, mask=mask
+        )
+        position = position.flatten(2).transpose(1, 2)
+        encoded = self.encoder(
+            inputs_embeds=self.input_projection(feature_map).flatten(2).transpose(1, 2),
+            attention_mask=mask.flatten(1),
+            spatial_position_embeddings=position,
+            **kwargs,
+        )
+        sizes = torch.stack([pixel_mask.sum(2).amax(1), pixel_mask.sum(1).amax(1)], dim=-1).to(pixel_values.dtype)
+        height, width = pixel_values.shape[-2:]
+        return SetCropEncoderOutput(
+            last_hidden_state=encoded.last_hidden_state,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
+            feature_mask=mask,
+            position_embeddings=position,
+            picture_sizes=sizes,
+            picture_shares=sizes / sizes.new_tensor([width, height]),
+        )
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        encoder_outputs: SetCropEncoderOutput | None = None,
+        **kwargs: Any,
+    ) -> SetCropModelOutput:
+        """Decode the set of anchors; encodes the pictures first unless `encoder_outputs` of [`encode`] is given."""
+        if encoder_outputs is None:
+            if pixel_values is None:
+                raise ValueError("give pixel_values, or the encoder_outputs of an earlier call")
+            encoder_outputs = self.encode(pixel_values, pixel_mask, **kwargs)
+        memory = encoder_outputs.last_hidden_state
+        anchors = self.query_position_embeddings.weight.expand(len(memory), -1, -1)
+        decoded = self.decoder(
+            inputs_embeds=torch.zeros_like(anchors),
+            attention_mask=None,
+            spatial_position_embeddings=encoder_outputs.position_embeddings,
+            object_queries_position_embeddings=anchors,
+            encoder_hidden_states=memory,
+            encoder_attention_mask=encoder_outputs.feature_mask.flatten(1),
+            **kwargs,
+        )
+        return SetCropModelOutput(
+            last_hidden_state=decoded.last_hidden_state,
+            decoder_hidden_states=decoded.hidden_states,
+            decoder_attentions=decoded.attentions,
+            cross_attentions=decoded.cross_attentions,
+            encoder_last_hidden_state=memory,
+            encoder_hidden_states=encoder_outputs.hidden_states,
+            encoder_attentions=encoder_outputs.attentions,
+            intermediate_hidden_states=decoded.intermediate_hidden_states,
+            reference_points=decoded.reference_points,
+            encoder_outputs=encoder_outputs,
+        )
+
+
+class SetCropForImageCropping(ConditionalDetrForObjectDetection):
+    """Conditional DETR with one validity logit an anchor, quality guidance, and an optional scoring head.
+
+    Parameter names are upstream's, so a Conditional DETR checkpoint loads with `ignore_mismatched_sizes=True` but for
+    the class head and the queries. Source: "Rethinking Image Cropping: Exploring Diverse Compositions from Global
+    Views" (CVPR 2022), section 3.
+    """
+
+    config: SetCropConfig
+    config_class = SetCropConfig
+
+    def __init__(self, config: SetCropConfig) -> None:
+        super().__init__(config)
+        self.model = SetCropModel(config)
+        if config.anchor_sizes:
+            # Logits of width and height, added to the box head's; zero is the paper's model.
+            self.anchor_sizes = nn.Parameter(torch.zeros(config.num_queries, 2))
+        if config.crop_scoring:
+            self.crop_scorer = SetCropScorer(config)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, SetCropForImageCropping):
+            # A prior validity of 1 %, as focal losses need for a steady start (Lin et al., 2017, section 3.3).
+            init.constant_(module.class_labels_classifier.bias, -4.595)
+            if module.config.anchor_sizes:
+                init.zeros_(module.anchor_sizes)
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        encoder_outputs: SetCropEncoderOutput | None = None,
+        labels: list[dict[str, torch.Tensor]] | None = None,
+        candidate_boxes: torch.Tensor | None = None,
+        num_good_crops: torch.Tensor | float | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> SetCropImageCroppingOutput | tuple:
+        """Propose a set of crops, and score boxes where asked.
+
+        Args:
+            pixel_values: (B, 3, H, W) normalised pixels.
+            pixel_mask: (B, H, W), 1 for picture and 0 for padding.
+            encoder_outputs: of an earlier call, instead of `pixel_values`.
+            labels: a dict a picture with `boxes` (G, 4), `class_labels` (G,), `scored_boxes` (S, 4), `scores` (S,),
+                optionally `teacher_validity` (N,); boxes cxcywh in [0, 1]. See [`set_crop_loss`].
+            candidate_boxes: (B, M, 4) cxcywh in [0, 1], to be scored as `crop_scores`.
+            num_good_crops: what the set loss is divided by; see [`set_crop_loss`].
+
+        Returns:
+            [`SetCropImageCroppingOutput`].
+        """
+        outputs = self.model(pixel_values, pixel_mask, encoder_outputs=encoder_outputs, **kwargs)
+        encoded = outputs.encoder_outputs
+        reference = inverse_sigmoid(outputs.reference_points).transpose(0, 1)
+        logits = self.class_labels_classifier(outputs.last_hidden_state)
+        pred_boxes = self._boxes(outputs.last_hidden_state, reference)
+
+        loss = loss_dict = auxiliary = None
+        if labels is not None:
+            layer_logits = layer_boxes = None
+            if self.config.auxiliary_loss:
+                layer_logits = self.class_labels_classifier(outputs.intermediate_hidden_states)
+                layer_boxes = self._boxes(outputs.intermediate_hidden_states, reference)
+            loss, loss_dict, auxiliary = set_crop_loss(
+                logits, labels, logits.device, pred_boxes, self.config, layer_logits, layer_boxes, num_good_crops
+            )
+            if self.config.crop_scoring:
+                loss = loss + self._scoring_loss(encoded, labels, loss_dict)
+        crop_scores = None if candidate_boxes is None else self.score_crops(candidate_boxes, encoded)
+        rerank = self.config.rerank and not self.training
+        output = SetCropImageCroppingOutput(
+            loss=loss,
+            loss_dict=loss_dict,
+            logits=logits,
+            pred_boxes=pred_boxes,
+            auxiliary_outputs=auxiliary,
+            last_hidden_state=outputs.last_hidden_state,
+            decoder_hidden_states=outputs.decoder_hidden_states,
+            decoder_attentions=outputs.decoder_attentions,
+            cross_attentions=outputs.cross_attentions,
+            encoder_last_hidden_state=outputs.encoder_last_hidden_state,
+            encoder_hidden_states=outputs.encoder_hidden_states,
+            encoder_attentions=outputs.encoder_attentions,
+            crop_scores=crop_scores,
+            pred_scores=self.score_crops(pred_boxes, encoded) if rerank else None,
+            encoder_outputs=encoded,
+        )
+        return output.to_tuple() if return_dict is False else output
+
+    def score_crops(
+        self,
+        boxes: torch.Tensor,
+        encoder_outputs: SetCropEncoderOutput | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Predicted human score of any boxes.
+
+        Args:
+            boxes: (B, M, 4) cxcywh in [0, 1]; M may be thousands.
+            encoder_outputs: of `self.model.encode` or an earlier forward call; or give
+            pixel_values, pixel_mask: (B, 3, H, W) and (B, H, W), to be encoded here.
+
+        Returns:
+            (B, M) scores on the labels' scale (GAIC: 1..5). A box's score does not depend on the other boxes.
+
+        Raises:
+            ValueError: the model has no scoring head, or neither pictures nor encodings were given.
+        """
+        if not self.config.crop_scoring:
+            raise ValueError("this model cannot score crops: it was made with crop_scoring=False")
+        if encoder_outputs is None:
+            if pixel_values is None:
+                raise ValueError("give encoder_outputs or pixel_values")
+            encoder_outputs = self.model.encode(pixel_values, pixel_mask)
+        mask = encoder_outputs.feature_mask
+        memory = encoder_outputs.last_hidden_state.unflatten(1, mask.shape[1:])
+        return self.crop_scorer(
+            boxes, memory, mask, encoder_outputs.picture_sizes, encoder_outputs.picture_shares
+        )
+
+    @torch.no_grad()
+    def initialize_anchors(self, boxes: torch.Tensor) -> None:
+        """Start the anchors from given boxes, for example k-means centres of the good crops.
+
+        The reference points and sizes reproduce the boxes exactly before training; the box head starts at zero.
+
+        Args:
+            boxes: (N, 4) cxcywh in (0, 1), N = `num_queries`.
+
+        Raises:
+            ValueError: another number of boxes, or the config has no `anchor_sizes`.
+        """
+        if not self.config.anchor_sizes:
+            raise ValueError("anchors can start from boxes only with anchor_sizes=True")
+        if boxes.shape != (self.config.num_queries, 4):
+            raise ValueError(f"expected {self.config.num_queries} boxes, got a tensor of shape {tuple(boxes.shape)}")
+        boxes = boxes.to(self.anchor_sizes)
+        logits = inverse_sigmoid(boxes)
+        self.anchor_sizes.copy_(logits[:, 2:])
+        # relu(x) - relu(-x) = x: four dimensions of the queries carry the centre through the two-layer reference head.
+        queries = self.model.query_position_embeddings.weight
+        head = self.model.decoder.ref_point_head.layers
+        centre = logits[:, :2]
+        queries[:, :4] = torch.cat([centre, -centre], dim=1)
+        head[0].weight[:4], head[0].bias[:4] = 0, 0
+        head[0].weight[:4, :4] = torch.eye(4).to(queries)
+        head[1].weight.zero_()
+        head[1].bias.zero_()
+        head[1].weight[:, :4] = torch.cat([torch.eye(2), -torch.eye(2)], dim=1).to(queries)
+        self.bbox_predictor.layers[-1].weight.zero_()
+        self.bbox_predictor.layers[-1].bias.zero_()
+
+    def _boxes(self, hidden: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        """Box head on hidden states (..., B, N, D) with reference points (B, N, 2) in logits: (..., B, N, 4)."""
+        if self.config.anchor_sizes:
+            size = self.anchor_sizes.expand_as(reference)
+        else:
+            size = torch.zeros_like(reference)
+        return (self.bbox_predictor(hidden) + torch.cat([reference, size], dim=-1)).sigmoid()
+
+    def _scoring_loss(
+        self, encoded: SetCropEncoderOutput, labels: list[dict[str, torch.Tensor]], loss_dict: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """Adds the scoring head's two losses to `loss_dict` and returns their weighted sum."""
+        boxes = nn.utils.rnn.pad_sequence([label["scored_boxes"] for label in labels], batch_first=True)
+        boxes = boxes.to(encoded.last_hidden_state)
+        if self.training:
+            boxes = _jitter(boxes)
+        score, rank = crop_scoring_loss(self.score_crops(boxes, encoded), labels)
+        loss_dict["loss_crop_score"], loss_dict["loss_crop_rank"] = score, rank
+        return self.config.crop_score_loss_coefficient * score + self.config.crop_rank_loss_coefficient * rank
+
+
+def _jitter(boxes: torch.Tensor) -> torch.Tensor:
+    """Move boxes (B, S, 4) a little; a box that would overlap its old self by less than the bound stays."""
+    noise = (torch.rand_like(boxes) * 2 - 1) * _JITTER
+    corners = cxcywh_to_xyxy(boxes)
+    moved = (corners + noise).clamp(0, 1)
+    moved = torch.cat([(moved[..., :2] + moved[..., 2:]) / 2, moved[..., 2:] - moved[..., :2]], dim=-1)
+    overlap = box_iou(corners[..., None, :], cxcywh_to_xyxy(moved)[..., None, :])[..., 0]
+    return torch.where(overlap >= _JITTER_IOU, moved, boxes)
+
+
+__all__ = ["SetCropForImageCropping", "SetCropModel"]
