@@ -1,6 +1,6 @@
 """The measures of image cropping.
 
-Plain functions over NumPy arrays, in `modeling_setcrop.metrics.functional`, where their common arguments are described,
+Plain functions over NumPy arrays, in `modeling_setcrop.metrics.functional`, where their common arguments are described
 and importable from here:
 
 - `accuracy`, `transposed_accuracy`, `first_crop_iou`: the most valid crops against the best-rated ones;

@@ -290,6 +290,13 @@ def edge_spread(crops: np.ndarray, sizes: Arrays) -> np.ndarray:
     return (np.asarray(crops, np.float64) / np.tile(np.asarray(sizes, np.float64), 2)).std(axis=0)
 
 
+def mean_where_defined(values: np.ndarray) -> float:
+    """Mean over the pictures where a measure is defined (not NaN); NaN when there is none."""
+    defined = np.asarray(values, np.float64)
+    defined = defined[~np.isnan(defined)]
+    return float(defined.mean()) if len(defined) else float("nan")
+
+
 def _good_crops(boxes: Arrays, good: Arrays) -> list[np.ndarray]:
     return [np.asarray(b).reshape(-1, 4)[np.asarray(g, bool)] for b, g in zip(boxes, good, strict=True)]
 

@@ -1,0 +1,55 @@
+"""IoU and boundary displacement of the first crop, for `evaluate.load("<this folder>")`."""
+
+from __future__ import annotations
+
+import datasets
+import evaluate
+import numpy as np
+
+from modeling_setcrop.metrics import functional
+
+_DESCRIPTION = """\
+IoU and boundary displacement error of the most valid crop with the annotators' crops: the nearest one (what is printed
+for FLMS; Fang et al., ACM MM 2014) and the mean over annotators. With one crop a picture (FCDB; Chen et al., WACV
+2017) both are the same.
+"""
+_CITATION = """\
+@inproceedings{fang2014automatic,
+  title={Automatic Image Cropping using Visual Composition, Boundary Simplicity and Content Preservation Models},
+  author={Fang, Chen and Lin, Zhe and Mech, Radomir and Shen, Xiaohui},
+  booktitle={ACM Multimedia},
+  year={2014}
+}
+"""
+_INPUTS = """\
+predictions: one dict a picture: "boxes" (corners x1, y1, x2, y2), "scores" (validity of each).
+references: one dict a picture: "boxes" of its annotators in the same unit, "size" [width, height] of the picture.
+"""
+
+
+class CropOverlap(evaluate.Metric):
+    """Means over pictures: `iou`, `iou_all`, `bde` and `bde_all` (`_all`: mean over annotators)."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        boxes = datasets.List(datasets.List(datasets.Value("float64"), length=4))
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_INPUTS,
+            features=datasets.Features(
+                {
+                    "predictions": {"boxes": boxes, "scores": datasets.List(datasets.Value("float64"))},
+                    "references": {"boxes": boxes, "size": datasets.List(datasets.Value("float64"), length=2)},
+                }
+            ),
+        )
+
+    def _compute(self, predictions: list[dict], references: list[dict]) -> dict[str, float]:
+        pred_boxes = [np.array(row["boxes"]) for row in predictions]
+        pred_scores = [np.array(row["scores"]) for row in predictions]
+        boxes = [np.array(row["boxes"]) for row in references]
+        sizes = np.array([row["size"] for row in references])
+        iou, iou_all = functional.iou_with_annotators(pred_boxes, pred_scores, boxes)
+        bde, bde_all = functional.boundary_displacement(pred_boxes, pred_scores, boxes, sizes)
+        values = {"iou": iou, "iou_all": iou_all, "bde": bde, "bde_all": bde_all}
+        return {name: float(value.mean()) for name, value in values.items()}

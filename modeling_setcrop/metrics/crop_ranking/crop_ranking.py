@@ -1,0 +1,54 @@
+"""SRCC and Acc_{K/N} over fixed candidates, for `evaluate.load("<this folder>")`."""
+
+from __future__ import annotations
+
+import datasets
+import evaluate
+import numpy as np
+
+from modeling_setcrop.metrics import functional
+
+_DESCRIPTION = """\
+Spearman's rank correlation and Acc_{K/N} of predicted with human scores of a picture's candidate crops, means over
+pictures (Zeng et al., CVPR 2019).
+"""
+_CITATION = """\
+@inproceedings{zeng2019reliable,
+  title={Reliable and Efficient Image Cropping: A Grid Anchor Based Approach},
+  author={Zeng, Hui and Li, Lida and Cao, Zisheng and Zhang, Lei},
+  booktitle={CVPR},
+  year={2019}
+}
+"""
+_INPUTS = """\
+predictions: one list a picture, the predicted score of each candidate.
+references: one list a picture, its human score.
+"""
+
+
+class CropRanking(evaluate.Metric):
+    """`srcc` (over the pictures whose human scores differ) and `accuracy_{k}/{n}`."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        scores = datasets.List(datasets.Value("float64"))
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_INPUTS,
+            features=datasets.Features({"predictions": scores, "references": scores}),
+        )
+
+    def _compute(
+        self,
+        predictions: list[list[float]],
+        references: list[list[float]],
+        k: tuple[int, ...] = (1, 2, 3, 4),
+        n: tuple[int, ...] = (5, 10),
+    ) -> dict[str, float]:
+        predicted, rated = [np.array(row) for row in predictions], [np.array(row) for row in references]
+        results = {"srcc": functional.mean_where_defined(functional.spearman(predicted, rated))}
+        for best in n:
+            for count in k:
+                values = functional.candidate_accuracy(predicted, rated, k=count, n=best)
+                results[f"accuracy_{count}/{best}"] = float(values.mean())
+        return results

@@ -1,0 +1,53 @@
+"""Recall and diversity of the set of crops returned, for `evaluate.load("<this folder>")`."""
+
+from __future__ import annotations
+
+import datasets
+import evaluate
+import numpy as np
+
+from modeling_setcrop.metrics import functional
+
+_DESCRIPTION = """\
+What the K most valid crops are worth as a set: the share of a picture's good crops that one of them meets with IoU >=
+eps, and the mean IoU between them (the lower, the more diverse). Means over pictures.
+"""
+_INPUTS = """\
+predictions: one dict a picture: "boxes" (corners x1, y1, x2, y2), "scores" (validity of each).
+references: one dict a picture: "boxes" of its good crops, in the same unit.
+k: numbers of crops looked at. eps: IoU at which a crop is met.
+"""
+
+
+class CropSet(evaluate.Metric):
+    """`recall_{k}@{eps}` and `mean_pairwise_iou_{k}` (over the pictures where they are defined)."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        boxes = datasets.List(datasets.List(datasets.Value("float64"), length=4))
+        predictions = {"boxes": boxes, "scores": datasets.List(datasets.Value("float64"))}
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation="",
+            inputs_description=_INPUTS,
+            features=datasets.Features({"predictions": predictions, "references": {"boxes": boxes}}),
+        )
+
+    def _compute(
+        self,
+        predictions: list[dict],
+        references: list[dict],
+        k: tuple[int, ...] = (5, 10),
+        eps: tuple[float, ...] = (0.85, 0.90),
+    ) -> dict[str, float]:
+        pred_boxes = [np.array(row["boxes"]) for row in predictions]
+        pred_scores = [np.array(row["scores"]) for row in predictions]
+        boxes = [np.array(row["boxes"]) for row in references]
+        good = [np.ones(len(row), bool) for row in boxes]
+        results = {}
+        for count in k:
+            for threshold in eps:
+                values = functional.recall(pred_boxes, pred_scores, boxes, good, eps=threshold, k=count)
+                results[f"recall_{count}@{threshold:.2f}"] = functional.mean_where_defined(values)
+            values = functional.mean_pairwise_iou(pred_boxes, pred_scores, k=count)
+            results[f"mean_pairwise_iou_{count}"] = functional.mean_where_defined(values)
+        return results
