@@ -103,7 +103,8 @@ class SetCropModel(ConditionalDetrModel):
             spatial_position_embeddings=position,
             **kwargs,
         )
-        sizes = torch.stack([pixel_mask.sum(2).amax(1), pixel_mask.sum(1).amax(1)], dim=-1).to(pixel_values.dtype)
+        widths = pixel_mask.sum(2).amax(1).to(pixel_values.dtype)
+        heights = pixel_mask.sum(1).amax(1).to(pixel_values.dtype)
         height, width = pixel_values.shape[-2:]
         return SetCropEncoderOutput(
             last_hidden_state=encoded.last_hidden_state,
@@ -111,8 +112,8 @@ class SetCropModel(ConditionalDetrModel):
             attentions=encoded.attentions,
             feature_mask=mask,
             position_embeddings=position,
-            picture_sizes=sizes,
-            picture_shares=sizes / sizes.new_tensor([width, height]),
+            picture_sizes=torch.stack([widths, heights], dim=-1),
+            picture_shares=torch.stack([widths / width, heights / height], dim=-1),
         )
 
     def forward(
@@ -128,7 +129,7 @@ class SetCropModel(ConditionalDetrModel):
                 raise ValueError("give pixel_values, or the encoder_outputs of an earlier call")
             encoder_outputs = self.encode(pixel_values, pixel_mask, **kwargs)
         memory = encoder_outputs.last_hidden_state
-        anchors = self.query_position_embeddings.weight.expand(len(memory), -1, -1)
+        anchors = self.query_position_embeddings.weight.expand(memory.shape[0], -1, -1)
         decoded = self.decoder(
             inputs_embeds=torch.zeros_like(anchors),
             attention_mask=None,
