@@ -9,12 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import is_torchvision_available
 
 from .backbone_efficientnet_lite import EfficientNetLiteBackbone, EfficientNetLiteConfig
 from .configuration_setcrop import SetCropConfig
 from .image_processing_pil_setcrop import SetCropImageProcessorPil
 from .modeling_setcrop import SetCropForImageCropping, SetCropModel
+from .pipeline_image_cropping import ImageCroppingPipeline
 
 __version__ = "0.1.0"
 
@@ -24,6 +26,7 @@ __all__ = [
     "DEFAULT_CHECKPOINT",
     "EfficientNetLiteBackbone",
     "EfficientNetLiteConfig",
+    "ImageCroppingPipeline",
     "SetCropConfig",
     "SetCropForImageCropping",
     "SetCropImageProcessorPil",
@@ -40,3 +43,12 @@ if is_torchvision_available():
 AutoConfig.register(SetCropConfig.model_type, SetCropConfig, exist_ok=True)
 AutoModel.register(SetCropConfig, SetCropForImageCropping, exist_ok=True)
 AutoImageProcessor.register(SetCropConfig, image_processor_classes=_processors, exist_ok=True)
+if "image-cropping" not in PIPELINE_REGISTRY.get_supported_tasks():
+    # `AutoModel`, because a custom pipeline that is saved and loaded again needs a class of transformers' own.
+    PIPELINE_REGISTRY.register_pipeline(
+        "image-cropping",
+        ImageCroppingPipeline,
+        pt_model=AutoModel,
+        default={"model": (DEFAULT_CHECKPOINT, "main")},
+        type="image",
+    )

@@ -1,0 +1,20 @@
+"""The `setcrop` command: one module a subcommand, each importing what is heavy only when it runs."""
+
+from __future__ import annotations
+
+import typer
+
+from .train import train
+
+app = typer.Typer(
+    name="setcrop",
+    help="Diverse, well-composed crops of photographs, each with the probability that a person would call it good.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+# The training options come from `CropTrainingArguments`, which parses them itself.
+app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)(train)

@@ -1,0 +1,85 @@
+"""The small model that ships with the package, before training: its shape, ImageNet weights and first anchors."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from datasets import Dataset
+from scipy.cluster.vq import kmeans2
+from transformers import set_seed
+
+from ..backbone_efficientnet_lite import EfficientNetLiteBackbone, EfficientNetLiteConfig, fold_batch_norm
+from ..configuration_setcrop import SetCropConfig
+from ..image_processing_pil_setcrop import SetCropImageProcessorPil
+from ..modeling_setcrop import SetCropForImageCropping
+from .convert_efficientnet_lite import load_imagenet_weights
+
+_KMEANS_CROPS = 100_000
+_KMEANS_STEPS = 30
+
+
+def new_setcrop_lite(train: Dataset, seed: int = 0) -> tuple[SetCropForImageCropping, SetCropImageProcessorPil]:
+    """setcrop-lite as training starts it.
+
+    EfficientNet-Lite0 with ImageNet weights and folded batch norm; strides 16 and 32 as one map; three encoder and
+    three decoder layers of width 128; anchors at the k-means centres of the training split's good crops and of their
+    mirror images.
+
+    Args:
+        train: training rows of the shared schema, for the anchors.
+        seed: of the new weights and of k-means.
+
+    Returns:
+        The model and its image processor.
+
+    Raises:
+        ImportError: the package with the ImageNet weights is not installed; the message names it.
+        ValueError: fewer different good crops than anchors.
+    """
+    set_seed(seed)
+    backbone = EfficientNetLiteConfig(
+        batch_norm=False, hypercolumn=True, out_features=["stage5", "stage7"], variant="lite0"
+    )
+    config = SetCropConfig(
+        backbone_config=backbone,
+        d_model=128,
+        encoder_layers=3,
+        decoder_layers=3,
+        encoder_ffn_dim=512,
+        decoder_ffn_dim=512,
+        cls_loss_coefficient=2,
+        anchor_sizes=True,
+        crop_scoring=True,
+        rerank=True,
+    )
+    model = SetCropForImageCropping(config)
+    with_batch_norm = EfficientNetLiteConfig(hypercolumn=True, out_features=["stage5", "stage7"], variant="lite0")
+    imagenet = fold_batch_norm(load_imagenet_weights(EfficientNetLiteBackbone(with_batch_norm)))
+    model.model.backbone.model.load_state_dict(imagenet.state_dict())
+    model.initialize_anchors(torch.from_numpy(anchor_boxes(train, config.num_queries, seed)))
+    processor = SetCropImageProcessorPil(
+        size={"shortest_edge": 176, "longest_edge": 224},
+        image_mean=[127 / 255] * 3,
+        image_std=[128 / 255] * 3,
+    )
+    return model, processor
+
+
+def anchor_boxes(train: Dataset, count: int, seed: int) -> np.ndarray:
+    """k-means centres (count, 4), cxcywh in (0, 1), of good crops and their mirror images; small ones last."""
+    columns = train.select_columns(["boxes", "good", "width", "height"])[:]
+    boxes = np.concatenate(
+        [
+            np.asarray(crops, dtype=np.float64)[np.asarray(good, dtype=bool)] / [width, height, width, height]
+            for crops, good, width, height in zip(*columns.values(), strict=True)
+        ]
+    )
+    rng = np.random.default_rng(seed)
+    boxes = boxes[rng.permutation(len(boxes))[:_KMEANS_CROPS]]
+    points = np.concatenate([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], axis=1)
+    points = np.concatenate([points, np.abs([1, 0, 0, 0] - points)])
+    if len(np.unique(points.round(3), axis=0)) < count:
+        raise ValueError(f"{count} anchors need at least as many different good crops")
+    centres, _ = kmeans2(points, count, iter=_KMEANS_STEPS, minit="++", rng=rng)
+    centres = centres[np.argsort(-centres[:, 2] * centres[:, 3], kind="stable")]
+    return centres.clip(0.01, 0.99).astype(np.float32)
