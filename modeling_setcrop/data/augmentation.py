@@ -1,0 +1,73 @@
+"""Training augmentation: mirroring with exact boxes and photometric distortion (paper, section 4.1)."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, ImageOps
+
+BRIGHTNESS = 32.0
+CONTRAST = (0.5, 1.5)
+SATURATION = (0.5, 1.5)
+HUE_DEGREES = 18.0
+
+_LEVELS = np.arange(256, dtype=np.float64)
+
+
+def mirror(image: Image.Image, boxes: np.ndarray) -> tuple[Image.Image, np.ndarray]:
+    """Mirrors a picture left to right, and its boxes with it.
+
+    Args:
+        image: the picture, of any mode.
+        boxes: (S, 4) corners x1, y1, x2, y2 in pixels of `image`.
+
+    Returns:
+        The mirrored picture and the (S, 4) boxes in it: x becomes width - x, and the two x change places.
+    """
+    mirrored = boxes.copy()
+    mirrored[:, 0] = image.width - boxes[:, 2]
+    mirrored[:, 2] = image.width - boxes[:, 0]
+    return ImageOps.mirror(image), mirrored
+
+
+def _lookup(levels: np.ndarray) -> list[int]:
+    return np.clip(np.rint(levels), 0, 255).astype(int).tolist()
+
+
+def _brightness_contrast(image: Image.Image, shift: float, factor: float) -> Image.Image:
+    return image.point(_lookup((_LEVELS + shift) * factor) * 3)
+
+
+def _saturation_hue(image: Image.Image, factor: float, shift: float) -> Image.Image:
+    hue, saturation, value = image.convert("HSV").split()
+    hue = hue.point(np.mod(np.rint(_LEVELS + shift * 256 / 360), 256).astype(int).tolist())
+    saturation = saturation.point(_lookup(_LEVELS * factor))
+    return Image.merge("HSV", (hue, saturation, value)).convert("RGB")
+
+
+def photometric_distortion(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Changes brightness, contrast, saturation and hue at random, each with probability one half.
+
+    Brightness moves by up to 32 of 255 levels, contrast and saturation are scaled by 0.5 to 1.5 and hue turns by up
+    to 18 degrees. Contrast comes before or after saturation and hue, with equal chance (the distortion of SSD, which
+    the paper uses). The picture stays 8-bit: everything is done by look-up tables.
+
+    Args:
+        image: an RGB picture.
+        rng: the source of randomness; the same state gives the same result.
+
+    Returns:
+        An RGB picture of the same size.
+    """
+    use = rng.random(5) < 0.5
+    shift = rng.uniform(-BRIGHTNESS, BRIGHTNESS) if use[0] else 0.0
+    contrast = rng.uniform(*CONTRAST) if use[1] else 1.0
+    saturation = rng.uniform(*SATURATION) if use[2] else 1.0
+    hue = rng.uniform(-HUE_DEGREES, HUE_DEGREES) if use[3] else 0.0
+    contrast_first = bool(use[4])
+    if use[0] or (use[1] and contrast_first):
+        image = _brightness_contrast(image, shift, contrast if contrast_first else 1.0)
+    if use[2] or use[3]:
+        image = _saturation_hue(image, saturation, hue)
+    if use[1] and not contrast_first:
+        image = _brightness_contrast(image, 0.0, contrast)
+    return image

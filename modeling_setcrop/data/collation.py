@@ -1,0 +1,201 @@
+"""From dataset rows to padded batches: sampling by aspect ratio, decoding, augmentation and encoding."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from datasets import Dataset
+from datasets import Image as ImageFeature
+from PIL import Image, ImageOps
+from transformers import BaseImageProcessor
+
+from ..image_processing_pil_setcrop import resized_size
+from .augmentation import mirror, photometric_distortion
+
+BUCKETS_PER_OCTAVE = 4
+
+
+class Draw(NamedTuple):
+    """One picture of a batch, as drawn by the sampler.
+
+    Attributes:
+        index: row of the dataset.
+        size: (height, width) in pixels to which the picture is resized.
+        padded_size: (height, width) of the whole batch, over all processes.
+        seed: seeds the picture's augmentation; the same draw always gives the same pixels.
+    """
+
+    index: int
+    size: tuple[int, int]
+    padded_size: tuple[int, int]
+    seed: int
+
+
+class AspectRatioBatchSampler:
+    """Batches of pictures of about the same aspect ratio, so that little of a batch is padding.
+
+    Pictures are put into buckets a quarter of an octave of width / height wide. Each global batch (over all
+    processes) has one short side, drawn from `short_sides` when shuffling; every process takes its own part of it and
+    pads to the size of the whole, so that the result does not depend on the number of processes. A shuffled epoch
+    shows every picture once; pictures drawn first fill up the last batch. An unshuffled epoch keeps every picture
+    exactly once over all processes and fills nothing up.
+
+    Args:
+        heights, widths: (N,) sizes of the dataset's pictures in pixels.
+        batch_size: pictures in a batch of one process.
+        short_sides: short sides in pixels to draw from; an unshuffled sampler uses the first.
+        long_side: the largest long side in pixels.
+        shuffle: a new order and new augmentation seeds every epoch (training); otherwise sorted by aspect ratio.
+        seed: of the order, the short sides and the augmentation.
+        processes, rank: number of processes and which of them this is.
+    """
+
+    def __init__(
+        self,
+        heights: Sequence[int],
+        widths: Sequence[int],
+        batch_size: int,
+        short_sides: Sequence[int],
+        long_side: int,
+        shuffle: bool = True,
+        seed: int = 0,
+        processes: int = 1,
+        rank: int = 0,
+    ) -> None:
+        self.heights = np.asarray(heights)
+        self.widths = np.asarray(widths)
+        self.batch_size = batch_size
+        self.short_sides = list(short_sides)
+        self.long_side = long_side
+        self.shuffle = shuffle
+        self.seed = seed
+        self.processes = processes
+        self.rank = rank
+        self.epoch = 0
+        self.start = 0
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Chooses the epoch (counted from 0) and the first batch of it to give, to resume within an epoch."""
+        self.epoch = epoch
+        self.start = start
+
+    def __len__(self) -> int:
+        whole = self.batch_size * self.processes
+        return -(-len(self.heights) // whole) - self.start
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        whole = self._shuffled_batches(rng) if self.shuffle else self._sorted_batches()
+        for number, indices in enumerate(whole):
+            batch_rng = np.random.default_rng((self.seed, self.epoch, number))
+            short_side = int(batch_rng.choice(self.short_sides)) if self.shuffle else self.short_sides[0]
+            seeds = batch_rng.integers(2**31, size=len(indices))
+            if number >= self.start:
+                draws = self._draws(indices, short_side, seeds)
+                if part := draws[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]:
+                    yield part
+
+    def _draws(self, indices: np.ndarray, short_side: int, seeds: np.ndarray) -> list[Draw]:
+        sizes = [
+            resized_size((int(self.heights[i]), int(self.widths[i])), short_side, self.long_side) for i in indices
+        ]
+        padded = (max(height for height, _ in sizes), max(width for _, width in sizes))
+        return [Draw(int(i), size, padded, int(seed)) for i, size, seed in zip(indices, sizes, seeds, strict=True)]
+
+    def _shuffled_batches(self, rng: np.random.Generator) -> list[np.ndarray]:
+        whole = self.batch_size * self.processes
+        order = rng.permutation(len(self.heights))
+        buckets = np.rint(np.log2(self.widths / self.heights) * BUCKETS_PER_OCTAVE).astype(int)
+        batches, rest = [], []
+        for bucket in np.unique(buckets):
+            members = order[buckets[order] == bucket]
+            full = len(members) // whole * whole
+            batches.extend(members[:full].reshape(-1, whole))
+            rest.append(members[full:])
+        # What is left of the buckets, in order of aspect ratio, makes the mixed batches.
+        left = np.concatenate(rest)
+        if len(left) % whole:
+            left = np.concatenate([left, np.resize(order, whole - len(left) % whole)])
+        batches.extend(left.reshape(-1, whole))
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+    def _sorted_batches(self) -> list[np.ndarray]:
+        order = np.argsort(self.widths / self.heights, kind="stable")
+        whole = self.batch_size * self.processes
+        return [order[i : i + whole] for i in range(0, len(order), whole)]
+
+
+def _open(picture: dict[str, Any], size: tuple[int, int]) -> Image.Image:
+    """Decodes an undecoded `datasets.Image` value to RGB of `size` (height, width), orientation applied."""
+    source = picture["path"] if picture["bytes"] is None else io.BytesIO(picture["bytes"])
+    with Image.open(source) as image:
+        # JPEG decodes at an eighth to a half of its size for less time; twice the wanted size keeps the result sharp.
+        image.draft("RGB", (2 * max(size), 2 * max(size)))
+        image = ImageOps.exif_transpose(image).convert("RGB")
+    return image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+
+
+class CropPictures(torch.utils.data.Dataset):
+    """Decoded, resized and (in training) augmented pictures with their annotations in pixels of the resized picture.
+
+    Items are asked for by `Draw`, which says the size and the seed. An item has the keys `image` (PIL), `annotation`
+    (`boxes` (S, 4) corners in pixels, `scores` (S,) or None, `good` (S,)) and `index`.
+
+    Args:
+        dataset: rows of the shared schema (`modeling_setcrop.data.schema`).
+        augment: mirror half of the pictures and distort their colours.
+    """
+
+    def __init__(self, dataset: Dataset, augment: bool) -> None:
+        self.rows = dataset.cast_column("image", ImageFeature(decode=False))
+        self.augment = augment
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        row = self.rows[draw.index]
+        try:
+            image = _open(row["image"], draw.size)
+        except OSError as error:
+            raise OSError(f"cannot read picture {row['image_id']!r}: {error}") from error
+        scale = np.array([draw.size[1] / row["width"], draw.size[0] / row["height"]] * 2, dtype=np.float32)
+        boxes = np.asarray(row["boxes"], dtype=np.float32).reshape(-1, 4) * scale
+        if self.augment:
+            rng = np.random.default_rng(draw.seed)
+            if rng.random() < 0.5:
+                image, boxes = mirror(image, boxes)
+            image = photometric_distortion(image, rng)
+        scores = None if row["scores"] is None else np.asarray(row["scores"], dtype=np.float32)
+        annotation = {"boxes": boxes, "scores": scores, "good": np.asarray(row["good"], dtype=bool)}
+        return {"image": image, "annotation": annotation, "index": draw.index, "padded_size": draw.padded_size}
+
+
+class CropCollator:
+    """Encodes items of `CropPictures` into one batch with the model's image processor.
+
+    Args:
+        processor: a SetCrop image processor.
+
+    Returns (when called):
+        `pixel_values` (B, 3, H, W) and `pixel_mask` (B, H, W) padded to the draw's padded size, `labels` (a list of B
+        dicts) and `indices` (B,), the rows of the dataset.
+    """
+
+    def __init__(self, processor: BaseImageProcessor) -> None:
+        self.processor = processor
+
+    def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        height, width = items[0]["padded_size"]
+        batch = self.processor(
+            images=[item["image"] for item in items],
+            annotations=[item["annotation"] for item in items],
+            do_resize=False,
+            pad_size={"height": height, "width": width},
+            return_tensors="pt",
+        )
+        return {**batch, "indices": torch.tensor([item["index"] for item in items])}

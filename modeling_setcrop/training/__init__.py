@@ -1,0 +1,1 @@
+"""Training: arguments, the engine, the momentum teacher."""

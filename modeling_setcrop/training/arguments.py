@@ -1,0 +1,149 @@
+"""What a training run can be told, on the command line or in a YAML file."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import yaml
+from transformers import HfArgumentParser
+
+LAYOUTS = ("gaic", "cpc", "flms", "fcdb", "folder")
+SCHEDULES = ("step", "cosine")
+PRECISIONS = ("no", "fp16", "bf16")
+
+
+def _option(default: object, help: str, **metadata: object) -> object:
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+@dataclass
+class CropTrainingArguments:
+    """A training run. The defaults are the paper's (section 4.1), for GAIC.
+
+    Raises:
+        ValueError: a field is missing or out of its range; the message names it.
+    """
+
+    data: str = _option("", "Folder of the data set.")
+    layout: str = _option("gaic", f"How the data set lies in its folder: {', '.join(LAYOUTS)}.")
+    model_name_or_path: str = _option(
+        "",
+        "What to start from: a SetCrop or Conditional DETR checkpoint (folder or Hub name), or a folder with only a "
+        "config.json (and a preprocessor_config.json), for random weights.",
+    )
+    output_dir: str = _option("", "Where the model, its checkpoints and the log are written.")
+
+    epochs: int = _option(50, "Epochs to train.")
+    max_steps: int | None = _option(None, "Stop after this many optimiser steps, whatever the epochs say.")
+    batch_size: int = _option(16, "Pictures in a batch of one process.")
+    gradient_accumulation_steps: int = _option(1, "Batches to one optimiser step.")
+    lr: float = _option(1e-4, "Learning rate.")
+    lr_backbone: float = _option(1e-5, "Learning rate of the backbone.")
+    weight_decay: float = _option(1e-4, "Weight decay of AdamW.")
+    lr_scheduler: str = _option("step", f"Schedule of the learning rate: {', '.join(SCHEDULES)}.")
+    lr_drop_epochs: list[int] = field(
+        default_factory=lambda: [40],
+        metadata={"help": "Epochs after which the step schedule divides the rate by ten."},
+    )
+    warmup_steps: int = _option(0, "Optimiser steps of linear warm-up.")
+    clip: float = _option(0.1, "Largest norm of the gradient.")
+    freeze_backbone_stages: int = _option(
+        0, "Keep the backbone's stem and its first K stages as they are; -1 for all."
+    )
+    ema_decay: float | None = _option(None, "Evaluate and save an average of the weights with this decay a step.")
+    seed: int = _option(0, "Seed of the order, the augmentation and dropout.")
+
+    train_short_sides: list[int] | None = field(
+        default=None,
+        metadata={"help": "Short sides in pixels, one drawn for each batch; the image processor's own if not given."},
+    )
+    max_long_side: int | None = _option(None, "Largest long side in training; the image processor's own if not given.")
+    max_train_samples: int | None = _option(None, "Use the first so many training pictures.")
+    max_eval_samples: int | None = _option(None, "Use the first so many validation pictures.")
+    num_workers: int = _option(1, "Processes that decode pictures; 0 decodes in the training process.")
+
+    eval_every: int = _option(1, "Epochs between validations.")
+    metric_for_best: str = _option(
+        "loss", "Which validation figure chooses the best model: loss (lower) or a metric (higher)."
+    )
+    log_every: int = _option(50, "Optimiser steps between two lines of the log.")
+    checkpointing_steps: int | None = _option(
+        None, "Optimiser steps between checkpoints, beside one at each epoch's end."
+    )
+    checkpoints_total_limit: int = _option(1, "How many checkpoints are kept.")
+    resume_from_checkpoint: str | None = _option(
+        None, "A checkpoint's folder, or 'latest' for the newest in output_dir."
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("data", "model_name_or_path", "output_dir"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is not given")
+        for name, choices in (("layout", LAYOUTS), ("lr_scheduler", SCHEDULES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}")
+        for name in (
+            "batch_size",
+            "gradient_accumulation_steps",
+            "epochs",
+            "eval_every",
+            "log_every",
+            "checkpoints_total_limit",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("max_steps", "max_train_samples", "max_eval_samples", "checkpointing_steps", "max_long_side"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("lr", "lr_backbone", "weight_decay", "warmup_steps", "num_workers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
+        if self.clip <= 0:
+            raise ValueError(f"clip is {self.clip}; it must be positive")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay is {self.ema_decay}; it must be between 0 and 1")
+        if self.train_short_sides is not None and (not self.train_short_sides or min(self.train_short_sides) < 32):
+            raise ValueError(f"train_short_sides is {self.train_short_sides}; each must be at least 32 pixels")
+
+
+def _read_yaml(path: Path, known: set[str]) -> dict[str, object]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a table of options, one 'name: value' a line")
+    for name in values:
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"{path}: unknown option {name!r}{hint}")
+    return values
+
+
+def parse_arguments(argv: Sequence[str], prog: str | None = None) -> CropTrainingArguments:
+    """Reads the command line; `--config FILE` gives values in YAML, which options on the command line override.
+
+    Raises:
+        ValueError: the YAML file is broken, or has an option that does not exist, or a value is out of its range.
+        FileNotFoundError: the YAML file does not exist.
+        SystemExit: the command line itself is wrong (argparse has printed why), or asked for help.
+    """
+    parser = HfArgumentParser(CropTrainingArguments, prog=prog, description="Trains a SetCrop model.")
+    parser.add_argument("--config", type=Path, help="YAML file with any of these options.")
+    config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    config.add_argument("--config", type=Path)
+    path = config.parse_known_args(argv)[0].config
+    if path is not None:
+        values = _read_yaml(path, {f.name for f in fields(CropTrainingArguments)})
+        # argparse converts defaults only where they are strings.
+        parser.set_defaults(
+            **{name: value if isinstance(value, list | bool | None) else str(value) for name, value in values.items()}
+        )
+    options = vars(parser.parse_args(argv))
+    options.pop("config")
+    return CropTrainingArguments(**options)

@@ -1,0 +1,418 @@
+"""The training loop: Accelerate around the model, its data and its checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object, send_to_device, set_seed
+from datasets import Dataset, DatasetDict
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from ..data import load
+from ..data.collation import AspectRatioBatchSampler, CropCollator, CropPictures
+from .arguments import CropTrainingArguments
+from .averaging import AveragedModel
+from .checkpointing import (
+    CheckpointError,
+    checkpoint_folder,
+    find_checkpoint,
+    load_optimizer,
+    load_weights,
+    random_state,
+    remove_old,
+    replace_files,
+    restore_random_state,
+    save_optimizer,
+    save_random_states,
+    save_weights,
+    write_folder,
+)
+from .evaluation import validation_figures, validation_records
+from .initialization import backbone_of, freeze_backbone_stages, load_model, load_processor
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says why and what is left."""
+
+
+class Interrupted(TrainingError):
+    """Training was asked to stop and has saved a checkpoint."""
+
+
+def parameter_groups(model: torch.nn.Module, lr: float, lr_backbone: float) -> list[dict[str, Any]]:
+    """Trainable parameters in two groups: the backbone's and the rest (paper, section 4.1)."""
+    backbone = {id(parameter) for parameter in backbone_of(model).parameters()}
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if id(p) not in backbone], "lr": lr},
+        {"params": [p for p in trainable if id(p) in backbone], "lr": lr_backbone},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def learning_rate_factor(step: int, args: CropTrainingArguments, steps_per_epoch: int, total_steps: int) -> float:
+    """What the base learning rates are multiplied by for optimiser step `step` (counted from 0)."""
+    if step < args.warmup_steps:
+        return (step + 1) / args.warmup_steps
+    if args.lr_scheduler == "step":
+        return 0.1 ** sum(step >= epoch * steps_per_epoch for epoch in args.lr_drop_epochs)
+    progress = (step - args.warmup_steps) / max(1, total_steps - args.warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+class CropTraining:
+    """A training run: `CropTraining(args).train()`.
+
+    The run writes into `args.output_dir`: the best model by validation, with its image processor and `metrics.json`, ready for
+    `from_pretrained`; `checkpoint-STEP/`, the last state, to resume from; `log.jsonl`, a line of JSON for every
+    `log_every` steps and every validation.
+
+    Args:
+        args: what to train and how.
+        dataset: the splits, instead of reading `args.data`; only "train" and "validation" are used.
+
+    Raises:
+        ValueError: an empty split, an unknown metric, a checkpoint of another model (all `ValueError`s).
+        TrainingError: the loss is not a number any more, or the disk is full.
+        Interrupted: SIGINT or SIGTERM; everything is saved.
+    """
+
+    def __init__(self, args: CropTrainingArguments, dataset: DatasetDict | None = None) -> None:
+        self.args = args
+        self.output_dir = Path(args.output_dir)
+        self.accelerator = Accelerator()
+        set_seed(args.seed, device_specific=True)
+        with self.accelerator.main_process_first():
+            splits = load(args.layout, args.data) if dataset is None else dataset
+        self.train_rows = _split(splits, "train", args.max_train_samples, args.data)
+        self.validation_rows = _split(splits, "validation", args.max_eval_samples, args.data)
+        self.processor = load_processor(args.model_name_or_path)
+        self.resume_folder = (
+            find_checkpoint(args.resume_from_checkpoint, self.output_dir) if args.resume_from_checkpoint else None
+        )
+        model = load_model(str(self.resume_folder or args.model_name_or_path))
+        freeze_backbone_stages(model, args.freeze_backbone_stages)
+        backbone_of(model).to(memory_format=torch.channels_last)
+        self.raw_model = model
+        self.average = None if args.ema_decay is None else AveragedModel(model, 1 - args.ema_decay)
+        optimizer = torch.optim.AdamW(
+            parameter_groups(model, args.lr, args.lr_backbone), weight_decay=args.weight_decay
+        )
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        if self.average is not None:
+            self.average.model.to(self.accelerator.device)
+
+        self.sampler = self._sampler(self.train_rows, shuffle=True)
+        self.train_loader = self._loader(self.train_rows, self.sampler, augment=True)
+        self.validation_loader = self._loader(
+            self.validation_rows, self._sampler(self.validation_rows, shuffle=False), augment=False
+        )
+        self.steps_per_epoch = -(-len(self.sampler) // args.gradient_accumulation_steps)
+        self.total_steps = args.max_steps or args.epochs * self.steps_per_epoch
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: learning_rate_factor(step, args, self.steps_per_epoch, self.total_steps)
+        )
+        self.step = 0
+        self.epoch = 0
+        self.batches_done = 0
+        self.best: float | None = None
+        self.stop_signal: int | None = None
+
+    def train(self) -> dict[str, float]:
+        """Trains to the end and returns the best validation's figures."""
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        if self.resume_folder is not None:
+            self._resume(self.resume_folder)
+        elif self.accelerator.is_main_process:
+            (self.output_dir / "log.jsonl").unlink(missing_ok=True)
+        with self._stopping_on_signals():
+            while self.step < self.total_steps:
+                self._train_epoch()
+                self.epoch, self.batches_done = self.epoch + 1, 0
+                last = self.step >= self.total_steps
+                if last or self.epoch % self.args.eval_every == 0:
+                    self._validate()
+                self._checkpoint()
+        return json.loads((self.output_dir / "metrics.json").read_text())
+
+    # The epoch
+
+    def _train_epoch(self) -> None:
+        self.model.train()
+        self.sampler.set_epoch(self.epoch, start=self.batches_done)
+        bar = tqdm(
+            total=self.steps_per_epoch,
+            initial=self.batches_done // self.args.gradient_accumulation_steps,
+            desc=f"epoch {self.epoch + 1}",
+            disable=None if self.accelerator.is_local_main_process else True,
+        )
+        log = _RunningLog()
+        with bar:
+            for batches in _grouped(self.train_loader, self.args.gradient_accumulation_steps):
+                losses = self._optimizer_step(batches)
+                self.batches_done += len(batches)
+                pictures = sum(len(batch["labels"]) for batch in batches) * self.accelerator.num_processes
+                log.add(losses, pictures)
+                bar.update()
+                if self.step % self.args.log_every == 0:
+                    figures = log.take()
+                    bar.set_postfix(loss=f"{figures['loss']:.3f}")
+                    self._log({"lr": self.scheduler.get_last_lr()[0], **figures})
+                if self.args.checkpointing_steps and self.step % self.args.checkpointing_steps == 0:
+                    self._checkpoint()
+                if self.stop_signal is not None:
+                    self._interrupt()
+                if self.step >= self.total_steps:
+                    break
+
+    def _optimizer_step(self, batches: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """One optimiser step over the batches of a gradient accumulation; returns its mean losses."""
+        count = self._agree_on_count_and_stop(batches)
+        sums: dict[str, torch.Tensor] = {}
+        for number, batch in enumerate(batches):
+            last = number == len(batches) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+                outputs = self.model(**self._on_device(batch), num_good_crops=count)
+                if not torch.isfinite(outputs.loss):
+                    self._stop_on_bad_loss(outputs.loss, batch)
+                self.accelerator.backward(outputs.loss / len(batches))
+            for name, value in {"loss": outputs.loss, **outputs.loss_dict}.items():
+                sums[name] = sums.get(name, 0) + value.detach() / len(batches)
+        self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.clip)
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        if self.average is not None:
+            self.average.update(self.raw_model)
+        return sums
+
+    def _agree_on_count_and_stop(self, batches: list[dict[str, Any]]) -> torch.Tensor:
+        """Good crops of the whole accumulated batch over all processes, as the mean of a process's batch.
+
+        The mean, because the gradients of batches and processes are averaged. Processes agree on stopping in the same exchange.
+        """
+        crops = sum(len(label["boxes"]) for batch in batches for label in batch["labels"])
+        both = torch.tensor([float(crops), float(self.stop_signal is not None)], device=self.accelerator.device)
+        count, stop = self.accelerator.reduce(both, "mean")
+        if self.accelerator.num_processes > 1 and stop > 0 and self.stop_signal is None:
+            self.stop_signal = signal.SIGTERM
+        return (count / len(batches)).clamp(min=1)
+
+    def _on_device(self, batch: dict[str, Any]) -> dict[str, Any]:
+        batch = send_to_device({k: v for k, v in batch.items() if k != "indices"}, self.accelerator.device)
+        batch["pixel_values"] = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
+        return batch
+
+    def _stop_on_bad_loss(self, loss: torch.Tensor, batch: dict[str, Any]) -> None:
+        names = self.train_rows.select(batch["indices"].tolist())["image_id"]
+        raise TrainingError(
+            f"the loss is {loss.item()} at step {self.step + 1} (epoch {self.epoch + 1}), on the pictures "
+            f"{', '.join(names)}; the last checkpoint in {self.output_dir} is from before"
+        )
+
+    # Validation and checkpoints
+
+    def _validate(self) -> None:
+        model = self.raw_model if self.average is None else self.average.model
+        figures = self.evaluate(model)
+        if self.accelerator.is_main_process:
+            self._log({f"validation_{name}": value for name, value in figures.items()})
+            better = self._is_better(figures)
+            if better:
+                self._write(replace_files, self.output_dir, lambda folder: self._save_best(model, folder, figures))
+        if self.args.metric_for_best in figures and self._is_better(figures):
+            self.best = figures[self.args.metric_for_best]
+
+    def evaluate(self, model: torch.nn.Module) -> dict[str, float]:
+        """Loss and metrics on the validation split; every picture counts once, whatever the number of processes."""
+        model.eval()
+        records: list[dict[str, Any]] = []
+        for batch in self.validation_loader:
+            records.extend(validation_records(model, self._on_device(batch), batch["indices"], self.processor))
+        if self.accelerator.num_processes > 1:
+            records = gather_object(records)
+        return validation_figures(records, self.validation_rows)
+
+    def _is_better(self, figures: dict[str, float]) -> bool:
+        value = figures.get(self.args.metric_for_best)
+        if value is None:
+            raise ValueError(f"metric_for_best is {self.args.metric_for_best!r}; there are {', '.join(figures)}")
+        if self.best is None:
+            return True
+        return value < self.best if self.args.metric_for_best == "loss" else value > self.best
+
+    def _save_best(self, model: torch.nn.Module, folder: Path, figures: dict[str, float]) -> None:
+        model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+        (folder / "metrics.json").write_text(json.dumps({"epoch": self.epoch, "step": self.step, **figures}, indent=1))
+
+    def _checkpoint(self) -> Path:
+        """Saves everything that the run needs to go on as if it had never stopped."""
+        folder = checkpoint_folder(self.output_dir, self.step)
+        states = [random_state()]
+        if self.accelerator.num_processes > 1:
+            states = gather_object(states)
+        if self.accelerator.is_main_process:
+            self._write(write_folder, folder, lambda target: self._save_state(target, states))
+            remove_old(self.output_dir, self.args.checkpoints_total_limit)
+        self.accelerator.wait_for_everyone()
+        return folder
+
+    def _save_state(self, folder: Path, random_states: list[dict[str, torch.Tensor]]) -> None:
+        self.raw_model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+        if self.average is not None:
+            save_weights(self.average.model, folder / "average.safetensors")
+        save_optimizer(self.optimizer, folder)
+        save_random_states(random_states, folder)
+        progress = {
+            "step": self.step,
+            "epoch": self.epoch,
+            "batches_done": self.batches_done,
+            "best": self.best,
+            "steps_per_epoch": self.steps_per_epoch,
+            "scheduler": {"last_epoch": self.scheduler.last_epoch, "last_lr": self.scheduler.get_last_lr()},
+        }
+        (folder / "progress.json").write_text(json.dumps(progress, indent=1))
+
+    def _resume(self, folder: Path) -> None:
+        progress = json.loads((folder / "progress.json").read_text())
+        if progress["steps_per_epoch"] != self.steps_per_epoch:
+            raise CheckpointError(
+                f"{folder}: made with {progress['steps_per_epoch']} steps an epoch, not {self.steps_per_epoch}; "
+                "resume with the same data, batch size, accumulation and number of processes"
+            )
+        load_optimizer(self.optimizer, folder)
+        if self.average is not None:
+            load_weights(self.average.model, folder / "average.safetensors")
+        self.step, self.epoch, self.batches_done = (progress[k] for k in ("step", "epoch", "batches_done"))
+        self.best = progress["best"]
+        self.scheduler.last_epoch = progress["scheduler"]["last_epoch"]
+        self.scheduler._last_lr = progress["scheduler"]["last_lr"]
+        restore_random_state(folder, self.accelerator.process_index)
+        if self.accelerator.is_main_process:
+            logger.info("resuming from %s: epoch %d, step %d", folder, self.epoch + 1, self.step)
+
+    def _write(self, how: Any, target: Path, write: Any) -> None:
+        try:
+            how(target, write)
+        except OSError as error:
+            raise TrainingError(f"cannot write {target}: {error}; what was saved before is unharmed") from error
+
+    def _log(self, figures: dict[str, float]) -> None:
+        if self.accelerator.is_main_process:
+            line = {"step": self.step, "epoch": self.epoch + 1}
+            with open(self.output_dir / "log.jsonl", "a") as file:
+                file.write(json.dumps({**line, **{k: round(v, 6) for k, v in figures.items()}}) + "\n")
+
+    # Interruption
+
+    @contextlib.contextmanager
+    def _stopping_on_signals(self) -> Iterator[None]:
+        """The first SIGINT or SIGTERM asks for a stop after the step; a second one acts as usual."""
+
+        def ask(number: int, frame: object) -> None:
+            self.stop_signal = number
+            signal.signal(number, previous[number])
+
+        previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _interrupt(self) -> None:
+        folder = self._checkpoint()
+        raise Interrupted(
+            f"stopped by {signal.Signals(self.stop_signal).name} at step {self.step}; "
+            f"go on with --resume_from_checkpoint {folder}"
+        )
+
+    # Data
+
+    def _sampler(self, rows: Dataset, shuffle: bool) -> AspectRatioBatchSampler:
+        size = self.processor.size
+        sides = self.args.train_short_sides if shuffle else None
+        long_side = self.args.max_long_side if shuffle else None
+        return AspectRatioBatchSampler(
+            rows["height"][:],
+            rows["width"][:],
+            self.args.batch_size,
+            sides or [size["shortest_edge"]],
+            long_side or size["longest_edge"],
+            shuffle=shuffle,
+            seed=self.args.seed,
+            processes=self.accelerator.num_processes,
+            rank=self.accelerator.process_index,
+        )
+
+    def _loader(self, rows: Dataset, sampler: AspectRatioBatchSampler, augment: bool) -> DataLoader:
+        workers = self.args.num_workers
+        return DataLoader(
+            CropPictures(rows, augment),
+            batch_sampler=sampler,
+            collate_fn=CropCollator(self.processor),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            prefetch_factor=4 if workers else None,
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
+
+
+def _split(splits: DatasetDict, name: str, limit: int | None, source: str) -> Dataset:
+    if name not in splits or not len(splits[name]):
+        raise ValueError(f"{source}: the split {name!r} has no pictures")
+    rows = splits[name]
+    return rows if limit is None else rows.select(range(min(limit, len(rows))))
+
+
+def _grouped(loader: DataLoader, size: int) -> Iterator[list[Any]]:
+    """Consecutive groups of `size` batches; the last one may be smaller."""
+    group = []
+    for batch in loader:
+        group.append(batch)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+class _RunningLog:
+    """Means of losses since the last line of the log; values stay on the device until then."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, torch.Tensor] = {}
+        self.steps = 0
+        self.pictures = 0
+        self.since = time.perf_counter()
+
+    def add(self, losses: dict[str, torch.Tensor], pictures: int) -> None:
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0) + value
+        self.steps += 1
+        self.pictures += pictures
+
+    def take(self) -> dict[str, float]:
+        """The means, and images per second; starts anew."""
+        values = torch.stack(list(self.sums.values())).tolist()
+        seconds = time.perf_counter() - self.since
+        figures = {name: value / self.steps for name, value in zip(self.sums, values, strict=True)}
+        figures["images_per_second"] = self.pictures / seconds
+        self.__init__()
+        return figures
