@@ -15,6 +15,20 @@ LAYOUTS = ("gaic", "cpc", "flms", "fcdb", "folder")
 SCHEDULES = ("step", "cosine")
 PRECISIONS = ("no", "fp16", "bf16")
 
+_AT_LEAST_ONE = (
+    "epochs",
+    "max_steps",
+    "batch_size",
+    "gradient_accumulation_steps",
+    "max_long_side",
+    "max_train_samples",
+    "max_eval_samples",
+    "eval_every",
+    "log_every",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+)
+
 
 def _option(default: object, help: str, **metadata: object) -> object:
     return field(default=default, metadata={"help": help, **metadata})
@@ -51,9 +65,7 @@ class CropTrainingArguments:
     )
     warmup_steps: int = _option(0, "Optimiser steps of linear warm-up.")
     clip: float = _option(0.1, "Largest norm of the gradient.")
-    freeze_backbone_stages: int = _option(
-        0, "Keep the backbone's stem and its first K stages as they are; -1 for all."
-    )
+    freeze_backbone_stages: int = _option(0, "Keep the backbone's stem and first K stages as they are; -1 for all.")
     ema_decay: float | None = _option(None, "Evaluate and save an average of the weights with this decay a step.")
     seed: int = _option(0, "Seed of the order, the augmentation and dropout.")
 

@@ -76,9 +76,9 @@ def learning_rate_factor(step: int, args: CropTrainingArguments, steps_per_epoch
 class CropTraining:
     """A training run: `CropTraining(args).train()`.
 
-    The run writes into `args.output_dir`: the best model by validation, with its image processor and `metrics.json`, ready for
-    `from_pretrained`; `checkpoint-STEP/`, the last state, to resume from; `log.jsonl`, a line of JSON for every
-    `log_every` steps and every validation.
+    The run writes into `args.output_dir`: the best model by validation, with its image processor and `metrics.json`,
+    ready for `from_pretrained`; `checkpoint-STEP/`, the last state, to resume from; `log.jsonl`, a line of JSON for
+    every `log_every` steps and every validation.
 
     Args:
         args: what to train and how.
@@ -203,7 +203,8 @@ class CropTraining:
     def _agree_on_count_and_stop(self, batches: list[dict[str, Any]]) -> torch.Tensor:
         """Good crops of the whole accumulated batch over all processes, as the mean of a process's batch.
 
-        The mean, because the gradients of batches and processes are averaged. Processes agree on stopping in the same exchange.
+        The mean, because the gradients of batches and processes are averaged. Processes agree on stopping in the same
+        exchange.
         """
         crops = sum(len(label["boxes"]) for batch in batches for label in batch["labels"])
         both = torch.tensor([float(crops), float(self.stop_signal is not None)], device=self.accelerator.device)

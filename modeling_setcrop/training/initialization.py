@@ -20,8 +20,8 @@ def backbone_of(model: nn.Module) -> nn.Module:
 def backbone_stages(backbone: nn.Module) -> tuple[nn.Module, list[nn.Module]]:
     """A backbone's stem and its stages, shallowest first.
 
-    Knows the forms of transformers (ResNet: `embedder`, `encoder.stages`; EfficientNet-Lite: `stem`, `stages`) and of timm's
-    ResNets (everything before `layer1`, `layer1`..`layer4`).
+    Knows the forms of transformers (ResNet: `embedder`, `encoder.stages`; EfficientNet-Lite: `stem`, `stages`) and of
+    timm's ResNets (everything before `layer1`, `layer1`..`layer4`).
 
     Raises:
         ValueError: the backbone has another form.
