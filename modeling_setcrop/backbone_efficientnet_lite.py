@@ -135,10 +135,10 @@ class EfficientNetLiteConvolution(nn.Module):
 
     def _strided(self, hidden: torch.Tensor) -> torch.Tensor:
         """Stride 2: pads kernel // 2 at the far edges, at the near edges one less where the size is even."""
-        near_y, near_x = (self.half - 1 + size % 2 for size in hidden.shape[-2:])
-        exporting = torch.compiler.is_exporting() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
-        # Symmetric padding costs no copy; an exported graph must hold for both parities.
-        if not exporting and near_y == self.half and near_x == self.half:
+        # Written so that the sizes of an exported graph, which holds for both parities, stay simple expressions.
+        near_y, near_x = (self.half - 1 + 2 * ((size + 1) // 2) - size for size in hidden.shape[-2:])
+        # Symmetric padding costs no copy.
+        if not torch.compiler.is_exporting() and near_y == self.half and near_x == self.half:
             conv = self.convolution
             return F.conv2d(hidden, conv.weight, conv.bias, conv.stride, self.half, groups=conv.groups)
         return self.convolution(F.pad(hidden, (near_x, self.half, near_y, self.half)))
