@@ -190,22 +190,18 @@ def precision_at_recall(matches: Matches, weights: np.ndarray | None = None) -> 
     """(101,) interpolated precision at recall 0, 0.01, ... 1 of all pictures pooled; NaN when nothing is good.
 
     Args:
-        weights: (I,) how often each picture counts (a bootstrap sample); None: once.
+        weights: (I,) how often each picture counts, or (R, I) for R bootstrap samples, whose curves come as (R, 101);
+            None: once.
     """
-    weights = np.ones(len(matches.positives)) if weights is None else np.asarray(weights, np.float64)
-    positives = weights @ matches.positives
-    if positives == 0:
-        return np.full(len(RECALL_LEVELS), np.nan)
+    if weights is None:
+        weights = np.ones(len(matches.positives))
     used = np.isfinite(matches.scores)
     order = np.argsort(-matches.scores[used], kind="stable")
-    weight = np.broadcast_to(weights[:, None], matches.scores.shape)[used][order]
-    hits = np.cumsum(weight * matches.hit[used][order])
-    returned = np.cumsum(weight)
-    precision = np.divide(hits, returned, out=np.zeros_like(hits), where=returned > 0)
-    # Best precision at this recall or a higher one.
-    precision = np.maximum.accumulate(precision[::-1])[::-1]
-    first = np.searchsorted(hits / positives, RECALL_LEVELS, side="left")
-    return np.append(precision, 0.0)[first]
+    picture = np.broadcast_to(np.arange(len(used))[:, None], used.shape)[used][order]
+    hit = matches.hit[used][order]
+    samples = np.atleast_2d(np.asarray(weights, np.float64))
+    curves = np.array([_precision_curve(hit, sample[picture], sample @ matches.positives) for sample in samples])
+    return curves if np.ndim(weights) == 2 else curves[0]
 
 
 def average_precision(
@@ -295,6 +291,19 @@ def mean_where_defined(values: np.ndarray) -> float:
     defined = np.asarray(values, np.float64)
     defined = defined[~np.isnan(defined)]
     return float(defined.mean()) if len(defined) else float("nan")
+
+
+def _precision_curve(hit: np.ndarray, weight: np.ndarray, positives: float) -> np.ndarray:
+    """(101,) precision of crops in falling validity, each a hit or not and counted `weight` times."""
+    if positives == 0:
+        return np.full(len(RECALL_LEVELS), np.nan)
+    hits = np.cumsum(weight * hit)
+    returned = np.cumsum(weight)
+    precision = np.divide(hits, returned, out=np.zeros_like(hits), where=returned > 0)
+    # Best precision at this recall or a higher one.
+    precision = np.maximum.accumulate(precision[::-1])[::-1]
+    first = np.searchsorted(hits / positives, RECALL_LEVELS, side="left")
+    return np.append(precision, 0.0)[first]
 
 
 def _good_crops(boxes: Arrays, good: Arrays) -> list[np.ndarray]:

@@ -1,0 +1,82 @@
+"""What people said about a data set's pictures, and what a method answers, both in parts of the picture's sides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels of I pictures; boxes are corners in parts of the picture, where IoU is the same as in pixels.
+
+    image_ids: (I,) names; sizes: (I, 2) width and height in pixels; boxes: (S, 4) a picture; scores: (S,) human scores
+    a picture, or None where the data set has none; good: (S,) flags a picture.
+    """
+
+    image_ids: list[str]
+    sizes: np.ndarray
+    boxes: list[np.ndarray]
+    scores: list[np.ndarray] | None
+    good: list[np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    @classmethod
+    def from_dataset(cls, dataset: Dataset) -> Labels:
+        """The labels of a data set with the columns of `modeling_setcrop.data.FEATURES`; no picture is opened."""
+        columns = ["image_id", "width", "height", "boxes", "scores", "good"]
+        table = dataset.select_columns(columns).with_format("arrow")[:]
+        sizes = np.stack([table["width"].to_numpy(), table["height"].to_numpy()], axis=1).astype(np.float64)
+        boxes = [corners.reshape(-1, 4) for corners in _lists(table["boxes"])]
+        return cls(
+            image_ids=table["image_id"].to_pylist(),
+            sizes=sizes,
+            boxes=[box / np.tile(size, 2) for box, size in zip(boxes, sizes, strict=True)],
+            scores=None if table["scores"].null_count else _lists(table["scores"]),
+            good=[flags.astype(bool) for flags in _lists(table["good"])],
+        )
+
+    def select(self, indices: Sequence[int]) -> Labels:
+        """The labels of some of the pictures."""
+
+        def pick(values: list) -> list:
+            return [values[index] for index in indices]
+
+        return Labels(
+            pick(self.image_ids),
+            self.sizes[list(indices)],
+            pick(self.boxes),
+            None if self.scores is None else pick(self.scores),
+            pick(self.good),
+        )
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A method's answer for I pictures: (N, 4) boxes in parts of the picture and (N,) validity for each.
+
+    candidate_scores: (S,) the method's own score of every labelled crop, when it can score given crops.
+    """
+
+    boxes: list[np.ndarray]
+    scores: list[np.ndarray]
+    candidate_scores: list[np.ndarray] | None = None
+
+
+def _lists(column: pa.ChunkedArray) -> list[np.ndarray]:
+    """The lists of an Arrow column as arrays (nested fixed-size lists flattened)."""
+    lengths = pc.list_value_length(column).to_numpy()
+    flat = pc.list_flatten(column)
+    width = 1
+    if pa.types.is_fixed_size_list(flat.type):
+        width = flat.type.list_size
+        flat = pc.list_flatten(flat)
+    values = flat.to_numpy()
+    return np.split(values, np.cumsum(lengths)[:-1] * width)

@@ -1,0 +1,153 @@
+"""All measures of one method on one data set, with bootstrap intervals over its pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from modeling_setcrop import metrics
+from modeling_setcrop.evaluation.labels import Labels, Predictions
+
+EPS = (0.85, 0.90)
+RESAMPLES = 1000
+
+# A measure before averaging: a value for each picture (NaN: undefined there), or matches to be pooled.
+Measured = np.ndarray | metrics.Matches
+
+
+class Estimate(NamedTuple):
+    """A measure over all pictures, and its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def measure(labels: Labels, predictions: Predictions) -> dict[str, Measured]:
+    """Every measure that the labels allow, by name.
+
+    With human scores (GAIC, CPC): `iou` (first crop with the best-rated one), `acc_1/N@eps`, `acc_N/1@eps` (the
+    transpose), `ap_K@eps`, `ap_release_K@eps` (matched as in the authors' code), `srcc` and `acc_K/N` over the
+    labelled crops. Without (FLMS, FCDB): `iou`, `iou_mean`, `bde`, `bde_mean` of the first crop with the nearest
+    annotator and with all of them, and `iou_best_of_5`. For both: `recall_K@eps` and `pairwise_iou_5`.
+    """
+    crops = (predictions.boxes, predictions.scores)
+    against = _against_annotators if labels.scores is None else _against_scores
+    found = against(labels, predictions)
+    for eps in EPS:
+        for k in (5, 10):
+            found[f"recall_{k}@{eps:.2f}"] = metrics.recall(*crops, labels.boxes, labels.good, eps, k)
+    found["pairwise_iou_5"] = metrics.mean_pairwise_iou(*crops, k=5)
+    return found
+
+
+def measure_ranking(labels: Labels, candidate_scores: list[np.ndarray]) -> dict[str, Measured]:
+    """`srcc` and `acc_K/N` of a method's scores of the labelled crops (which need human scores)."""
+    found: dict[str, Measured] = {"srcc": metrics.spearman(candidate_scores, labels.scores)}
+    for n in (5, 10):
+        for k in (1, 2, 3, 4):
+            found[f"acc_{k}/{n}"] = metrics.candidate_accuracy(candidate_scores, labels.scores, k, n)
+    return found
+
+
+def measure_human_agreement(labels: Labels) -> dict[str, Measured]:
+    """One annotator's crop against the other annotators' of the same picture, averaged over its annotators.
+
+    The measures without scores that are about one crop; pictures with a single crop are undefined.
+    """
+    pairs = [(i, j) for i, crops in enumerate(labels.boxes) if len(crops) > 1 for j in range(len(crops))]
+    names = ("iou", "iou_mean", "bde", "bde_mean")
+    if not pairs:
+        return {name: np.full(len(labels), np.nan) for name in names}
+    picture = np.array([i for i, _ in pairs])
+    own = [labels.boxes[i][j : j + 1] for i, j in pairs]
+    others = [np.delete(labels.boxes[i], j, axis=0) for i, j in pairs]
+    scores = [np.ones(1)] * len(pairs)
+    values = (
+        *metrics.iou_with_annotators(own, scores, others),
+        *metrics.boundary_displacement(own, scores, others, np.ones((len(pairs), 2))),
+    )
+    counts = np.bincount(picture, minlength=len(labels))
+    return {
+        name: np.divide(
+            np.bincount(picture, weights=value, minlength=len(labels)),
+            counts,
+            out=np.full(len(labels), np.nan),
+            where=counts > 0,
+        )
+        for name, value in zip(names, values, strict=True)
+    }
+
+
+def estimate(measured: Mapping[str, Measured], pictures: int, seed: int = 0) -> dict[str, Estimate]:
+    """Means (or pooled average precisions) over the pictures with their bootstrap intervals.
+
+    Pictures are drawn with replacement, the same draws for every method, so that methods can be compared.
+    """
+    weights = np.random.default_rng(seed).multinomial(pictures, np.full(pictures, 1 / pictures), RESAMPLES)
+    return {name: _estimate(values, weights) for name, values in measured.items()}
+
+
+def first_crop_spread(predictions: Predictions) -> np.ndarray:
+    """(4,) standard deviation over pictures of the first crop's left, top, right and bottom edge."""
+    first = metrics.ranked(predictions.boxes, predictions.scores, 1)[0][:, 0]
+    return metrics.edge_spread(first, np.ones((len(first), 2)))
+
+
+def label_spread(labels: Labels) -> np.ndarray:
+    """(4,) the same of the best-rated crop, or, without scores, of the mean of each picture's good crops."""
+    if labels.scores is not None:
+        best = metrics.best_rated(labels.boxes, labels.scores)
+    else:
+        best = np.array([crops[good].mean(axis=0) for crops, good in zip(labels.boxes, labels.good, strict=True)])
+    return metrics.edge_spread(best, np.ones((len(best), 2)))
+
+
+def _against_scores(labels: Labels, predictions: Predictions) -> dict[str, Measured]:
+    crops = (predictions.boxes, predictions.scores)
+    found: dict[str, Measured] = {"iou": metrics.first_crop_iou(*crops, labels.boxes, labels.scores)}
+    for eps in EPS:
+        for n in (1, 5, 10):
+            found[f"acc_1/{n}@{eps:.2f}"] = metrics.accuracy(*crops, labels.boxes, labels.scores, n, eps)
+        for n in (5, 10):
+            found[f"acc_{n}/1@{eps:.2f}"] = metrics.transposed_accuracy(*crops, labels.boxes, labels.scores, n, eps)
+        for k in (5, 10, 40):
+            found[f"ap_{k}@{eps:.2f}"] = metrics.match(*crops, labels.boxes, labels.good, eps, k)
+            found[f"ap_release_{k}@{eps:.2f}"] = metrics.match(
+                *crops, labels.boxes, labels.good, eps, k, labels.scores
+            )
+    return found | measure_ranking(labels, metrics.overlap_scores(*crops, labels.boxes))
+
+
+def _against_annotators(labels: Labels, predictions: Predictions) -> dict[str, Measured]:
+    crops = (predictions.boxes, predictions.scores)
+    wanted = [boxes[good] for boxes, good in zip(labels.boxes, labels.good, strict=True)]
+    iou, iou_mean = metrics.iou_with_annotators(*crops, wanted)
+    bde, bde_mean = metrics.boundary_displacement(*crops, wanted, np.ones((len(labels), 2)))
+    five = metrics.ranked(*crops, 5)[0]
+    best_of_5 = [metrics.pairwise_iou(top, boxes).max() for top, boxes in zip(five, wanted, strict=True)]
+    return {
+        "iou": iou,
+        "iou_mean": iou_mean,
+        "bde": bde,
+        "bde_mean": bde_mean,
+        "iou_best_of_5": np.array(best_of_5),
+    }
+
+
+def _estimate(values: Measured, weights: np.ndarray) -> Estimate:
+    if isinstance(values, metrics.Matches):
+        value = metrics.precision_at_recall(values).mean()
+        samples = metrics.precision_at_recall(values, weights).mean(axis=1)
+    else:
+        values = np.asarray(values, np.float64)
+        defined = np.isfinite(values)
+        if not defined.any():
+            return Estimate(np.nan, np.nan, np.nan)
+        value = values[defined].mean()
+        counts = weights[:, defined].sum(axis=1)
+        samples = (weights[:, defined] @ values[defined])[counts > 0] / counts[counts > 0]
+    low, high = np.nanpercentile(samples, [2.5, 97.5])
+    return Estimate(float(value), float(low), float(high))

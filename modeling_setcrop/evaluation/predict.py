@@ -1,0 +1,94 @@
+"""Runs a model over a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import nn
+
+from modeling_setcrop.data.schema import Problems
+from modeling_setcrop.evaluation.labels import Labels, Predictions
+
+
+def predict(
+    model: Any,
+    processor: Any,
+    dataset: Dataset,
+    labels: Labels,
+    batch_size: int = 8,
+    device: str = "cpu",
+    problems: Problems | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[Predictions, list[int]]:
+    """All crops that a model proposes for each picture, and its scores of the labelled ones if it has a scoring head.
+
+    Pictures of a similar shape go together, which saves padding.
+
+    Args:
+        model: a `SetCropForImageCropping`; processor: its image processor.
+        dataset: rows with an `image`; labels: their labels, in the same order.
+        problems: receives the pictures that cannot be decoded, which are left out; None raises.
+        progress: called with the number of pictures done after every batch.
+
+    Returns:
+        The predictions, and the index in the data set of each picture that they are for.
+    """
+    model = model.to(device).eval()
+    images = dataset.select_columns("image")
+    order = np.argsort(labels.sizes[:, 0] / labels.sizes[:, 1], kind="stable")
+    found: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray | None]] = {}
+    for start in range(0, len(order), batch_size):
+        batch = [int(index) for index in order[start : start + batch_size]]
+        pictures, indices = [], []
+        for index in batch:
+            try:
+                pictures.append(images[index]["image"].convert("RGB"))
+                indices.append(index)
+            except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises on broken files
+                if problems is None:
+                    raise
+                problems.add("undecodable image", labels.image_ids[index], f"cannot be decoded ({error})")
+        if pictures:
+            candidates = [labels.boxes[index] for index in indices] if model.config.crop_scoring else None
+            for index, answer in zip(indices, _predict_batch(model, processor, pictures, candidates), strict=True):
+                found[index] = answer
+        if progress is not None:
+            progress(len(batch))
+    done = sorted(found)
+    scored = bool(done) and found[done[0]][2] is not None
+    predictions = Predictions(
+        [found[index][0] for index in done],
+        [found[index][1] for index in done],
+        [found[index][2] for index in done] if scored else None,
+    )
+    return predictions, done
+
+
+@torch.inference_mode()
+def _predict_batch(
+    model: Any, processor: Any, pictures: list, candidates: list[np.ndarray] | None
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
+    inputs = processor(pictures, return_tensors="pt").to(model.device)
+    padded = None
+    if candidates is not None:
+        corners = [torch.as_tensor(boxes, dtype=torch.float32) for boxes in candidates]
+        boxes = [torch.cat([(b[:, :2] + b[:, 2:]) / 2, b[:, 2:] - b[:, :2]], dim=1) for b in corners]
+        padded = nn.utils.rnn.pad_sequence(boxes, batch_first=True, padding_value=0.5).to(model.device)
+    outputs = model(
+        pixel_values=inputs["pixel_values"].to(model.dtype), pixel_mask=inputs["pixel_mask"], candidate_boxes=padded
+    )
+    # Below any probability: nothing is left out.
+    crops = processor.post_process_image_cropping(outputs, threshold=-1.0)
+    scores = None if padded is None else outputs.crop_scores.float().cpu().numpy()
+    return [
+        (
+            crop["boxes"].double().cpu().numpy(),
+            crop["scores"].double().cpu().numpy(),
+            None if scores is None else scores[row, : len(candidates[row])].astype(np.float64),
+        )
+        for row, crop in enumerate(crops)
+    ]
