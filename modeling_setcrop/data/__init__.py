@@ -7,10 +7,22 @@ from collections.abc import Callable
 
 from datasets import DatasetDict
 
+from modeling_setcrop.data.cpc import load_cpc
+from modeling_setcrop.data.fcdb import load_fcdb
+from modeling_setcrop.data.flms import load_flms
+from modeling_setcrop.data.folder import load_folder
 from modeling_setcrop.data.gaic import load_gaic
+from modeling_setcrop.data.saved import load_saved
 from modeling_setcrop.data.schema import FEATURES, DataError, Problem, Problems
 
-LAYOUTS: dict[str, Callable[..., DatasetDict]] = {"gaic": load_gaic}
+LAYOUTS: dict[str, Callable[..., DatasetDict]] = {
+    "gaic": load_gaic,
+    "cpc": load_cpc,
+    "flms": load_flms,
+    "fcdb": load_fcdb,
+    "folder": load_folder,
+    "saved": load_saved,
+}
 
 
 def load(layout: str, path: str | os.PathLike, *, problems: Problems | None = None) -> DatasetDict:
@@ -28,4 +40,17 @@ def load(layout: str, path: str | os.PathLike, *, problems: Problems | None = No
     return LAYOUTS[layout](path, problems=problems)
 
 
-__all__ = ["FEATURES", "LAYOUTS", "DataError", "Problem", "Problems", "load", "load_gaic"]
+__all__ = [
+    "FEATURES",
+    "LAYOUTS",
+    "DataError",
+    "Problem",
+    "Problems",
+    "load",
+    "load_cpc",
+    "load_fcdb",
+    "load_flms",
+    "load_folder",
+    "load_gaic",
+    "load_saved",
+]

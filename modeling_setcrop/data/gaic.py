@@ -139,7 +139,7 @@ def _version_2(root: Path, problems: Problems) -> Iterator[Row]:
 
 
 def _annotations(folder: Path) -> dict[str, str]:
-    return {name[: -len(".txt")]: entry.path for name, entry in files_in(folder).items() if name.endswith(".txt")}
+    return {name.removesuffix(".txt"): entry.path for name, entry in files_in(folder).items() if name.endswith(".txt")}
 
 
 def _row(image: str, stem: str, annotation: str | None, split: str, problems: Problems) -> Iterator[Row]:

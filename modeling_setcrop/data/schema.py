@@ -45,7 +45,7 @@ SPLITS = ("train", "validation", "test")
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 
 # Raised whenever a reader's result changes for unchanged files, so that old cache entries are left aside.
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 _ROWS_PER_BATCH = 1000
 _EXIF_ORIENTATION = 0x0112
 # Annotation tools round: a corner this far outside (pixels) is drawn in without a word.
@@ -127,7 +127,12 @@ def good_or_best(scores: np.ndarray, good: np.ndarray) -> np.ndarray:
 
 
 def boxes_inside(
-    boxes: np.ndarray, size: tuple[int, int], file: str | os.PathLike, lines: Iterable[int | None], problems: Problems
+    boxes: np.ndarray,
+    size: tuple[int, int],
+    file: str | os.PathLike,
+    lines: Iterable[int | None],
+    problems: Problems,
+    draw_in: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Clips corners that rounding put up to a pixel outside and notes the boxes that are wrong.
 
@@ -135,6 +140,7 @@ def boxes_inside(
         boxes: (S, 4) corners x1, y1, x2, y2 in pixels.
         size: (width, height) of the picture.
         lines: the line of each box, for the message.
+        draw_in: keep the part inside of a box that lies outside further than that (and note it all the same).
 
     Returns:
         (S, 4) clipped boxes and (S,) flags, True for the boxes to keep.
@@ -144,10 +150,10 @@ def boxes_inside(
     finite = np.isfinite(boxes).all(axis=1)
     inside = (np.abs(clipped - boxes) <= _ROUNDING).all(axis=1)
     proper = (clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1])
-    keep = finite & inside & proper
-    if not keep.all():
-        for box, line, is_finite, is_inside, kept in zip(boxes, lines, finite, inside, keep, strict=True):
-            if kept:
+    right = finite & inside & proper
+    if not right.all():
+        for box, line, is_finite, is_inside, is_right in zip(boxes, lines, finite, inside, right, strict=True):
+            if is_right:
                 continue
             shown = ", ".join(f"{value:g}" for value in box)
             if not is_finite:
@@ -157,7 +163,7 @@ def boxes_inside(
                 problems.add("box outside the picture", file, message, line)
             else:
                 problems.add("empty box", file, f"box [{shown}] has no area", line)
-    return clipped, keep
+    return clipped, finite & proper if draw_in else right
 
 
 def held_out(names: Iterable[str], share: float, seed: int) -> set[str]:
@@ -218,7 +224,7 @@ def build(
     report.found.extend(known)
     if problems is None and report.found:
         counts = ", ".join(f"{kind}: {count}" for kind, count in report.counts().items())
-        logger.warning("%s: left out %d bad entries (%s); first: %s", path, len(known), counts, known[0])
+        logger.warning("%s: %d bad entries (%s); first: %s", path, len(known), counts, known[0])
     parts = {split: target / f"{split}.arrow" for split in SPLITS if (target / f"{split}.arrow").is_file()}
     if not parts:
         first = f"; first problem: {known[0]}" if known else ""

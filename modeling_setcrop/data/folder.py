@@ -1,0 +1,130 @@
+"""A plain folder of photographs with a `metadata.jsonl`, for people's own data.
+
+Every line describes one picture, in pixels of the picture as displayed:
+
+    {"file_name": "beach.jpg", "boxes": [[x1, y1, x2, y2], ...], "scores": [4.2, ...], "good": [true, ...],
+     "split": "test"}
+
+(without the line break). `scores` (any finite numbers, higher is better), `good` and `split` (train, validation or
+test; train when left out) are optional. Without `good`, all crops without scores are good, and of crops with scores
+those of at least 4 (the 1..5 scale of GAIC), or else the best-scored ones.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import DatasetDict
+
+from modeling_setcrop.data.gaic import GOOD_SCORE
+from modeling_setcrop.data.schema import (
+    SPLITS,
+    DataError,
+    Problems,
+    Row,
+    boxes_inside,
+    build,
+    good_or_best,
+    picture_size,
+)
+
+METADATA = "metadata.jsonl"
+
+
+def load_folder(path: str | os.PathLike, *, problems: Problems | None = None) -> DatasetDict:
+    """Reads a folder of photographs with a `metadata.jsonl` (see above).
+
+    Args:
+        path: the folder; `file_name`s are relative to it.
+        problems: receives the bad entries, which are left out; None logs a summary.
+
+    Returns:
+        The splits that the file names, rows as in `schema.FEATURES`.
+
+    Raises:
+        DataError: there is no `metadata.jsonl`, or, with `problems.strict`, at the first bad entry.
+    """
+    root = Path(path).resolve()
+    if not (root / METADATA).is_file():
+        raise DataError(f"{root}: layout 'folder' needs the file '{METADATA}'")
+    return build("folder", root, [root, root / METADATA], lambda found: _rows(root, found), problems)
+
+
+def _rows(root: Path, problems: Problems) -> Iterator[Row]:
+    file = root / METADATA
+    with open(file, encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                row = _row(root, file, number, line, problems)
+                if row is not None:
+                    yield row
+
+
+def _row(root: Path, file: Path, number: int, line: str, problems: Problems) -> Row | None:
+    try:
+        entry = json.loads(line)
+    except ValueError as error:
+        problems.add("undecodable annotation", file, f"is not JSON ({error})", number)
+        return None
+    if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
+        problems.add("wrong number of fields", file, "has no file_name", number)
+        return None
+    split = entry.get("split", "train")
+    if split not in SPLITS:
+        problems.add("unknown split", file, f"split {split!r} is not one of {', '.join(SPLITS)}", number)
+        return None
+    image = root / entry["file_name"]
+    if not image.is_file():
+        problems.add("annotation without image", file, f"no such picture: {entry['file_name']}", number)
+        return None
+    size = picture_size(image, problems)
+    if size is None:
+        return None
+    boxes = _numbers(entry.get("boxes"), (None, 4))
+    if boxes is None or not len(boxes):
+        problems.add("wrong number of fields", file, "boxes is not a list of [x1, y1, x2, y2]", number)
+        return None
+    scores = good = None
+    if entry.get("scores") is not None:
+        scores = _numbers(entry["scores"], (len(boxes),))
+        if scores is None or not np.isfinite(scores).all():
+            problems.add("score out of range", file, f"scores are not {len(boxes)} finite numbers", number)
+            return None
+    if entry.get("good") is not None:
+        good = _flags(entry["good"], len(boxes))
+        if good is None:
+            problems.add("wrong number of fields", file, f"good is not a list of {len(boxes)} booleans", number)
+            return None
+    boxes, keep = boxes_inside(boxes, size, file, [number] * len(boxes), problems)
+    if not keep.any():
+        problems.add("no usable crop", file, "has no crop inside the picture", number)
+        return None
+    scores = None if scores is None else scores[keep]
+    if good is not None:
+        good = good[keep]
+    elif scores is not None:
+        good = good_or_best(scores, scores >= GOOD_SCORE)
+    else:
+        good = np.ones(int(keep.sum()), bool)
+    name = os.path.splitext(entry["file_name"])[0]
+    return Row(str(image), name, *size, boxes[keep], scores, good, split)
+
+
+def _numbers(value: Any, shape: tuple[int | None, ...]) -> np.ndarray | None:
+    try:
+        array = np.array(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        return None
+    fits = array.ndim == len(shape) and all(n in (None, m) for n, m in zip(shape, array.shape, strict=True))
+    return array if fits else None
+
+
+def _flags(value: Any, count: int) -> np.ndarray | None:
+    if isinstance(value, list) and len(value) == count and all(isinstance(flag, bool) for flag in value):
+        return np.array(value, dtype=bool)
+    return None
