@@ -43,14 +43,22 @@ def box_iou(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(union > 0, shared / union.clamp(min=torch.finfo(union.dtype).tiny), torch.zeros_like(shared))
 
 
-def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    """Indices of the boxes kept by greedy non-maximum suppression, best score first.
+def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, count: int | None = None) -> Tensor:
+    """Indices of the boxes kept by greedy non-maximum suppression, best score first; the first `count` if given.
 
     A box (N, 4) is dropped when its overlap with a better kept one exceeds `iou_threshold`. Equal scores keep the
     order of the input, so the result does not depend on the run. "Kept" is solved for as a fixed point over the whole
-    overlap matrix, which reaches the greedy answer in as many steps as its longest chain of suppressions.
+    overlap matrix, which reaches the greedy answer in as many steps as its longest chain of suppressions; for a few of
+    many boxes, `count` steps over one row of it each are less work.
     """
     order = torch.argsort(scores, descending=True, stable=True)
+    if count is not None:
+        taken = []
+        while len(order) > 0 and len(taken) < count:
+            taken.append(order[0])
+            order = order[box_iou(boxes[order], boxes[order[:1]])[:, 0] <= iou_threshold]
+            order = order[order != taken[-1]]
+        return torch.stack(taken) if taken else order
     ranked = boxes[order]
     suppresses = torch.triu(box_iou(ranked, ranked) > iou_threshold, diagonal=1)
     kept = torch.ones(len(order), dtype=torch.bool, device=boxes.device)

@@ -66,6 +66,7 @@ def test_nms_is_the_greedy_loop_and_keeps_ties_in_order(count):
         if all(box_iou(boxes[index][None], boxes[other][None]).item() <= 0.4 for other in kept):
             kept.append(index)
     assert nms(boxes, scores, 0.4).tolist() == kept
+    assert nms(boxes, scores, 0.4, count=3).tolist() == kept[:3]
 
 
 def test_diversity_goes_from_the_order_of_scores_to_the_least_overlap():
