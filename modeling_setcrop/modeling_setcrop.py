@@ -8,6 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import initialization as init
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.conditional_detr.modeling_conditional_detr import (
     ConditionalDetrForObjectDetection,
@@ -340,5 +344,10 @@ def _jitter(boxes: torch.Tensor) -> torch.Tensor:
     overlap = box_iou(corners[..., None, :], cxcywh_to_xyxy(moved)[..., None, :])[..., 0]
     return torch.where(overlap >= _JITTER_IOU, moved, boxes)
 
+
+# Checkpoints of Conditional DETR are stored under older names that transformers translates by class; here as there.
+register_checkpoint_conversion_mapping(
+    "SetCropModel", get_checkpoint_conversion_mapping("ConditionalDetrModel"), overwrite=True
+)
 
 __all__ = ["SetCropForImageCropping", "SetCropModel"]

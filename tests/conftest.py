@@ -23,3 +23,51 @@ def shared_data() -> Path:
 def photos() -> list[Path]:
     """The six photographs that ship with the repository."""
     return sorted((ROOT / "examples" / "photos").glob("*.jpg"))
+
+
+@pytest.fixture(scope="session")
+def tiny_model():
+    """A small model with random weights and every optional part, in evaluation mode; do not change it."""
+    import torch
+
+    from modeling_setcrop import EfficientNetLiteConfig, SetCropConfig, SetCropForImageCropping
+
+    torch.manual_seed(0)
+    backbone = EfficientNetLiteConfig(batch_norm=False, hypercolumn=True, out_features=["stage3", "stage4"])
+    config = SetCropConfig(
+        backbone_config=backbone,
+        num_queries=12,
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=2,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        anchor_sizes=True,
+        crop_scoring=True,
+        rerank=True,
+    )
+    model = SetCropForImageCropping(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    centres = 0.35 + 0.3 * torch.rand(12, 2, generator=generator)
+    sizes = 0.4 + 0.2 * torch.rand(12, 2, generator=generator)
+    model.initialize_anchors(torch.cat([centres, sizes], dim=1))
+    return model
+
+
+@pytest.fixture(scope="session")
+def tiny_processor():
+    """The image processor that goes with `tiny_model`."""
+    from modeling_setcrop import SetCropImageProcessorPil
+
+    return SetCropImageProcessorPil(size={"shortest_edge": 96, "longest_edge": 128})
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_model, tiny_processor, tmp_path_factory) -> Path:
+    """A folder with `tiny_model` and its image processor, as `save_pretrained` writes them."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    tiny_model.save_pretrained(folder)
+    tiny_processor.save_pretrained(folder)
+    return folder

@@ -1,0 +1,103 @@
+"""The image processor: sizes, labels and decoding."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from transformers import AutoImageProcessor
+from transformers.modeling_outputs import ModelOutput
+
+from modeling_setcrop import SetCropImageProcessorPil
+from modeling_setcrop.image_processing_pil_setcrop import crop_ranking, encode_crops, resized_size
+
+
+def test_pixels_are_normalised_padded_and_masked(tiny_processor):
+    wide, tall = Image.new("RGB", (200, 100), (255, 0, 0)), Image.new("RGB", (100, 100))
+    batch = tiny_processor([wide, tall], return_tensors="pt")
+    assert batch["pixel_values"].shape == (2, 3, 96, 128) and batch["pixel_mask"].shape == (2, 96, 128)
+    assert batch["pixel_mask"][0].sum() == 64 * 128 and batch["pixel_mask"][1].sum() == 96 * 96
+    mean, std = tiny_processor.image_mean, tiny_processor.image_std
+    assert batch["pixel_values"][0, 0, 10, 10].item() == pytest.approx((1 - mean[0]) / std[0], abs=1e-5)
+
+
+@given(height=st.integers(1, 20000), width=st.integers(1, 20000))
+def test_sizes_keep_the_ratio_where_the_model_can_see_it(height, width):
+    new_height, new_width = resized_size((height, width), 176, 224)
+    assert 32 <= min(new_height, new_width) <= 176 and max(new_height, new_width) <= 224
+    scale = min(176 / min(height, width), 224 / max(height, width))
+    if min(height, width) * scale >= 32:
+        assert abs(new_height - height * scale) <= 0.5 and abs(new_width - width * scale) <= 0.5
+
+
+def test_labels_are_shares_of_the_picture_whatever_its_padding(tiny_processor):
+    pictures = [Image.new("RGB", (400, 200)), Image.new("RGB", (100, 200))]
+    annotation = {"boxes": [[40, 20, 360, 180], [0, 0, 400, 200]], "scores": [4.5, 3.0], "good": [True, False]}
+    second = {"boxes": [[10, 20, 90, 180]], "scores": None, "good": [True]}
+    labels = tiny_processor(pictures, annotations=[annotation, second], return_tensors="pt")["labels"]
+    torch.testing.assert_close(labels[0]["boxes"], torch.tensor([[0.5, 0.5, 0.8, 0.8]]))
+    torch.testing.assert_close(labels[0]["scored_boxes"], torch.tensor([[0.5, 0.5, 0.8, 0.8], [0.5, 0.5, 1.0, 1.0]]))
+    assert labels[0]["scores"].tolist() == [4.5, 3.0] and labels[0]["class_labels"].tolist() == [0]
+    torch.testing.assert_close(labels[1]["boxes"], torch.tensor([[0.5, 0.5, 0.8, 0.8]]))
+    assert labels[1]["scores"].shape == (0,) and labels[1]["scored_boxes"].shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "message"),
+    [
+        ({"boxes": [[0, 0, 9, 9]], "scores": [3], "good": []}, "'good'"),
+        ({"boxes": [[0, 0, 9, 9]], "scores": [3, 4], "good": [True]}, "scores"),
+        ({"boxes": [[5, 0, 5, 9]], "scores": [3], "good": [True]}, "x1 < x2"),
+        ({"boxes": [[float("nan"), 0, 5, 9]], "scores": [3], "good": [True]}, "x1 < x2"),
+    ],
+)
+def test_annotations_that_do_not_fit_are_refused(annotation, message):
+    with pytest.raises(ValueError, match=message):
+        encode_crops(annotation, (10, 10))
+
+
+def test_as_many_annotations_as_pictures(tiny_processor):
+    with pytest.raises(ValueError, match="1 images, but 0 annotations"):
+        tiny_processor(Image.new("RGB", (50, 50)), annotations=[], return_tensors="pt")
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 1000), top_k=st.integers(1, 9), nms_iou=st.sampled_from([None, 0.5, 0.8]))
+def test_crops_are_ranked_inside_and_at_most_so_many(seed, top_k, nms_iou):
+    generator = torch.Generator().manual_seed(seed)
+    outputs = ModelOutput(
+        logits=torch.randn(2, 8, 1, generator=generator), pred_boxes=torch.rand(2, 8, 4, generator=generator)
+    )
+    sizes = [(100, 200), (33, 47)]
+    results = SetCropImageProcessorPil().post_process_image_cropping(outputs, sizes, top_k=top_k, nms_iou=nms_iou)
+    for result, (height, width) in zip(results, sizes, strict=True):
+        scores, boxes = result["scores"], result["boxes"]
+        assert 1 <= len(scores) == len(boxes) <= top_k
+        assert (scores[:-1] >= scores[1:]).all() and (scores > 0).all() and (scores <= 1).all()
+        assert (boxes >= 0).all() and (boxes[:, 2] <= width).all() and (boxes[:, 3] <= height).all()
+    best = outputs.logits[0, :, 0].sigmoid().max()
+    assert results[0]["scores"][0] == best
+
+
+def test_threshold_may_leave_nothing():
+    outputs = ModelOutput(logits=torch.zeros(1, 3, 1), pred_boxes=torch.full((1, 3, 4), 0.5))
+    processor = SetCropImageProcessorPil()
+    assert len(processor.post_process_image_cropping(outputs, threshold=0.5)[0]["scores"]) == 0
+    assert len(processor.post_process_image_cropping(outputs, threshold=0.49)[0]["scores"]) == 3
+
+
+def test_reranking_multiplies_validity_and_predicted_score():
+    validity, scores = torch.tensor([[0.64]]), torch.tensor([[4.0]])
+    assert crop_ranking(validity, scores).item() == pytest.approx((0.64 * 0.5) ** 0.5)
+    assert crop_ranking(validity, None) is validity
+
+
+def test_the_auto_class_finds_the_processor(tiny_checkpoint, tiny_processor):
+    loaded = AutoImageProcessor.from_pretrained(tiny_checkpoint)
+    assert loaded.to_dict() == tiny_processor.to_dict()
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (70, 90, 3), dtype=np.uint8))
+    ours, again = tiny_processor(picture, return_tensors="pt"), loaded(picture, return_tensors="pt")
+    assert torch.equal(ours["pixel_values"], again["pixel_values"])
