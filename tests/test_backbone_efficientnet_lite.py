@@ -53,6 +53,12 @@ def reference_features(variant: str, x: torch.Tensor) -> list[torch.Tensor]:
     return maps
 
 
+def assert_same(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-4) -> None:
+    """Equal up to float32 rounding, which grows with the features' size and depends on the number of threads."""
+    assert actual.shape == expected.shape
+    assert (actual - expected).abs().max() <= tolerance * expected.abs().max()
+
+
 @pytest.fixture(autouse=True)
 def no_gradients():
     with torch.no_grad():
@@ -71,7 +77,7 @@ def test_features_equal_the_reference_implementation(photos, variant, height, wi
         expected = reference_features(variant, x)
         for features in (backbone(x).feature_maps, folded(x).feature_maps):
             for actual, target in zip(features, expected, strict=True):
-                assert (actual - target).abs().max() <= 1e-5 * target.abs().max()
+                assert_same(actual, target)
 
 
 def test_features_equal_the_reference_implementation_absolutely_in_double_precision(photos):
@@ -90,7 +96,7 @@ def test_features_survive_conditional_detrs_frozen_batch_norm(photos):
     replace_batch_norm(backbone)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in backbone.modules())
     for frozen in (backbone, fold_batch_norm(backbone)):
-        assert (frozen(x).feature_maps[0] - expected).abs().max() <= 1e-5 * expected.abs().max()
+        assert_same(frozen(x).feature_maps[0], expected)
 
 
 def test_folding_keeps_the_function_and_leaves_the_original_alone():
@@ -106,7 +112,7 @@ def test_folding_keeps_the_function_and_leaves_the_original_alone():
     assert backbone.config.batch_norm is True
     x = torch.randn(2, 3, 45, 38)
     for actual, expected in zip(folded(x).feature_maps, backbone(x).feature_maps, strict=True):
-        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)
+        assert_same(actual, expected)
     assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.state_dict().items())
     with pytest.raises(ValueError, match="folded already"):
         fold_batch_norm(folded)
@@ -146,7 +152,7 @@ def test_channels_last_is_kept_and_changes_no_features(size):
     expected = backbone(x).feature_maps[0]
     actual = backbone.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last)).feature_maps[0]
     assert actual.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)
+    assert_same(actual, expected)
 
 
 def test_stages_beyond_the_deepest_output_are_not_built():
