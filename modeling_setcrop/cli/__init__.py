@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from .evaluate import evaluate
 from .train import train
 
 app = typer.Typer(
@@ -18,3 +19,4 @@ app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
     add_help_option=False,
 )(train)
+app.command()(evaluate)

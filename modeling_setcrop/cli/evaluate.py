@@ -1,0 +1,158 @@
+"""`setcrop evaluate`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from modeling_setcrop.data import Problems
+    from modeling_setcrop.evaluation.labels import Labels
+    from modeling_setcrop.evaluation.run import Evaluation
+
+Model = Annotated[
+    str | None, typer.Option(help="Checkpoint folder or Hub name (the packaged one), or 'none': baselines alone.")
+]
+Data = Annotated[Path, typer.Option(help="Folder of the data set.")]
+Layout = Annotated[str, typer.Option(help="gaic, cpc, flms, fcdb, folder or saved.")]
+Split = Annotated[str, typer.Option(help="train, validation, test or all.")]
+TrainData = Annotated[
+    Path | None,
+    typer.Option(help="Data set whose train split the constant baselines are fitted on (that of --data)."),
+]
+TrainLayout = Annotated[str | None, typer.Option(help="Its layout (--layout's).")]
+CentreScale = Annotated[
+    float, typer.Option(min=0.1, max=1.0, help="Side of the centre and the saliency crops, in parts of the picture's.")
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Pictures at a time.")]
+Device = Annotated[str | None, typer.Option(help="Where the model runs (the GPU if there is one).")]
+
+
+def evaluate(
+    data: Data,
+    layout: Layout,
+    model: Model = None,
+    split: Split = "test",
+    train_data: TrainData = None,
+    train_layout: TrainLayout = None,
+    centre_scale: CentreScale = 0.9,
+    batch_size: BatchSize = 8,
+    device: Device = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for evaluation.json, evaluation.csv and evaluation.md.")
+    ] = None,
+) -> None:
+    """Measure a model beside the blind baselines and, where there are several annotators, their agreement."""
+    from rich.console import Console
+
+    from modeling_setcrop.evaluation import tables
+
+    found = run_evaluation(
+        data, layout, model, split, train_data, train_layout, centre_scale, batch_size, device, command="evaluate"
+    )
+    # Piped output has no width of its own: leave the table whole.
+    console = Console() if sys.stdout.isatty() else Console(width=220)
+    console.print(tables.terminal_table(found))
+    if out is not None:
+        for file in tables.write(found, out):
+            print(file)
+
+
+def run_evaluation(
+    data: Path,
+    layout: str,
+    model: str | None,
+    split: str,
+    train_data: Path | None,
+    train_layout: str | None,
+    centre_scale: float,
+    batch_size: int,
+    device: str | None,
+    command: str,
+) -> Evaluation:
+    """Loads what the options name and evaluates, with a progress bar; errors end the command with one line."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from modeling_setcrop.data import DataError, Problems
+    from modeling_setcrop.evaluation.run import run
+
+    problems = Problems()
+    try:
+        dataset = _rows(data, layout, split, problems)
+        train = _train_labels(data, layout, split, train_data, train_layout)
+        loaded, processor, name = _load_model(model)
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task("pictures", total=None if loaded is None else len(dataset))
+            found = run(
+                dataset,
+                loaded,
+                processor,
+                name,
+                train,
+                centre_scale,
+                batch_size,
+                device or _default_device(),
+                problems,
+                lambda done: progress.advance(task, done),
+            )
+    except (DataError, OSError, ValueError, RuntimeError) as error:
+        print(f"setcrop {command}: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
+    for problem in problems.found:
+        print(f"setcrop {command}: {problem}", file=sys.stderr)
+    found.description = {"data": data.resolve().name, "layout": layout, "split": split, "model": name}
+    return found
+
+
+def _rows(data: Path, layout: str, split: str, problems: Problems) -> Dataset:
+    from datasets import concatenate_datasets
+
+    from modeling_setcrop.data import DataError, load
+
+    splits = load(layout, data, problems=problems)
+    if split == "all":
+        return concatenate_datasets(list(splits.values()))
+    if split not in splits:
+        raise DataError(f"{data}: has no split {split!r}, only {', '.join(splits)} (or all)")
+    return splits[split]
+
+
+def _train_labels(
+    data: Path, layout: str, split: str, train_data: Path | None, train_layout: str | None
+) -> Labels | None:
+    from modeling_setcrop.data import DataError, Problems, load
+    from modeling_setcrop.evaluation.labels import Labels
+
+    if train_data is None and split not in ("validation", "test"):
+        return None  # the data set's own train split is among what is evaluated
+    folder = train_data or data
+    splits = load(train_layout or layout, folder, problems=Problems())
+    if "train" in splits:
+        return Labels.from_dataset(splits["train"])
+    if train_data is not None:
+        raise DataError(f"{folder}: has no train split to fit the constant baselines on")
+    return None
+
+
+def _load_model(model: str | None) -> tuple[Any, Any, str]:
+    if model == "none":
+        return None, None, "none"
+    from transformers import AutoImageProcessor, AutoModel
+
+    from modeling_setcrop import DEFAULT_CHECKPOINT
+
+    checkpoint = model or DEFAULT_CHECKPOINT
+    name = Path(checkpoint).name
+    return AutoModel.from_pretrained(checkpoint), AutoImageProcessor.from_pretrained(checkpoint), name
+
+
+def _default_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
