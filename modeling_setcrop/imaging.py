@@ -16,13 +16,14 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
 from PIL import ExifTags, Image, ImageCms, ImageSequence, JpegImagePlugin, UnidentifiedImageError
+
+from .picture_reading import Picture, has_alpha, orientation, read_picture, swaps_sides, to_rgb
 
 MAX_PIXELS = 300_000_000
 """Largest picture that is opened, in pixels."""
@@ -35,15 +36,6 @@ PICTURE_SUFFIXES = frozenset({
 # fmt: on
 """File names taken for photographs when a folder is searched, lower case."""
 
-_ORIENTATIONS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 _SUFFIX_OF_FORMAT = {
     "JPEG": ".jpg",
     "MPO": ".jpg",
@@ -101,21 +93,6 @@ class PictureError(ValueError):
         super().__init__(f"{path}: {reason}")
         self.path = Path(path)
         self.reason = reason
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A photograph as a model sees it.
-
-    Attributes:
-        path: The file.
-        image: Upright RGB copy, possibly smaller than the file's picture.
-        size: Height and width in pixels of the whole upright picture.
-    """
-
-    path: Path
-    image: Image.Image
-    size: tuple[int, int]
 
 
 @cache
@@ -176,41 +153,7 @@ def open_picture(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
         raise PictureError(path, f"broken or truncated picture ({reason})") from None
 
 
-def _orientation(image: Image.Image) -> Image.Transpose | None:
-    return _ORIENTATIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-
-
-def _swaps_sides(transpose: Image.Transpose | None) -> bool:
-    return transpose in (
-        Image.Transpose.TRANSPOSE,
-        Image.Transpose.ROTATE_270,
-        Image.Transpose.TRANSVERSE,
-        Image.Transpose.ROTATE_90,
-    )
-
-
-def _has_alpha(image: Image.Image) -> bool:
-    return image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Eight-bit RGB of a picture in any mode: transparency over white, 16-bit scaled down, others stretched."""
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I;16"):
-        return image.convert("I").point(lambda value: value / 257).convert("L").convert("RGB")
-    if image.mode in ("I", "F"):
-        low, high = image.getextrema()
-        scale = 255 / (high - low) if high > low else 0.0
-        return image.convert("F").point(lambda value: value * scale + (-low * scale)).convert("L").convert("RGB")
-    if _has_alpha(image):
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
-
-
-def load_picture(path: str | os.PathLike[str], short_side: int = 640) -> Picture:
+def load_picture(path: str | os.PathLike[str], short_side: int) -> Picture:
     """Read a photograph for a suggestion: upright, RGB, reduced when it is much larger than needed.
 
     Args:
@@ -221,20 +164,7 @@ def load_picture(path: str | os.PathLike[str], short_side: int = 640) -> Picture
         PictureError: See `open_picture`.
     """
     with open_picture(path) as image:
-        width, height = image.size
-        transpose = _orientation(image)
-        scale = min(1.0, short_side / min(width, height))
-        image.draft(None, (math.ceil(width * scale), math.ceil(height * scale)))
-        image.load()
-        factor = min(image.size) // short_side
-        copy = image.reduce(factor) if factor > 1 and not image.mode.startswith("I;16") else image
-        # Palette indices cannot be averaged.
-        copy = to_rgb(image if image.mode in ("P", "PA", "1") else copy)
-        if transpose is not None:
-            copy = copy.transpose(transpose)
-        copy = copy.copy() if copy is image else copy
-    size = (width, height) if _swaps_sides(transpose) else (height, width)
-    return Picture(Path(path), copy, size)
+        return read_picture(image, short_side)
 
 
 def stored_box(box: tuple[int, int, int, int], size: tuple[int, int], image: Image.Image) -> tuple[int, int, int, int]:
@@ -243,7 +173,7 @@ def stored_box(box: tuple[int, int, int, int], size: tuple[int, int], image: Ima
     height, width = size
     flipped_x, flipped_y = (width - x2, y1, width - x1, y2), (x1, height - y2, x2, height - y1)
     turned = (width - x2, height - y2, width - x1, height - y1)
-    transpose = _orientation(image)
+    transpose = orientation(image)
     if transpose is None:
         return box
     if transpose == Image.Transpose.FLIP_LEFT_RIGHT:
@@ -316,7 +246,7 @@ def _fit_mode(image: Image.Image, format: str, profile: bytes | None) -> tuple[I
         return image, profile
     if image.mode == "CMYK":
         return _to_srgb(image, profile)
-    if _has_alpha(image) and "RGBA" in modes:
+    if has_alpha(image) and "RGBA" in modes:
         return image.convert("RGBA"), profile if image.mode == "RGBA" else None
     if image.mode in ("L", "1") and "L" in modes:
         return image.convert("L"), profile
@@ -369,14 +299,14 @@ def write_crop(
     if format is None:
         raise ValueError(f"{target}: unknown picture format {target.suffix!r}")
     with open_picture(source) as image:
-        transpose = _orientation(image)
-        width, height = image.size[::-1] if _swaps_sides(transpose) else image.size
+        transpose = orientation(image)
+        width, height = image.size[::-1] if swaps_sides(transpose) else image.size
         x1, y1, x2, y2 = box
         if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
             raise ValueError(f"{source}: box {box} is not inside the picture ({width} x {height})")
         place = stored_box(box, (height, width), image)
         final = size or (x2 - x1, y2 - y1)
-        stored_size = None if size is None else (size[::-1] if _swaps_sides(transpose) else size)
+        stored_size = None if size is None else (size[::-1] if swaps_sides(transpose) else size)
         options = _save_options(image, format, quality)
         exif = _cleaned_exif(image, final)
         profile = image.info.get("icc_profile")
@@ -443,7 +373,7 @@ def _cut(
         crop = frame.crop(tuple(int(edge) for edge in place))
     else:
         if frame.mode in ("P", "PA", "1"):
-            frame = frame.convert("RGBA" if _has_alpha(frame) else "L" if frame.mode == "1" else "RGB")
+            frame = frame.convert("RGBA" if has_alpha(frame) else "L" if frame.mode == "1" else "RGB")
         crop = frame.resize(size, Image.Resampling.LANCZOS, box=place, reducing_gap=3.0)
     return crop if transpose is None else crop.transpose(transpose)
 

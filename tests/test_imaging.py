@@ -11,15 +11,16 @@ from pathlib import Path
 import pytest
 from PIL import ExifTags, Image, ImageChops, ImageCms, ImageOps, ImageSequence
 
-from modeling_setcrop.imaging import (
-    PictureError,
-    atomic_writer,
-    find_pictures,
-    load_picture,
-    output_suffix,
-    to_rgb,
-    write_crop,
-)
+from modeling_setcrop import imaging
+from modeling_setcrop.imaging import PictureError, atomic_writer, find_pictures, output_suffix, write_crop
+from modeling_setcrop.picture_reading import to_rgb
+
+SHORT_SIDE = 640
+
+
+def load_picture(path, short_side=SHORT_SIDE):
+    return imaging.load_picture(path, short_side)
+
 
 READABLE = {
     "alpha.png", "animated.gif", "animated.webp", "bilevel.tif", "cmyk.jpg", "grey.jpg", "grey16.png",
@@ -236,7 +237,7 @@ import resource, sys
 from modeling_setcrop.imaging import lift_pixel_limit, load_picture, write_crop
 lift_pixel_limit()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-picture = load_picture(sys.argv[1])
+picture = load_picture(sys.argv[1], 640)
 assert picture.size == (6000, 8000), picture.size
 middle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 write_crop(sys.argv[1], (100, 100, 7900, 5900), sys.argv[2])
