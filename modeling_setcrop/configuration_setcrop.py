@@ -7,6 +7,8 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import ConditionalDetrConfig
 
+from .backbone_efficientnet_lite import EfficientNetLiteConfig  # noqa: F401  (registers its model type)
+
 LABEL_SMOOTHING = ("none", "quality", "distillation")
 
 # What a Conditional DETR *detector's* config says about its own task; a cropper started from it keeps its own values.
@@ -87,6 +89,9 @@ class SetCropConfig(ConditionalDetrConfig):
         if self.id2label is None:
             self.id2label = {0: "crop"}
             self.label2id = {"crop": 0}
+        if __package__ == "modeling_setcrop":
+            # Of a checkpoint that was exported with its code; the pipeline registered here needs none of it.
+            kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
 
     @classmethod

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import nn
-from transformers.utils import is_accelerate_available
+from transformers.utils import is_accelerate_available, is_scipy_available
 
 from .configuration_setcrop import SetCropConfig
 from .crop_geometry import box_iou, cxcywh_to_xyxy
 
+# Only training needs these two; as custom code from the Hub this file is loaded where they may be absent.
+if is_scipy_available():
+    from scipy.optimize import linear_sum_assignment
 if is_accelerate_available():
     from accelerate import PartialState
     from accelerate.utils import reduce
