@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import typer
 
+from .data import data
 from .evaluate import evaluate
+from .init import init
+from .score import score
 from .train import train
 
 app = typer.Typer(
@@ -20,3 +23,6 @@ app.command(
     add_help_option=False,
 )(train)
 app.command()(evaluate)
+app.add_typer(data, name="data")
+app.command()(init)
+app.command()(score)

@@ -1,0 +1,29 @@
+"""`setcrop init`: the starting point of setcrop-lite's training."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where the untrained model is written.")],
+    data: Annotated[Path, typer.Option(help="Folder of the data set that it will be trained on.")],
+    layout: Annotated[str, typer.Option(help="gaic, cpc, flms, fcdb, folder or saved.")] = "gaic",
+    seed: Annotated[int, typer.Option(help="Seed of the new weights and of k-means.")] = 0,
+) -> None:
+    """Make an untrained setcrop-lite: ImageNet backbone, anchors from the training split's good crops."""
+    try:
+        from modeling_setcrop.data import load
+        from modeling_setcrop.training.setcrop_lite import new_setcrop_lite
+
+        model, processor = new_setcrop_lite(load(layout, data)["train"], seed)
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+    except (ValueError, OSError, ImportError, KeyError) as error:
+        print(f"setcrop init: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    print(f"{folder}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters; train it with setcrop train")

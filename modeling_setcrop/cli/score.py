@@ -1,0 +1,150 @@
+"""`setcrop score`: the predicted human score of given crops of a photograph, or a map of where a crop goes best."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from modeling_setcrop import ImageCroppingPipeline
+
+# The grid has this many places along the longer way; the best of them are listed.
+_PLACES = 40
+_LISTED = 5
+
+
+def score(
+    photo: Annotated[Path, typer.Argument(help="A photograph.")],
+    box: Annotated[
+        list[str] | None, typer.Option(help="A crop as x1,y1,x2,y2 in pixels of the photograph; repeat for more.")
+    ] = None,
+    grid: Annotated[bool, typer.Option("--grid", help="Score one size of crop at every place instead.")] = False,
+    size: Annotated[
+        float, typer.Option(min=0.05, max=1.0, help="Share of the photograph's sides that crops of the grid have.")
+    ] = 0.7,
+    heatmap: Annotated[
+        Path | None, typer.Option(help="With --grid: write the photograph coloured by the score of a crop centred there.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Checkpoint folder or Hub name (the packaged one).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Predict the score (1 to 5, as people rate) of any crop of a photograph."""
+    try:
+        if bool(box) == grid:
+            raise ValueError("give either --box x1,y1,x2,y2 or --grid")
+        if heatmap is not None and not grid:
+            raise ValueError("--heatmap goes with --grid")
+        boxes = [_parse_box(text) for text in box or []]
+        rows = _score(photo, boxes, size, heatmap, model)
+    except (ValueError, OSError) as error:
+        print(f"setcrop score: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    if as_json:
+        print(json.dumps(rows))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("xmin", "ymin", "xmax", "ymax", "score", title=str(photo))
+    for row in rows:
+        table.add_row(*(str(value) for value in row["box"].values()), f"{row['score']:.2f}")
+    Console().print(table)
+    if heatmap is not None:
+        print(f"map written to {heatmap}")
+
+
+def _parse_box(text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(value) for value in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) != 4 or not (values[0] < values[2] and values[1] < values[3]):
+        raise ValueError(f"--box {text}: expected x1,y1,x2,y2 with x1 < x2 and y1 < y2")
+    return values
+
+
+def _score(
+    photo: Path, boxes: list[tuple[float, ...]], size: float, heatmap: Path | None, model: str | None
+) -> list[dict[str, Any]]:
+    """The crops with their scores: those given, in order, or the best of a grid of places."""
+    import torch
+    from transformers import pipeline
+
+    import modeling_setcrop  # noqa: F401  (registers the pipeline)
+    from modeling_setcrop.crop_geometry import candidate_grid
+    from modeling_setcrop.imaging import load_picture
+
+    cropper: ImageCroppingPipeline = pipeline("image-cropping", model=model)
+    picture = load_picture(photo, cropper.short_side)
+    height, width = picture.size
+    if boxes:
+        corners = torch.tensor(boxes)
+        outside = (corners < 0) | (corners > corners.new_tensor([width, height, width, height]))
+        if outside.any():
+            bad = boxes[int(outside.any(1).nonzero()[0])]
+            raise ValueError(f"--box {','.join(f'{v:g}' for v in bad)}: outside the picture of {width}x{height} pixels")
+    else:
+        sizes = torch.tensor([[round(size * width), round(size * height)]], dtype=torch.float).clamp(min=1)
+        stride = max(1.0, float((torch.tensor([[width, height]]) - sizes).max()) / _PLACES)
+        corners = candidate_grid(sizes, picture.size, stride)
+    scores = _predict(cropper, picture.image, corners, picture.size)
+    if heatmap is not None:
+        _write_heatmap(picture.image, corners, scores, picture.size, heatmap)
+    order = range(len(boxes)) if boxes else torch.argsort(scores, descending=True, stable=True)[:_LISTED].tolist()
+    names = ("xmin", "ymin", "xmax", "ymax")
+    return [
+        {"box": dict(zip(names, map(round, corners[i].tolist()), strict=True)), "score": round(float(scores[i]), 4)}
+        for i in order
+    ]
+
+
+def _predict(
+    cropper: ImageCroppingPipeline, image: Image.Image, corners: torch.Tensor, picture_size: tuple[int, int]
+) -> torch.Tensor:
+    import torch
+
+    from modeling_setcrop.crop_geometry import xyxy_to_cxcywh
+
+    height, width = picture_size
+    inputs = cropper.image_processor(image, return_tensors="pt").to(cropper.device)
+    boxes = xyxy_to_cxcywh(corners / corners.new_tensor([width, height, width, height]))[None].to(cropper.device)
+    with torch.no_grad():
+        return cropper.model.score_crops(boxes, pixel_values=inputs["pixel_values"])[0].float().cpu()
+
+
+def _write_heatmap(
+    image: Image.Image, corners: torch.Tensor, scores: torch.Tensor, picture_size: tuple[int, int], path: Path
+) -> None:
+    """The photograph in grey under a map from blue (worst place) to red (best) over the centres of the crops."""
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    from modeling_setcrop.imaging import atomic_writer, output_suffix
+
+    output_suffix(path)
+    xs, column = np.unique(corners[:, 0].numpy(), return_inverse=True)
+    ys, row = np.unique(corners[:, 1].numpy(), return_inverse=True)
+    level = np.zeros((len(ys), len(xs)))
+    level[row, column] = scores.numpy()
+    spread = level.max() - level.min()
+    level = (level - level.min()) / spread if spread > 0 else np.full_like(level, 0.5)
+    # Hue from blue to red; the crops' centres cover the middle of the picture, the rest stays grey.
+    hue = np.uint8(np.round((1 - level) * 170))
+    colours = Image.merge("HSV", [Image.fromarray(channel) for channel in (hue, 0 * hue + 255, 0 * hue + 255)])
+    scale = image.width / picture_size[1]
+    half = (corners[0, 2:] - corners[0, :2]) / 2 * scale
+    left, top = round(float(half[0])), round(float(half[1]))
+    area = (max(1, image.width - 2 * left), max(1, image.height - 2 * top))
+    grey = ImageOps.grayscale(image).convert("RGB")
+    region = grey.crop((left, top, left + area[0], top + area[1]))
+    coloured = Image.blend(region, colours.convert("RGB").resize(area, Image.Resampling.BICUBIC), 0.55)
+    grey.paste(coloured, (left, top))
+    with atomic_writer(path) as file:
+        grey.save(file, format="PNG")
