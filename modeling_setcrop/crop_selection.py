@@ -274,7 +274,7 @@ def select_crops(
     judge: CropJudge,
     constraints: CropConstraints,
     *,
-    top_k: int = 5,
+    top_k: int | None = 5,
     threshold: float = 0.0,
     nms_iou: float | None = None,
     diversity: float | None = None,
@@ -285,7 +285,7 @@ def select_crops(
     Args:
         judge: The picture's prediction and scale of judgement.
         constraints: What to satisfy.
-        top_k: At most so many crops.
+        top_k: At most so many crops; None for all.
         threshold: Crops judged no better than this are dropped; under constraints the best one always stays.
         nms_iou: Of crops that overlap by more than this the better one stays.
         diversity: 0..1, instead of suppression: maximal marginal relevance between score and overlap.
@@ -312,7 +312,9 @@ def select_crops(
         kept = order[:1]
     if diversity is not None:
         relevance = scores[kept] / scores[kept].max().clamp(min=1e-12) if len(kept) else scores[kept]
-        kept = kept[maximal_marginal_relevance(boxes[kept], relevance, diversity, top_k)]
+        kept = kept[
+            maximal_marginal_relevance(boxes[kept], relevance, diversity, len(kept) if top_k is None else top_k)
+        ]
     elif nms_iou is not None:
         kept = kept[nms(boxes[kept], scores[kept], nms_iou, top_k)]
     kept = kept[:top_k]

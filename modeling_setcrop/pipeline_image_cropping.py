@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import Pipeline
 from transformers.image_utils import load_image
 from transformers.modeling_outputs import ModelOutput
 
-# A JPEG is decoded at no more than this many times the model's size on each side.
-_DRAFT_FACTOR = 2
+from .crop_selection import CropConstraints, CropJudge, judge_picture, select_crops
+from .image_processing_pil_setcrop import crop_ranking
+from .modeling_setcrop import SetCropEncoderOutput
+from .picture_reading import Picture, read_picture
+
+# Photographs are decoded at no less than this many times the model's size, so that resizing still averages pixels.
+_READ_FACTOR = 2
+_CONSTRAINTS = ("width", "height", "min_area", "max_area", "min_size", "keep", "avoid")
+_SELECTION = ("top_k", "threshold", "nms_iou", "diversity", "strict", "aspect_ratio", "details")
 
 
 class ImageCroppingPipeline(Pipeline):
@@ -34,70 +42,134 @@ class ImageCroppingPipeline(Pipeline):
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         preprocess = {name: kwargs[name] for name in ("timeout",) if name in kwargs}
-        postprocess = {name: kwargs[name] for name in ("top_k", "threshold", "nms_iou") if name in kwargs}
+        postprocess = {name: kwargs[name] for name in (*_SELECTION, *_CONSTRAINTS) if name in kwargs}
         return preprocess, {}, postprocess
 
-    def __call__(self, inputs: Any, **kwargs: Any) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
+    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
         """Suggest crops.
 
         Args:
-            inputs: a photograph, a path, a URL, a list of these, or a dataset of them (`KeyDataset`).
-            top_k (`int`, defaults to 5): at most so many crops.
+            inputs: a photograph, a path, a URL, a [`Picture`] already reduced, a list of these, or a dataset of them
+                (`KeyDataset`).
+            top_k (`int`, defaults to 5): at most so many crops, of each aspect ratio; None for all.
             threshold (`float`, defaults to 0): only crops with a probability above it; the list may then be empty.
             nms_iou (`float`, defaults to 0.8): of crops that overlap by more than this the better one is returned.
+            diversity (`float`): 0..1, instead of `nms_iou`: maximal marginal relevance between score and overlap.
+            aspect_ratio: width over height as a number, "16:9", "square" or "original", or a list of these. Crops have
+                the ratio to one pixel and are chosen from all places and sizes.
+            width, height (`int`): pixels at which the crop will be shown; both together are also the aspect ratio.
+            min_area, max_area (`float`): bounds on the crop's share of the picture.
+            min_size (`int` or pair): least width and height in pixels.
+            keep: boxes (xmin, ymin, xmax, ymax) or points (x, y), in pixels, that must not be cut.
+            avoid: boxes that must stay outside.
+            strict (`bool`): raise a [`ConstraintError`] where no crop satisfies everything. Otherwise the crops that
+                break least are returned, each with the constraints that `gave_way`.
+            details (`bool`): return a dict with `crops`, `keep_original` (the probability that the whole picture is a
+                good crop), `improves` (that of the best crop minus it) and `focus_point` ({"x", "y"} in 0..1).
             timeout (`float`): seconds to wait for a URL.
             batch_size (`int`): photographs in one forward pass; the result does not depend on it.
 
         Returns:
             A list a photograph, best crop first, of `{"score": probability, "box": {"xmin", "ymin", "xmax", "ymax"}}`
-            in pixels of the photograph as displayed (EXIF orientation applied).
+            in pixels of the photograph as displayed (EXIF orientation applied). With a list of aspect ratios the crops
+            of the first come first, and each says its `aspect_ratio`.
         """
         return super().__call__(inputs, **kwargs)
 
-    def preprocess(self, image: Any, timeout: float | None = None) -> dict[str, Any]:
-        image, size = self._read(image, timeout)
-        pixels = self.image_processor(image, do_pad=False, return_tensors="pt")["pixel_values"][0]
-        # A list, so that batching keeps pictures of different shapes apart instead of padding them.
-        return {"pictures": [pixels], "target_size": torch.tensor([size])}
+    @property
+    def short_side(self) -> int:
+        """Pixels on the short side that a photograph needs; a larger one can be decoded at reduced scale."""
+        return _READ_FACTOR * int(self.image_processor.size.shortest_edge or 600)
 
-    def _read(self, image: Any, timeout: float | None) -> tuple[Image.Image, tuple[int, int]]:
-        """The photograph upright, in RGB, possibly reduced, and its full (height, width)."""
+    def preprocess(self, image: Any, timeout: float | None = None) -> dict[str, Any]:
+        picture = self._read(image, timeout)
+        pixels = self.image_processor(picture.image, do_pad=False, return_tensors="pt")["pixel_values"][0]
+        # A list, so that batching keeps pictures of different shapes apart instead of padding them.
+        return {"pictures": [pixels], "target_size": torch.tensor([picture.size])}
+
+    def _read(self, image: Any, timeout: float | None) -> Picture:
+        if isinstance(image, Picture):
+            return image
         if isinstance(image, str | Path) and Path(image).is_file():
             with Image.open(image) as opened:
-                width, height = opened.size
-                edge = _DRAFT_FACTOR * (self.image_processor.size.longest_edge or max(opened.size))
-                opened.draft("RGB", (edge, edge))
-                upright = ImageOps.exif_transpose(opened).convert("RGB")
-            if (upright.width > upright.height) != (width > height):
-                width, height = height, width
-            return upright, (height, width)
-        image = load_image(image, timeout=timeout)
-        return image, (image.height, image.width)
+                return read_picture(opened, self.short_side)
+        if not isinstance(image, Image.Image):
+            image = load_image(image, timeout=timeout)
+        return read_picture(image, self.short_side)
 
     def _forward(self, model_inputs: dict[str, Any]) -> ModelOutput:
         pictures = [p for item in model_inputs["pictures"] for p in (item if isinstance(item, list) else [item])]
         shapes = [tuple(picture.shape) for picture in pictures]
         results: list[Any] = [None] * len(pictures)
+        encodings: list[Any] = [None] * len(pictures)
         for shape in dict.fromkeys(shapes):
             members = [i for i, other in enumerate(shapes) if other == shape]
             output = self.model(pixel_values=torch.stack([pictures[i] for i in members]).to(self.dtype))
             kept = {k: output[k] for k in ("logits", "pred_boxes", "pred_scores") if output.get(k) is not None}
+            encoded = output.encoder_outputs if self.model.config.crop_scoring else {}
             for row, i in enumerate(members):
                 results[i] = {name: value[row] for name, value in kept.items()}
+                encodings[i] = {name: value[row : row + 1] for name, value in encoded.items() if value is not None}
         stacked = {name: torch.stack([result[name] for result in results]) for name in results[0]}
-        return ModelOutput(target_size=model_inputs["target_size"], **stacked)
+        return ModelOutput(target_size=model_inputs["target_size"], encodings=encodings, **stacked)
 
     def postprocess(
-        self, model_outputs: ModelOutput, top_k: int | None = 5, threshold: float = 0.0, nms_iou: float | None = 0.8
-    ) -> list[dict[str, Any]]:
-        result = self.image_processor.post_process_image_cropping(
-            model_outputs, model_outputs["target_size"], threshold=threshold, top_k=top_k, nms_iou=nms_iou
-        )[0]
-        names = ("xmin", "ymin", "xmax", "ymax")
-        return [
-            {"score": score, "box": dict(zip(names, box, strict=True))}
-            for score, box in zip(result["scores"].tolist(), result["boxes"].round().int().tolist(), strict=True)
-        ]
+        self,
+        model_outputs: ModelOutput,
+        top_k: int | None = 5,
+        threshold: float = 0.0,
+        nms_iou: float | None = 0.8,
+        diversity: float | None = None,
+        strict: bool = False,
+        aspect_ratio: float | str | Sequence[float | str] | None = None,
+        details: bool = False,
+        **constraints: Any,
+    ) -> Any:
+        judge = self._judge(model_outputs)
+        several = isinstance(aspect_ratio, Sequence) and not isinstance(aspect_ratio, str)
+        crops = []
+        for ratio in aspect_ratio if several else [aspect_ratio]:
+            wanted = CropConstraints.from_options(judge.picture_size, aspect_ratio=ratio, **constraints)
+            selection = select_crops(
+                judge,
+                wanted,
+                top_k=top_k,
+                threshold=threshold,
+                nms_iou=nms_iou,
+                diversity=diversity,
+                strict=strict,
+            )
+            crops += [crop | ({"aspect_ratio": ratio} if several else {}) for crop in selection.as_dicts()]
+        if not details:
+            return crops
+        return {"crops": crops, **judge_picture(judge, _best_box(crops))}
+
+    def _judge(self, model_outputs: ModelOutput) -> CropJudge:
+        """The one picture's prediction, with the scoring head where the model has it."""
+        validity = model_outputs["logits"][..., 0].float().sigmoid()
+        ranking = crop_ranking(validity, model_outputs.get("pred_scores"))[0]
+        encoding = model_outputs["encodings"]
+        encoding = encoding[0] if isinstance(encoding, list) else encoding
+        size = tuple(model_outputs["target_size"][0].tolist())
+        score = self._scorer(encoding) if encoding else None
+        return CropJudge.from_prediction(model_outputs["pred_boxes"][0], ranking, size, score)
+
+    def _scorer(self, encoding: dict[str, torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Human scores (M,) of boxes (M, 4) of one encoded picture."""
+        encoded = SetCropEncoderOutput(**self._ensure_tensor_on_device(encoding, self.device))
+
+        def score(boxes: torch.Tensor) -> torch.Tensor:
+            with torch.inference_mode():
+                return self.model.score_crops(boxes[None].to(self.device, self.dtype), encoded)[0].float()
+
+        return score
+
+
+def _best_box(crops: list[dict[str, Any]]) -> torch.Tensor | None:
+    if not crops:
+        return None
+    best = max(crops, key=lambda crop: crop["score"])
+    return torch.tensor(list(best["box"].values()), dtype=torch.float64)
 
 
 __all__ = ["ImageCroppingPipeline"]
