@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import nn
 from transformers.utils import is_accelerate_available, is_scipy_available
@@ -84,12 +85,12 @@ def match_anchors(
     worst = torch.finfo(cost.dtype).max
     cost = torch.nan_to_num(cost, nan=worst, posinf=worst, neginf=worst).cpu().numpy()
 
-    matches = [([], [], [], [])]
+    matches = [np.empty((4, 0), dtype=np.int64)]
     for layer, layer_cost in enumerate(cost):
         for picture, (picture_cost, count) in enumerate(zip(layer_cost, counts, strict=True)):
             anchors, crops = linear_sum_assignment(picture_cost[:, :count])
-            matches.append(([layer] * len(anchors), [picture] * len(anchors), anchors.tolist(), crops.tolist()))
-    index = torch.tensor([sum(column, []) for column in zip(*matches, strict=True)], dtype=torch.long)
+            matches.append(np.stack([np.full_like(anchors, layer), np.full_like(anchors, picture), anchors, crops]))
+    index = torch.from_numpy(np.concatenate(matches, axis=1))
     layer, picture, anchor, crop = index.to(logits.device, non_blocking=True)
     return layer, picture, anchor, crop
 
@@ -127,7 +128,7 @@ def quality_targets(
 
 
 def crops_per_process(count: int, device: torch.device) -> torch.Tensor:
-    """Mean number of good crops of a process's batch over all processes, at least 1: what the losses are divided by."""
+    """Good crops of a process's batch, averaged over processes, at least 1: what the losses are divided by."""
     total = torch.tensor([count], dtype=torch.float, device=device)
     if is_accelerate_available() and PartialState._shared_state != {}:
         total = reduce(total) / PartialState().num_processes

@@ -316,10 +316,7 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
 
     def _boxes(self, hidden: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
         """Box head on hidden states (..., B, N, D) with reference points (B, N, 2) in logits: (..., B, N, 4)."""
-        if self.config.anchor_sizes:
-            size = self.anchor_sizes.expand_as(reference)
-        else:
-            size = torch.zeros_like(reference)
+        size = self.anchor_sizes.expand_as(reference) if self.config.anchor_sizes else torch.zeros_like(reference)
         return (self.bbox_predictor(hidden) + torch.cat([reference, size], dim=-1)).sigmoid()
 
     def _scoring_loss(

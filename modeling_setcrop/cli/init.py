@@ -26,4 +26,5 @@ def init(
     except (ValueError, OSError, ImportError, KeyError) as error:
         print(f"setcrop init: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
-    print(f"{folder}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters; train it with setcrop train")
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    print(f"{folder}: {millions:.1f} M parameters; train it with setcrop train")

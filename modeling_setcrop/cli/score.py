@@ -30,7 +30,7 @@ def score(
         float, typer.Option(min=0.05, max=1.0, help="Share of the photograph's sides that crops of the grid have.")
     ] = 0.7,
     heatmap: Annotated[
-        Path | None, typer.Option(help="With --grid: write the photograph coloured by the score of a crop centred there.")
+        Path | None, typer.Option(help="With --grid: write the photograph coloured by the score of a crop there.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Checkpoint folder or Hub name (the packaged one).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
@@ -41,6 +41,8 @@ def score(
             raise ValueError("give either --box x1,y1,x2,y2 or --grid")
         if heatmap is not None and not grid:
             raise ValueError("--heatmap goes with --grid")
+        if heatmap is not None and heatmap.suffix.lower() != ".png":
+            raise ValueError(f"--heatmap {heatmap}: the map is a PNG file, name it so")
         boxes = [_parse_box(text) for text in box or []]
         rows = _score(photo, boxes, size, heatmap, model)
     except (ValueError, OSError) as error:
@@ -76,11 +78,13 @@ def _score(
     """The crops with their scores: those given, in order, or the best of a grid of places."""
     import torch
     from transformers import pipeline
+    from transformers.utils import logging
 
     import modeling_setcrop  # noqa: F401  (registers the pipeline)
     from modeling_setcrop.crop_geometry import candidate_grid
     from modeling_setcrop.imaging import load_picture
 
+    logging.disable_progress_bar()
     cropper: ImageCroppingPipeline = pipeline("image-cropping", model=model)
     picture = load_picture(photo, cropper.short_side)
     height, width = picture.size
@@ -88,8 +92,8 @@ def _score(
         corners = torch.tensor(boxes)
         outside = (corners < 0) | (corners > corners.new_tensor([width, height, width, height]))
         if outside.any():
-            bad = boxes[int(outside.any(1).nonzero()[0])]
-            raise ValueError(f"--box {','.join(f'{v:g}' for v in bad)}: outside the picture of {width}x{height} pixels")
+            bad = ",".join(f"{value:g}" for value in boxes[int(outside.any(1).nonzero()[0])])
+            raise ValueError(f"--box {bad}: outside the picture of {width}x{height} pixels")
     else:
         sizes = torch.tensor([[round(size * width), round(size * height)]], dtype=torch.float).clamp(min=1)
         stride = max(1.0, float((torch.tensor([[width, height]]) - sizes).max()) / _PLACES)
@@ -126,9 +130,8 @@ def _write_heatmap(
     import numpy as np
     from PIL import Image, ImageOps
 
-    from modeling_setcrop.imaging import atomic_writer, output_suffix
+    from modeling_setcrop.imaging import atomic_writer
 
-    output_suffix(path)
     xs, column = np.unique(corners[:, 0].numpy(), return_inverse=True)
     ys, row = np.unique(corners[:, 1].numpy(), return_inverse=True)
     level = np.zeros((len(ys), len(xs)))
