@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import typer
 
+from .crop import crop
 from .data import data
 from .evaluate import evaluate
 from .init import init
 from .score import score
+from .suggest import suggest
 from .train import train
 
 app = typer.Typer(
@@ -22,6 +24,8 @@ app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
     add_help_option=False,
 )(train)
+app.command()(suggest)
+app.command()(crop)
 app.command()(evaluate)
 app.add_typer(data, name="data")
 app.command()(init)

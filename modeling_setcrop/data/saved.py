@@ -1,13 +1,19 @@
-"""Data sets that `setcrop data convert` (or `save_to_disk`, `to_parquet`) has written, read back."""
+"""Self-contained copies of data sets: written by `setcrop data convert`, and read back."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
-from datasets import DatasetDict, load_dataset, load_from_disk
+import pyarrow.parquet as pq
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets.table import embed_table_storage
 
 from modeling_setcrop.data.schema import FEATURES, SPLITS, DataError, Problems
+
+_ROWS_PER_GROUP = 100
 
 
 def load_saved(path: str | os.PathLike, *, problems: Problems | None = None) -> DatasetDict:
@@ -32,3 +38,37 @@ def load_saved(path: str | os.PathLike, *, problems: Problems | None = None) -> 
         if dataset.features != FEATURES:
             raise DataError(f"{root}: the columns of split {split!r} are not those of SetCrop's data sets")
     return splits
+
+
+def save(splits: DatasetDict, path: str | os.PathLike, form: str) -> None:
+    """Writes a self-contained copy, pictures included, to a new folder, whole or not at all.
+
+    Args:
+        form: "disk" (`DatasetDict.save_to_disk`) or "parquet" (`SPLIT.parquet` a split).
+
+    Raises:
+        DataError: the folder exists already and is not empty.
+        OSError: it cannot be written, or a picture cannot be read.
+    """
+    target = Path(path).resolve()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise DataError(f"{target}: exists already")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        if form == "disk":
+            splits.save_to_disk(str(work))
+        else:
+            for split, dataset in splits.items():
+                _write_parquet(dataset, work / f"{split}.parquet")
+        work.chmod(0o755)
+        os.replace(work, target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _write_parquet(dataset: Dataset, path: Path) -> None:
+    # `Dataset.to_parquet` keeps paths to the pictures; their bytes are wanted here, a few rows at a time.
+    with pq.ParquetWriter(path, dataset.features.arrow_schema) as writer:
+        for batch in dataset.with_format("arrow").iter(_ROWS_PER_GROUP):
+            writer.write_table(embed_table_storage(batch))

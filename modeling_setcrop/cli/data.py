@@ -1,0 +1,105 @@
+"""`setcrop data inspect` and `setcrop data convert`."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+
+    from modeling_setcrop.data import Problems
+    from modeling_setcrop.data.inspect import SplitSummary
+
+data = typer.Typer(help="Look at crop data sets and convert them.", no_args_is_help=True)
+
+# Problems of one kind that are shown; the rest are counted.
+_SHOWN = 5
+_BAR = 40
+
+Folder = Annotated[Path, typer.Argument(help="Folder of the data set.")]
+Layout = Annotated[str, typer.Option(help="gaic, cpc, flms, fcdb, folder or saved.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first bad entry.")]
+
+
+class Form(StrEnum):
+    """What `convert` writes."""
+
+    disk = "disk"
+    parquet = "parquet"
+    hub = "hub"
+
+
+@data.command()
+def inspect(folder: Folder, layout: Layout, strict: Strict = False) -> None:
+    """Show counts, score histogram, good crops a picture, and every kind of problem found."""
+    from modeling_setcrop.data.inspect import summarise
+
+    splits, problems = _load("inspect", folder, layout, strict)
+    for name, summary in summarise(splits).items():
+        _print_summary(name, summary)
+    for kind, count in problems.counts().items():
+        print(f"problem: {kind}: {count}")
+        of_kind = [problem for problem in problems.found if problem.kind == kind]
+        for problem in of_kind[:_SHOWN]:
+            print(f"  {problem}")
+        if count > _SHOWN:
+            print(f"  ... and {count - _SHOWN} more")
+    print(f"{len(problems.found) or 'no'} problems found")
+
+
+@data.command()
+def convert(
+    folder: Folder,
+    layout: Layout,
+    out: Annotated[str, typer.Option(help="New folder to write, or, with --to hub, the repository's name.")],
+    to: Annotated[Form, typer.Option(help="save_to_disk folder, Parquet files, or the Hub.")] = Form.parquet,
+    private: Annotated[bool, typer.Option("--private", help="With --to hub: a private repository.")] = False,
+    strict: Strict = False,
+) -> None:
+    """Write a self-contained copy, pictures included, that loads with layout 'saved' or from the Hub."""
+    from modeling_setcrop.data import DataError
+    from modeling_setcrop.data.saved import save
+
+    splits, problems = _load("convert", folder, layout, strict)
+    for problem in problems.found:
+        print(f"setcrop data convert: {problem}", file=sys.stderr)
+    try:
+        if to is Form.hub:
+            splits.push_to_hub(out, private=private)
+        else:
+            save(splits, out, to.value)
+    except (DataError, OSError, ValueError) as error:
+        _fail("convert", error)
+    rows = ", ".join(f"{name} {len(dataset)}" for name, dataset in splits.items())
+    print(f"{out}: {rows} pictures, {len(problems.found)} problems")
+
+
+def _load(command: str, folder: Path, layout: str, strict: bool) -> tuple[DatasetDict, Problems]:
+    from modeling_setcrop.data import DataError, Problems, load
+
+    problems = Problems(strict=strict)
+    try:
+        return load(layout, folder, problems=problems), problems
+    except (DataError, OSError) as error:
+        _fail(command, error)
+
+
+def _fail(command: str, error: Exception) -> NoReturn:
+    print(f"setcrop data {command}: {error}", file=sys.stderr)
+    raise typer.Exit(1) from error
+
+
+def _print_summary(name: str, summary: SplitSummary) -> None:
+    print(f"{name}: {summary.pictures} pictures, {summary.scored_pictures} with scores")
+    print("  long side {:d} to {:d} pixels, median {:g}".format(*(summary.sizes[i] for i in (0, 2, 1))))
+    print("  crops a picture {:d} to {:d}, mean {:.1f}".format(*(summary.crops[i] for i in (0, 2, 1))))
+    print("  good crops a picture {:d} to {:d}, mean {:.1f}".format(*(summary.good[i] for i in (0, 2, 1))))
+    if summary.histogram is not None:
+        highest = summary.histogram.max()
+        for count, low, high in zip(summary.histogram, summary.edges, summary.edges[1:], strict=False):
+            print(f"  score {low:5.2f} to {high:5.2f} {'#' * round(_BAR * count / highest):{_BAR}} {count}")

@@ -1,0 +1,479 @@
+"""The data sets' readers, on real files and on files written in each format's exact form."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import resource
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy.io import savemat
+from typer.testing import CliRunner
+
+from modeling_setcrop.cli import app
+from modeling_setcrop.data import FEATURES, DataError, Problems, gaic, load
+from modeling_setcrop.data.inspect import summarise
+from modeling_setcrop.data.saved import save
+from modeling_setcrop.data.schema import boxes_inside, good_or_best, held_out
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """Keeps what the tests read out of the user's cache."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+def picture(path: Path, size: tuple[int, int] = (120, 80), orientation: int | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    exif = Image.Exif()
+    if orientation:
+        exif[0x0112] = orientation
+    Image.new("RGB", size, (200, 30, 30)).save(path, exif=exif)
+    return path
+
+
+def annotation(path: Path, *lines: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+def gaic_v2(root: Path) -> Path:
+    """One picture a split, in GAICD version 2's form."""
+    for part, score in (("train", 4.5), ("val", 3.0), ("test", 4.0)):
+        picture(root / "images" / part / f"{part}.jpg")
+        annotation(
+            root / "annotations" / part / f"{part}.txt",
+            f"   3    5   76  115 {score:.2f}",
+            "   3    5   70  115 2.00",
+            "  10   15   70  105 -2",
+        )
+    return root
+
+
+def cpc(
+    root: Path, count: int = 1, votes: list[list[int]] | None = None, boxes: list[list[int]] | None = None
+) -> Path:
+    votes = votes or [[4, 3, 0], [2, 2, 1]]
+    boxes = boxes or [[0, 0, 100, 80], [2, 0, 100, 80], [60, 40, 120, 80]]
+    for index in range(count):
+        picture(root / "images" / f"{index}.jpg")
+        inner = json.dumps({"scores": votes, "bboxes": boxes})
+        annotation(root / "CollectedAnnotationsRaw" / f"{index}.jpg.txt", json.dumps(inner))
+    picture(root / "images" / "unlabelled.jpg")
+    return root
+
+
+def flms(root: Path, entries: list[tuple[str, list[list[int]]]]) -> Path:
+    names = np.empty((len(entries), 1), dtype=[("filename", "O"), ("bbox", "O")])
+    for index, (name, boxes) in enumerate(entries):
+        picture(root / "image" / name)
+        names[index, 0] = (name, np.array(boxes, dtype=float))
+    savemat(root / "500_image_dataset.mat", {"img_gt": names})
+    return root
+
+
+def fcdb(root: Path) -> Path:
+    def entry(name: str, crop: list[int]) -> dict:
+        return {"url": f"https://farm5.staticflickr.com/1/{name}", "flickr_photo_id": 1, "crop": crop}
+
+    picture(root / "images" / "a_b.jpg")
+    picture(root / "images" / "c_d.jpg")
+    training = [entry("a_b.jpg", [10, 5, 100, 60]), entry("gone.jpg", [0, 0, 5, 5])]
+    (root / "cropping_training_set.json").write_text(json.dumps(training))
+    (root / "cropping_testing_set.json").write_text(json.dumps([entry("c_d.jpg", [0, 0, 120, 80])]))
+    return root
+
+
+def folder(root: Path, *entries: dict | str) -> Path:
+    picture(root / "a.jpg")
+    lines = [entry if isinstance(entry, str) else json.dumps(entry) for entry in entries]
+    annotation(root / "metadata.jsonl", *lines)
+    return root
+
+
+def test_gaic_version_2_gives_official_splits_and_pixel_boxes(tmp_path):
+    splits = load("gaic", gaic_v2(tmp_path / "set"))
+    assert {name: len(rows) for name, rows in splits.items()} == {"train": 1, "validation": 1, "test": 1}
+    assert splits["train"].features == FEATURES
+    row = splits["train"][0]
+    assert row["image"].size == (120, 80)
+    assert (row["image_id"], row["width"], row["height"], row["split"]) == ("train", 120, 80, "train")
+    # y1 x1 y2 x2 in the file, x1 y1 x2 y2 here; the crop scored -2 is gone.
+    assert row["boxes"] == [[5, 3, 115, 76], [5, 3, 115, 70]]
+    assert row["scores"] == [4.5, 2.0]
+    assert row["good"] == [True, False]
+
+
+def test_a_picture_without_good_crops_takes_its_best_ones(tmp_path):
+    row = load("gaic", gaic_v2(tmp_path / "set"))["validation"][0]
+    assert (row["scores"], row["good"]) == ([3.0, 2.0], [True, False])
+    assert good_or_best(np.array([3.0, 3.0, 1.0]), np.zeros(3, bool)).tolist() == [True, True, False]
+
+
+def test_gaic_version_1_on_the_real_sample(shared_data):
+    problems = Problems()
+    splits = load("gaic", shared_data / "gaicd_sample", problems=problems)
+    assert {name: len(rows) for name, rows in splits.items()} == {"train": 1, "test": 4}
+    assert not problems.found
+    with gzip.open(shared_data / "labels" / "gaic_v1.json.gz", "rt") as file:
+        labels = json.load(file)
+    for row in splits["test"]:
+        crops = np.array(labels[f"{row['image_id']}.jpg"]["crops"])
+        np.testing.assert_allclose(row["boxes"], crops[:, [1, 0, 3, 2]])
+        np.testing.assert_allclose(row["scores"], crops[:, 4], atol=1e-6)
+        assert row["image"].size == (row["width"], row["height"])
+
+
+def test_gaic_version_1_holds_out_36_of_1036_training_pictures():
+    names = [f"{index}" for index in range(1036)]
+    picked = held_out(names, gaic.V1_VALIDATION_SHARE, gaic.V1_VALIDATION_SEED)
+    assert len(picked) == 36
+    assert picked == held_out(reversed(names), gaic.V1_VALIDATION_SHARE, gaic.V1_VALIDATION_SEED)
+
+
+def test_cpc_scores_are_mean_votes_and_near_duplicates_are_not_good(tmp_path):
+    (row,) = load("cpc", cpc(tmp_path / "set"))["train"]
+    assert row["scores"] == [3.0, 2.5, 0.5]
+    assert row["boxes"] == [[0, 0, 100, 80], [2, 0, 100, 80], [60, 40, 120, 80]]
+    # The second has a mean of at least 2, but overlaps the better first one by 0.98.
+    assert row["good"] == [True, False, False]
+
+
+def test_cpc_is_split_nine_to_one_with_a_seed(tmp_path):
+    splits = load("cpc", cpc(tmp_path / "set", count=22))
+    assert {name: len(rows) for name, rows in splits.items()} == {"train": 20, "test": 2}
+    assert len(held_out((str(index) for index in range(10797)), 1000 / 10797, 0)) == 1000
+
+
+def test_flms_43_has_all_427_crops(shared_data):
+    problems = Problems()
+    rows = load("flms", shared_data / "flms43", problems=problems)["test"]
+    assert (len(rows), sum(len(boxes) for boxes in rows["boxes"])) == (43, 427)
+    assert rows[0]["scores"] is None
+    assert all(all(good) for good in rows["good"])
+    # One crop reaches eight pixels below its picture.
+    assert [problem.kind for problem in problems.found] == ["box outside the picture"]
+    with gzip.open(shared_data / "labels" / "flms.json.gz", "rt") as file:
+        labels = json.load(file)
+    crops = np.array(labels[f"{rows[0]['image_id']}.jpg"])
+    np.testing.assert_allclose(rows[0]["boxes"], crops[:, [1, 0, 3, 2]])
+
+
+def test_flms_leaves_out_and_names_failed_annotators(tmp_path):
+    root = flms(tmp_path / "set", [("a.jpg", [[0, 0, 80, 120], [-1, -1, -1, -1]]), ("b.jpg", [[10, 20, 70, 100]])])
+    problems = Problems()
+    rows = load("flms", root, problems=problems)["test"]
+    assert rows["boxes"][:] == [[[0, 0, 120, 80]], [[20, 10, 100, 70]]]
+    assert [problem.kind for problem in problems.found] == ["annotator failed"]
+    assert "entry 1 (a.jpg), crop 2" in str(problems.found[0])
+
+
+def test_fcdb_keeps_its_splits_and_passes_over_pictures_gone_from_flickr(tmp_path):
+    problems = Problems()
+    splits = load("fcdb", fcdb(tmp_path / "set"), problems=problems)
+    assert splits["train"]["boxes"][:] == [[[10, 5, 110, 65]]]
+    assert splits["test"]["boxes"][:] == [[[0, 0, 120, 80]]]
+    assert splits["train"][0]["scores"] is None
+    assert not problems.found
+
+
+def test_fcdb_reads_the_official_files(shared_data, tmp_path):
+    with open(shared_data / "labels" / "fcdb" / "cropping_testing_set.json") as file:
+        entries = json.load(file)[:3]
+    root = tmp_path / "set"
+    for entry in entries:
+        x, y, width, height = entry["crop"]
+        picture(root / entry["url"].rsplit("/", 1)[-1], (x + width, y + height))
+    (root / "cropping_testing_set.json").write_text(json.dumps(entries))
+    rows = load("fcdb", root)["test"]
+    expected = [[[x, y, x + width, y + height]] for x, y, width, height in (entry["crop"] for entry in entries)]
+    assert rows["boxes"][:] == expected
+
+
+def test_folder_of_ones_own_pictures(tmp_path):
+    box, small = [0, 0, 120, 80], [10, 10, 50, 50]
+    root = folder(
+        tmp_path / "set",
+        {"file_name": "a.jpg", "boxes": [box, small], "scores": [2.5, 1.0]},
+        {"file_name": "a.jpg", "boxes": [box, small], "good": [False, True], "split": "test"},
+        {"file_name": "a.jpg", "boxes": [box, small], "split": "validation"},
+    )
+    splits = load("folder", root)
+    assert splits["train"][0]["good"] == [True, False]
+    assert (splits["test"][0]["scores"], splits["test"][0]["good"]) == (None, [False, True])
+    assert splits["validation"][0]["good"] == [True, True]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_refer_to_the_picture_as_displayed(tmp_path, orientation):
+    root = tmp_path / "set"
+    picture(root / "a.jpg", (120, 80), orientation)
+    turned = orientation >= 5
+    box = [0, 0, 80, 120] if turned else [0, 0, 120, 80]
+    annotation(root / "metadata.jsonl", json.dumps({"file_name": "a.jpg", "boxes": [box]}))
+    (row,) = load("folder", root)["train"]
+    assert row["image"].size == (row["width"], row["height"]) == ((80, 120) if turned else (120, 80))
+    assert row["boxes"] == [box]
+
+
+BAD_GAIC_LINES = [
+    ("3 5 76 115", "wrong number of fields", "has 4 fields"),
+    ("3 5 76 115 4 9", "wrong number of fields", "has 6 fields"),
+    ("3 5 x 115 4", "not a number", "'3 5 x 115 4'"),
+    ("3 5 nan 115 4", "not a number", "nan"),
+    ("3 5 76 115 nan", "score out of range", "nan"),
+    ("3 5 76 115 5.5", "score out of range", "5.5"),
+    ("3 5 76 115 -1", "score out of range", "-1"),
+    ("3 5 96 115 4", "box outside the picture", "120 x 80"),
+    ("76 5 3 115 4", "empty box", "no area"),
+]
+
+
+@pytest.mark.parametrize(("line", "kind", "message"), BAD_GAIC_LINES)
+def test_a_bad_gaic_line_is_named_and_the_others_stay(tmp_path, line, kind, message):
+    root = gaic_v2(tmp_path / "set")
+    file = annotation(root / "annotations" / "train" / "train.txt", "3 5 70 115 4.00", line, "3 5 76 110 3.00")
+    problems = Problems()
+    row = load("gaic", root, problems=problems)["train"][0]
+    assert row["scores"] == [4.0, 3.0]
+    (problem,) = problems.found
+    assert (problem.kind, problem.file, problem.line) == (kind, str(file), 2)
+    assert str(problem).startswith(f"{file}:2: ")
+    assert message in str(problem)
+    with pytest.raises(DataError, match=r"train\.txt:2"):
+        load("gaic", root, problems=Problems(strict=True))
+
+
+def test_missing_pictures_and_annotations_are_named(tmp_path):
+    root = gaic_v2(tmp_path / "set")
+    lonely = annotation(root / "annotations" / "val" / "lonely.txt", "0 0 10 10 4")
+    bare = picture(root / "images" / "test" / "bare.jpg")
+    (root / "images" / "train" / "train.jpg").write_bytes(b"not a picture")
+    problems = Problems()
+    splits = load("gaic", root, problems=problems)
+    assert list(splits) == ["validation", "test"]
+    found = {problem.kind: problem.file for problem in problems.found}
+    assert found == {
+        "annotation without image": str(lonely),
+        "image without annotation": str(bare),
+        "unreadable image": str(root / "images" / "train" / "train.jpg"),
+    }
+
+
+def test_odd_and_broken_pictures_are_read_or_named(shared_data, tmp_path):
+    odd = shared_data / "odd"
+    root = tmp_path / "set"
+    root.mkdir()
+    lines = []
+    for file in sorted(odd.iterdir()):
+        (root / file.name).symlink_to(file)
+        lines.append(json.dumps({"file_name": file.name, "boxes": [[0, 0, 1, 1]]}))
+    annotation(root / "metadata.jsonl", *lines)
+    problems = Problems()
+    rows = load("folder", root, problems=problems)["train"]
+    broken = {Path(problem.file).name for problem in problems.found}
+    # A truncated file still has its header: it fails when it is decoded.
+    assert broken == {"garbage.png", "header_only.jpg", "text_named.jpg", "zero_bytes.jpg"}
+    for index, name in enumerate(rows["image_id"]):
+        if name == "truncated":
+            with pytest.raises(OSError, match="truncated"):
+                rows[index]
+        else:
+            row = rows[index]
+            assert row["image"].size == (row["width"], row["height"])
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        ("not json", "undecodable annotation"),
+        (json.dumps("not json inside"), "undecodable annotation"),
+        (json.dumps(json.dumps({"scores": [[1]]})), "undecodable annotation"),
+        (json.dumps(json.dumps({"scores": [[1, 2]], "bboxes": [[0, 0, 5, 5]]})), "wrong number of fields"),
+    ],
+)
+def test_a_cpc_line_that_does_not_decode_is_named(tmp_path, content, kind):
+    root = cpc(tmp_path / "set", count=2)
+    file = annotation(root / "CollectedAnnotationsRaw" / "1.jpg.txt", content)
+    problems = Problems()
+    splits = load("cpc", root, problems=problems)
+    assert sum(len(rows) for rows in splits.values()) == 1
+    assert [(problem.kind, problem.file, problem.line) for problem in problems.found] == [(kind, str(file), 1)]
+
+
+def test_cpc_votes_out_of_range_are_named(tmp_path):
+    problems = Problems()
+    (row,) = load("cpc", cpc(tmp_path / "set", votes=[[4, 9, 0]]), problems=problems)["train"]
+    assert row["scores"] == [4.0, 0.0]
+    assert "crop 2 has a vote" in str(problems.found[0])
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        ("{", "undecodable annotation"),
+        ("[]", "wrong number of fields"),
+        ({"file_name": "none.jpg", "boxes": [[0, 0, 9, 9]]}, "annotation without image"),
+        ({"file_name": "a.jpg", "boxes": [[0, 0, 9]]}, "wrong number of fields"),
+        ({"file_name": "a.jpg", "boxes": []}, "wrong number of fields"),
+        ({"file_name": "a.jpg", "boxes": [[0, 0, 9, 9]], "scores": [1, 2]}, "score out of range"),
+        ({"file_name": "a.jpg", "boxes": [[0, 0, 9, 9]], "good": ["yes"]}, "wrong number of fields"),
+        ({"file_name": "a.jpg", "boxes": [[0, 0, 9, 9]], "split": "dev"}, "unknown split"),
+    ],
+)
+def test_a_bad_folder_line_is_named(tmp_path, line, kind):
+    root = folder(tmp_path / "set", {"file_name": "a.jpg", "boxes": [[0, 0, 9, 9]]}, line)
+    problems = Problems()
+    assert len(load("folder", root, problems=problems)["train"]) == 1
+    assert [(problem.kind, problem.line) for problem in problems.found] == [(kind, 2)]
+
+
+@pytest.mark.parametrize("layout", ["gaic", "cpc", "flms", "fcdb", "folder", "saved"])
+def test_a_folder_of_another_kind_is_refused(tmp_path, layout):
+    with pytest.raises(DataError, match="needs"):
+        load(layout, tmp_path)
+
+
+def test_an_unknown_layout_and_an_empty_set_are_refused(tmp_path):
+    with pytest.raises(DataError, match="unknown layout 'coco': choose one of gaic, cpc"):
+        load("coco", tmp_path)
+    (tmp_path / "images" / "train").mkdir(parents=True)
+    (tmp_path / "annotations").mkdir()
+    with pytest.raises(DataError, match="no usable picture"):
+        load("gaic", tmp_path)
+
+
+def test_problems_are_logged_when_nobody_collects_them(tmp_path, caplog):
+    load("gaic", _with_bad_line(tmp_path))
+    assert "1 bad entries (not a number: 1)" in caplog.text
+
+
+def test_a_changed_data_set_is_read_anew_and_an_unchanged_one_is_not(tmp_path, monkeypatch):
+    root = _with_bad_line(tmp_path)
+    first, second, third = Problems(), Problems(), Problems()
+    load("gaic", root, problems=first)
+    with monkeypatch.context() as patch:
+        patch.setattr(gaic, "read_annotation", None)
+        load("gaic", root, problems=second)
+    assert first.found == second.found != []
+    annotation(root / "annotations" / "train" / "train.txt", "3 5 70 115 4.00")
+    assert len(load("gaic", root, problems=third)["train"][0]["boxes"]) == 1
+    assert not third.found
+
+
+@given(st.lists(st.tuples(*[st.floats(-20, 140, width=32)] * 4), min_size=1, max_size=10))
+def test_kept_boxes_always_lie_inside_the_picture(values):
+    problems = Problems()
+    boxes = np.array(values)
+    clipped, keep = boxes_inside(boxes, (120, 80), "f", range(len(boxes)), problems)
+    assert len(problems.found) == (~keep).sum()
+    kept = clipped[keep]
+    assert (kept >= 0).all() and (kept <= [120, 80, 120, 80]).all()
+    assert (kept[:, 2:] > kept[:, :2]).all()
+    assert (np.abs(kept - boxes[keep]) <= 1).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(text=st.text(alphabet="0123456789 .-na\n", max_size=60))
+def test_any_annotation_text_is_read_without_an_exception(tmp_path_factory, text):
+    file = tmp_path_factory.getbasetemp() / "any.txt"
+    file.write_text(text)
+    boxes, scores, lines = gaic.read_annotation(file, Problems())
+    assert boxes.shape == (len(scores), 4) and len(lines) == len(scores)
+    assert ((scores >= 1) & (scores <= 5)).all()
+
+
+@pytest.mark.parametrize("form", ["disk", "parquet"])
+def test_a_converted_copy_is_the_same_without_the_originals(tmp_path, form):
+    root = gaic_v2(tmp_path / "set")
+    original = load("gaic", root)
+    expected = [{**row, "image": row["image"].tobytes()} for row in original["train"]]
+    save(original, tmp_path / "copy", form)
+    os.rename(root, tmp_path / "moved")
+    copy = load("saved", tmp_path / "copy")
+    assert list(copy) == ["train", "validation", "test"]
+    assert copy["train"].features == FEATURES
+    assert [{**row, "image": row["image"].tobytes()} for row in copy["train"]] == expected
+
+
+def test_saving_does_not_touch_an_existing_folder(tmp_path):
+    splits = load("gaic", gaic_v2(tmp_path / "set"))
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "mine.txt").write_text("mine")
+    with pytest.raises(DataError, match="exists already"):
+        save(splits, tmp_path / "copy", "parquet")
+    assert [path.name for path in (tmp_path / "copy").iterdir()] == ["mine.txt"]
+
+
+def test_summary_counts_scores_and_good_crops(tmp_path):
+    summary = summarise(load("gaic", gaic_v2(tmp_path / "set")))["train"]
+    assert (summary.pictures, summary.scored_pictures) == (1, 1)
+    assert (summary.sizes, summary.crops, summary.good) == ((120, 120.0, 120), (2, 2.0, 2), (1, 1.0, 1))
+    assert summary.histogram.sum() == 2
+
+
+def test_inspect_command_shows_counts_and_names_problems(tmp_path):
+    root = _with_bad_line(tmp_path)
+    result = CliRunner().invoke(app, ["data", "inspect", str(root), "--layout", "gaic"])
+    assert result.exit_code == 0
+    assert "train: 1 pictures, 1 with scores" in result.output
+    assert "problem: not a number: 1" in result.output
+    assert "train.txt:1: '3 5 x 115 4' is not five numbers" in result.output
+    result = CliRunner().invoke(app, ["data", "inspect", str(root), "--layout", "gaic", "--strict"])
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1 and "train.txt:1" in result.stderr
+
+
+def test_convert_command_writes_a_copy_that_loads(tmp_path):
+    root = gaic_v2(tmp_path / "set")
+    arguments = ["data", "convert", str(root), "--layout", "gaic", "--out", str(tmp_path / "copy")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in (tmp_path / "copy").iterdir()) == [
+        "test.parquet",
+        "train.parquet",
+        "validation.parquet",
+    ]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1 and "exists already" in result.stderr
+
+
+def test_convert_command_pushes_to_the_hub(tmp_path, monkeypatch):
+    pushed = {}
+    monkeypatch.setattr(
+        datasets.DatasetDict, "push_to_hub", lambda self, repo, private: pushed.update({repo: (list(self), private)})
+    )
+    root = gaic_v2(tmp_path / "set")
+    arguments = ["data", "convert", str(root), "--layout", "gaic", "--to", "hub", "--out", "me/crops", "--private"]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert pushed == {"me/crops": (["train", "validation", "test"], True)}
+
+
+def test_memory_does_not_grow_with_100_000_pictures(tmp_path):
+    root = tmp_path / "set"
+    picture(root / "a.jpg")
+    line = json.dumps({"file_name": "a.jpg", "boxes": [[0, 0, 120, 80], [5, 5, 100, 70]] * 4, "scores": [3, 4] * 4})
+    count = 100_000
+    with open(root / "metadata.jsonl", "w") as file:
+        file.writelines(f"{line}\n" for _ in range(count))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    rows = load("folder", root)["train"]
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    assert len(rows) == count
+    assert rows[count - 1]["image"].size == (120, 80)
+    # As Python objects the rows would take over 100 MB.
+    assert grown < 40, f"{grown:.0f} MB"
+
+
+def _with_bad_line(tmp_path: Path) -> Path:
+    root = gaic_v2(tmp_path / "set")
+    annotation(root / "annotations" / "train" / "train.txt", "3 5 x 115 4", "3 5 70 115 4.00")
+    return root
