@@ -1,0 +1,142 @@
+"""The exported folder: complete, loadable without the package, and giving the same crops."""
+
+from __future__ import annotations
+
+import json
+import os
+import site
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, pipeline
+
+from modeling_setcrop import SetCropConfig, SetCropForImageCropping
+from modeling_setcrop.hub_export import code_files, export_hub
+
+# What transformers and torch bring along is there; what only SetCrop asks for is not.
+WITHOUT_SETCROP = """
+import json, sys
+from importlib.machinery import PathFinder
+
+find = PathFinder.find_spec
+absent = {"modeling_setcrop", "scipy", "accelerate", "datasets", "evaluate", "rich"}
+PathFinder.find_spec = classmethod(
+    lambda _, name, *rest, **named: None if name.split(".")[0] in absent else find(name, *rest, **named)
+)
+import torch
+from transformers import AutoImageProcessor, AutoModel, pipeline
+
+folder, photos, flags = sys.argv[1], sys.argv[2].split(","), json.loads(sys.argv[3])
+torch.set_num_threads(1)
+cropper = pipeline("image-cropping", model=folder, **flags)
+assert type(cropper.model).__module__.startswith("transformers_modules."), type(cropper.model)
+crops = [cropper(photo, top_k=5) for photo in photos]
+model = AutoModel.from_pretrained(folder, **flags)
+assert type(model).__name__ == "SetCropForImageCropping"
+assert type(AutoImageProcessor.from_pretrained(folder, **flags)).__name__ == "SetCropImageProcessorPil"
+print(json.dumps(crops))
+"""
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_checkpoint, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("export") / "tiny-crop"
+    export_hub(tiny_checkpoint, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def python_without_setcrop(tmp_path_factory) -> Path:
+    """Interpreter of a virtual environment that sees the installed libraries, but no editable installs."""
+    folder = tmp_path_factory.mktemp("venv")
+    venv.create(folder, with_pip=False, symlinks=True)
+    paths = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()}
+    inner = sysconfig.get_path("purelib", "venv", {"base": str(folder), "installed_base": str(folder)})
+    # Directories named in a .pth file are searched, but their own .pth files are not read.
+    Path(inner, "outer.pth").write_text("\n".join(sorted(paths)) + "\n")
+    return folder / "bin" / "python"
+
+
+def run_without_setcrop(python: Path, tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess:
+    environment = {key: value for key, value in os.environ.items() if key not in {"PYTHONPATH", "PYTHONHOME"}}
+    environment |= {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    command = [str(python), "-c", WITHOUT_SETCROP, *arguments]
+    return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+
+
+def test_the_code_is_flat_and_closed():
+    names = {path.stem for path in code_files()}
+    assert {"configuration_setcrop", "modeling_setcrop", "loss_setcrop", "backbone_efficientnet_lite"} <= names
+    assert {"image_processing_setcrop", "image_processing_pil_setcrop", "pipeline_image_cropping"} <= names
+    for path in code_files():
+        for line in path.read_text().splitlines():
+            assert not line.lstrip().startswith(("from modeling_setcrop", "import modeling_setcrop", "from .."))
+            if line.lstrip().startswith("from ."):
+                assert line.split()[1].lstrip(".") in names, f"{path.name}: {line}"
+
+
+def test_the_folder_names_its_code(exported):
+    config = json.loads((exported / "config.json").read_text())
+    assert config["auto_map"]["AutoModel"] == "modeling_setcrop.SetCropForImageCropping"
+    assert config["custom_pipelines"]["image-cropping"]["impl"] == "pipeline_image_cropping.ImageCroppingPipeline"
+    processor = json.loads((exported / "preprocessor_config.json").read_text())
+    assert processor["auto_map"]["AutoImageProcessor"]["pil"].startswith("image_processing_pil_setcrop.")
+    assert (exported / "model.safetensors").is_file()
+    assert not list(exported.glob("*.bin"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the environment is laid out for POSIX")
+def test_same_crops_to_the_last_bit_without_setcrop(
+    exported, tiny_checkpoint, python_without_setcrop, photos, tmp_path
+):
+    chosen = [str(photo) for photo in photos[:3]]
+    found = run_without_setcrop(
+        python_without_setcrop, tmp_path, str(exported), ",".join(chosen), '{"trust_remote_code": true}'
+    )
+    assert found.returncode == 0, found.stderr
+    cropper = pipeline("image-cropping", model=str(tiny_checkpoint))
+    assert json.loads(found.stdout.splitlines()[-1]) == [cropper(photo, top_k=5) for photo in chosen]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the environment is laid out for POSIX")
+def test_without_setcrop_the_trust_flag_is_needed(exported, python_without_setcrop, photos, tmp_path):
+    found = run_without_setcrop(
+        python_without_setcrop, tmp_path, str(exported), str(photos[0]), '{"trust_remote_code": false}'
+    )
+    assert found.returncode != 0
+    assert "trust_remote_code=True" in found.stderr
+
+
+def test_with_the_package_no_flag_is_needed(exported, tiny_checkpoint, photos):
+    cropper = pipeline("image-cropping", model=str(exported))
+    assert type(cropper.model) is SetCropForImageCropping
+    assert type(AutoConfig.from_pretrained(exported)) is SetCropConfig
+    assert type(AutoModel.from_pretrained(exported)) is SetCropForImageCropping
+    assert type(AutoImageProcessor.from_pretrained(exported)) is type(cropper.image_processor)
+    expected = pipeline("image-cropping", model=str(tiny_checkpoint))
+    assert cropper(str(photos[0])) == expected(str(photos[0]))
+
+
+def test_an_export_can_be_repeated_but_replaces_nothing_else(exported, tiny_checkpoint, tmp_path):
+    export_hub(tiny_checkpoint, exported)
+    (tmp_path / "letters.txt").write_text("keep me")
+    with pytest.raises(FileExistsError, match="not empty"):
+        export_hub(tiny_checkpoint, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["letters.txt"]
+
+
+def test_card_and_results_come_along(tiny_checkpoint, tmp_path):
+    import shutil
+
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(tiny_checkpoint, checkpoint)
+    (checkpoint / "README.md").write_text("# A card")
+    (checkpoint / "evaluation" / "flms").mkdir(parents=True)
+    (checkpoint / "evaluation" / "flms" / "evaluation.json").write_text("{}")
+    written = export_hub(checkpoint, tmp_path / "export")
+    names = {path.relative_to(tmp_path / "export").as_posix() for path in written}
+    assert {"README.md", "evaluation/flms/evaluation.json"} <= names
