@@ -1,0 +1,164 @@
+"""`setcrop suggest`: boxes and scores of the best crops, as a table, as JSON or drawn on the photograph."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import options as shared
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from modeling_setcrop.photo_run import Suggestion
+
+
+def suggest(
+    photos: shared.Paths,
+    top_k: shared.TopK = 5,
+    aspect_ratio: shared.AspectRatio = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line a photograph instead of tables.")] = False,
+    annotate: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE|FOLDER", help="Also write the photograph with its crops drawn on it."),
+    ] = None,
+    threshold: shared.Threshold = 0.0,
+    nms_iou: shared.NmsIou = 0.8,
+    diversity: shared.Diversity = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Pixels across at which crops will be shown.")] = None,
+    height: Annotated[int | None, typer.Option(min=1, help="Pixels down; with --width the aspect ratio.")] = None,
+    min_area: shared.MinArea = None,
+    max_area: shared.MaxArea = None,
+    min_size: shared.MinSize = None,
+    keep: shared.Keep = None,
+    avoid: shared.Avoid = None,
+    strict: shared.Strict = False,
+    model: shared.Model = None,
+    device: shared.Device = None,
+    batch_size: shared.BatchSize = 8,
+    workers: shared.Workers = None,
+) -> None:
+    """Suggest crops of photographs: ranked boxes with the probability that a person would call each one good."""
+    try:
+        options = shared.selection_options(
+            top_k=top_k,
+            aspect_ratio=aspect_ratio,
+            threshold=threshold,
+            nms_iou=nms_iou,
+            diversity=diversity,
+            min_area=min_area,
+            max_area=max_area,
+            min_size=min_size,
+            keep=keep,
+            avoid=avoid,
+            strict=strict,
+            width=width,
+            height=height,
+        )
+    except shared.UsageError as error:
+        raise shared.fail(f"setcrop suggest: {error}") from None
+    from modeling_setcrop.imaging import PictureError
+    from modeling_setcrop.photo_run import in_order, list_photos, suggest_photos
+
+    failed: list[PictureError] = []
+
+    def note(error: PictureError) -> None:
+        failed.append(error)
+        shared.report(error)
+
+    found = list_photos(photos, note)
+    if annotate is not None and annotate.suffix and len(found) > 1:
+        raise shared.fail(f"setcrop suggest: --annotate {annotate}: name a folder for {len(found)} photographs")
+    if found:
+        try:
+            cropper = shared.load_cropper(model, device)
+        except shared.UsageError as error:
+            raise shared.fail(f"setcrop suggest: {error}") from None
+        suggestions = suggest_photos(cropper, found, options, batch_size=batch_size, workers=workers)
+        for suggestion in in_order(suggestions, found):
+            try:
+                if suggestion.error is not None:
+                    raise suggestion.error
+                drawn = None if annotate is None else annotate_photo(suggestion, annotate)
+            except PictureError as error:
+                note(error)
+                continue
+            show(suggestion, as_json, drawn)
+    if failed:
+        raise typer.Exit(1)
+
+
+def show(suggestion: Suggestion, as_json: bool, drawn: Path | None = None) -> None:
+    """Print one photograph's crops."""
+    height, width = suggestion.picture.size
+    if as_json:
+        line = {"photo": suggestion.photo.path.as_posix(), "width": width, "height": height, **suggestion.result}
+        print(json.dumps(line, ensure_ascii=False), flush=True)
+        return
+    from rich.console import Console
+
+    # A table that is piped away keeps all its columns.
+    console = Console() if sys.stdout.isatty() else Console(width=120)
+    console.print(crop_table(suggestion))
+    if drawn is not None:
+        console.print(f"Drawn: {drawn}", soft_wrap=True, markup=False, highlight=False)
+
+
+def crop_table(suggestion: Suggestion) -> Table:
+    """A photograph's crops, and what the model thinks of the whole picture."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    result, (height, width) = suggestion.result, suggestion.picture.size
+    focus = result["focus_point"]
+    caption = (
+        f"whole picture {result['keep_original']:.2f}, best crop {result['improves']:+.2f}, "
+        f"focus point {focus['x']:.2f} {focus['y']:.2f}"
+    )
+    title = escape(f"{suggestion.photo.path} ({width} x {height})")
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    several = any("aspect_ratio" in crop for crop in result["crops"])
+    gave_way = any("gave_way" in crop for crop in result["crops"])
+    for column in ("rank", *(["ratio"] if several else []), "score", "left", "top", "right", "bottom", "size", "area"):
+        table.add_column(column, justify="right")
+    if gave_way:
+        table.add_column("gave way")
+    rank, ratio = 0, None
+    for crop in result["crops"]:
+        rank = rank + 1 if crop.get("aspect_ratio") == ratio else 1
+        ratio = crop.get("aspect_ratio")
+        table.add_row(*_cells(crop, rank, width * height, several, gave_way))
+    return table
+
+
+def _cells(crop: dict[str, Any], rank: int, picture_area: int, several: bool, gave_way: bool) -> list[str]:
+    box = crop["box"]
+    across, down = box["xmax"] - box["xmin"], box["ymax"] - box["ymin"]
+    cells = [str(rank), *([str(crop["aspect_ratio"])] if several else []), f"{crop['score']:.3f}"]
+    cells += [str(box[edge]) for edge in ("xmin", "ymin", "xmax", "ymax")]
+    cells += [f"{across} x {down}", f"{across * down / picture_area:.0%}"]
+    return cells + ([", ".join(crop.get("gave_way", []))] if gave_way else [])
+
+
+def annotate_photo(suggestion: Suggestion, target: Path) -> Path:
+    """Write the photograph with its crops drawn on it, to a file or into a folder, and return where.
+
+    Raises:
+        PictureError: The file cannot be written, or would replace the photograph.
+    """
+    from modeling_setcrop.drawing import draw_crops
+    from modeling_setcrop.imaging import PictureError, atomic_writer
+
+    photo = suggestion.photo
+    if not target.suffix:
+        target = target / photo.folder / f"{photo.stem}_crops.jpg"
+    if target.exists() and target.samefile(photo.path):
+        raise PictureError(photo.path, "the drawing would overwrite the photograph itself")
+    format = "PNG" if target.suffix.lower() == ".png" else "JPEG"
+    with atomic_writer(target) as file:
+        draw_crops(suggestion.picture, suggestion.result["crops"]).save(file, format=format, quality=90)
+    return target

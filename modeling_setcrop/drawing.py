@@ -1,0 +1,49 @@
+"""Crops drawn on their photograph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from .picture_reading import Picture
+
+# Okabe and Ito's colours, which people with any colour vision can tell apart, brightest first.
+COLOURS = ("#F0E442", "#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#0072B2", "#FFFFFF")
+
+
+def draw_crops(picture: Picture, crops: Sequence[dict[str, Any]], long_side: int = 1600) -> Image.Image:
+    """The photograph with its crops outlined, numbered by rank and labelled with their scores.
+
+    Args:
+        picture: The photograph.
+        crops: As the pipeline returns them, boxes in pixels of the whole picture; the first is drawn on top.
+        long_side: Pixels to which a larger copy is brought down.
+    """
+    canvas = picture.image.convert("RGB")
+    canvas.thumbnail((long_side, long_side), Image.Resampling.LANCZOS)
+    if canvas is picture.image:
+        canvas = canvas.copy()
+    across, down = canvas.width / picture.size[1], canvas.height / picture.size[0]
+    line = max(2, round(max(canvas.size) / 300))
+    font = ImageFont.load_default(max(10, 6 * line))
+    draw = ImageDraw.Draw(canvas)
+    for rank in range(len(crops), 0, -1):
+        crop, colour = crops[rank - 1], COLOURS[(rank - 1) % len(COLOURS)]
+        box = crop["box"]
+        # Nested outlines, so that crops that share an edge can all be seen.
+        inset = line * (rank - 1) if rank <= len(COLOURS) else 0
+        x1, y1 = box["xmin"] * across + inset, box["ymin"] * down + inset
+        x2 = max(box["xmax"] * across - 1 - inset, x1 + 1)
+        y2 = max(box["ymax"] * down - 1 - inset, y1 + 1)
+        draw.rectangle((x1, y1, x2, y2), outline=colour, width=line)
+        text = f"{rank}  {crop['score']:.2f}"
+        left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+        width, height = right - left + 2 * line, bottom - top + 2 * line
+        # Labels step down from corner to corner, clear of one another.
+        label_x, label_y = x1 + line, y1 + line + (rank - 1) * height
+        if label_x + width < x2 and label_y + height < y2:
+            draw.rectangle((label_x, label_y, label_x + width, label_y + height), fill=colour)
+            draw.text((label_x + line - left, label_y + line - top), text, fill="black", font=font)
+    return canvas
