@@ -21,6 +21,8 @@ _AT_LEAST_ONE = (
     "batch_size",
     "gradient_accumulation_steps",
     "max_long_side",
+    "eval_short_side",
+    "eval_long_side",
     "max_train_samples",
     "max_eval_samples",
     "eval_every",
@@ -49,6 +51,10 @@ class CropTrainingArguments:
         "What to start from: a SetCrop or Conditional DETR checkpoint (folder or Hub name), or a folder with only a "
         "config.json (and a preprocessor_config.json), for random weights.",
     )
+    config_overrides: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Fields of the model's config to change, as name=value (label_smoothing=none, say)."},
+    )
     output_dir: str = _option("", "Where the model, its checkpoints and the log are written.")
 
     epochs: int = _option(50, "Epochs to train.")
@@ -66,14 +72,24 @@ class CropTrainingArguments:
     warmup_steps: int = _option(0, "Optimiser steps of linear warm-up.")
     clip: float = _option(0.1, "Largest norm of the gradient.")
     freeze_backbone_stages: int = _option(0, "Keep the backbone's stem and first K stages as they are; -1 for all.")
+    distillation_start_epoch: int = _option(
+        40, "With label_smoothing=distillation: epochs before the teacher's validities join the labels."
+    )
     ema_decay: float | None = _option(None, "Evaluate and save an average of the weights with this decay a step.")
     seed: int = _option(0, "Seed of the order, the augmentation and dropout.")
+
+    mixed_precision: str = _option("no", f"Arithmetic of the forward pass: {', '.join(PRECISIONS)}.")
+    torch_compile: bool = _option(False, "Compile the model with torch.compile.")
 
     train_short_sides: list[int] | None = field(
         default=None,
         metadata={"help": "Short sides in pixels, one drawn for each batch; the image processor's own if not given."},
     )
     max_long_side: int | None = _option(None, "Largest long side in training; the image processor's own if not given.")
+    eval_short_side: int | None = _option(
+        None, "Short side at which the model is validated, and with which its image processor is saved."
+    )
+    eval_long_side: int | None = _option(None, "Largest long side, likewise.")
     max_train_samples: int | None = _option(None, "Use the first so many training pictures.")
     max_eval_samples: int | None = _option(None, "Use the first so many validation pictures.")
     num_workers: int = _option(1, "Processes that decode pictures; 0 decodes in the training process.")
@@ -87,6 +103,12 @@ class CropTrainingArguments:
         None, "Optimiser steps between checkpoints, beside one at each epoch's end."
     )
     checkpoints_total_limit: int = _option(1, "How many checkpoints are kept.")
+    report_to: list[str] = field(
+        default_factory=list, metadata={"help": "Trackers that get the log's figures: tensorboard, trackio, ..."}
+    )
+    profile: bool = _option(False, "Log the share of time in data, forward, loss, backward and optimiser.")
+    push_to_hub: bool = _option(False, "Upload the best model at the end.")
+    hub_model_id: str | None = _option(None, "Repository to upload to; the name of output_dir if not given.")
     resume_from_checkpoint: str | None = _option(
         None, "A checkpoint's folder, or 'latest' for the newest in output_dir."
     )
@@ -95,7 +117,7 @@ class CropTrainingArguments:
         for name in ("data", "model_name_or_path", "output_dir"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is not given")
-        for name, choices in (("layout", LAYOUTS), ("lr_scheduler", SCHEDULES)):
+        for name, choices in (("layout", LAYOUTS), ("lr_scheduler", SCHEDULES), ("mixed_precision", PRECISIONS)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}")
         for name in (
@@ -111,7 +133,7 @@ class CropTrainingArguments:
         for name in ("max_steps", "max_train_samples", "max_eval_samples", "checkpointing_steps", "max_long_side"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("lr", "lr_backbone", "weight_decay", "warmup_steps", "num_workers"):
+        for name in ("lr", "lr_backbone", "weight_decay", "warmup_steps", "num_workers", "distillation_start_epoch"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
         if self.clip <= 0:

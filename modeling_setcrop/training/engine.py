@@ -7,21 +7,24 @@ import json
 import logging
 import math
 import signal
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, send_to_device, set_seed
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import TorchDynamoPlugin, gather_object, send_to_device, set_seed
 from datasets import Dataset, DatasetDict
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..data import load
 from ..data.collation import AspectRatioBatchSampler, CropCollator, CropPictures
-from .arguments import CropTrainingArguments
+from ..modeling_setcrop import SetCropForImageCropping
+from .arguments import CropTrainingArguments, parse_arguments
 from .averaging import AveragedModel
 from .checkpointing import (
     CheckpointError,
@@ -39,7 +42,9 @@ from .checkpointing import (
     write_folder,
 )
 from .evaluation import validation_figures, validation_records
-from .initialization import backbone_of, freeze_backbone_stages, load_model, load_processor
+from .initialization import backbone_of, freeze_backbone_stages, load_model, load_processor, parse_overrides
+from .teacher import MomentumTeacher
+from .timing import StepTimer
 
 logger = logging.getLogger(__name__)
 
@@ -93,27 +98,34 @@ class CropTraining:
     def __init__(self, args: CropTrainingArguments, dataset: DatasetDict | None = None) -> None:
         self.args = args
         self.output_dir = Path(args.output_dir)
-        self.accelerator = Accelerator()
+        self.accelerator = Accelerator(
+            mixed_precision=args.mixed_precision,
+            log_with=_trackers(args.report_to) or None,
+            project_dir=args.output_dir,
+            dynamo_plugin=TorchDynamoPlugin(backend="inductor", dynamic=True) if args.torch_compile else None,
+        )
         set_seed(args.seed, device_specific=True)
         with self.accelerator.main_process_first():
             splits = load(args.layout, args.data) if dataset is None else dataset
         self.train_rows = _split(splits, "train", args.max_train_samples, args.data)
         self.validation_rows = _split(splits, "validation", args.max_eval_samples, args.data)
-        self.processor = load_processor(args.model_name_or_path)
+        self.processor = load_processor(args.model_name_or_path, args.eval_short_side, args.eval_long_side)
         self.resume_folder = (
             find_checkpoint(args.resume_from_checkpoint, self.output_dir) if args.resume_from_checkpoint else None
         )
-        model = load_model(str(self.resume_folder or args.model_name_or_path))
+        model = load_model(str(self.resume_folder or args.model_name_or_path), parse_overrides(args.config_overrides))
         freeze_backbone_stages(model, args.freeze_backbone_stages)
         backbone_of(model).to(memory_format=torch.channels_last)
         self.raw_model = model
-        self.average = None if args.ema_decay is None else AveragedModel(model, 1 - args.ema_decay)
         optimizer = torch.optim.AdamW(
             parameter_groups(model, args.lr, args.lr_backbone), weight_decay=args.weight_decay
         )
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        if self.average is not None:
-            self.average.model.to(self.accelerator.device)
+        self.teacher: MomentumTeacher | None = None
+        self.timer = StepTimer(args.profile, self.accelerator.device)
+        self.timer.watch(model.model)
+        # Made after `prepare`, which gives every process the weights of the first.
+        self.average = None if args.ema_decay is None else AveragedModel(model, 1 - args.ema_decay)
 
         self.sampler = self._sampler(self.train_rows, shuffle=True)
         self.train_loader = self._loader(self.train_rows, self.sampler, augment=True)
@@ -138,6 +150,9 @@ class CropTraining:
             self._resume(self.resume_folder)
         elif self.accelerator.is_main_process:
             (self.output_dir / "log.jsonl").unlink(missing_ok=True)
+        if self.args.report_to:
+            simple = {k: v for k, v in vars(self.args).items() if isinstance(v, int | float | str | bool)}
+            self.accelerator.init_trackers("setcrop", config=simple)
         with self._stopping_on_signals():
             while self.step < self.total_steps:
                 self._train_epoch()
@@ -146,12 +161,16 @@ class CropTraining:
                 if last or self.epoch % self.args.eval_every == 0:
                     self._validate()
                 self._checkpoint()
+        if self.args.push_to_hub and self.accelerator.is_main_process:
+            self._push_to_hub()
+        self.accelerator.end_training()
         return json.loads((self.output_dir / "metrics.json").read_text())
 
     # The epoch
 
     def _train_epoch(self) -> None:
         self.model.train()
+        self._start_teacher()
         self.sampler.set_epoch(self.epoch, start=self.batches_done)
         bar = tqdm(
             total=self.steps_per_epoch,
@@ -160,9 +179,12 @@ class CropTraining:
             disable=None if self.accelerator.is_local_main_process else True,
         )
         log = _RunningLog()
+        self.timer.mark(None)
         with bar:
             for batches in _grouped(self.train_loader, self.args.gradient_accumulation_steps):
+                self.timer.mark("data")
                 losses = self._optimizer_step(batches)
+                self.timer.mark("optimizer")
                 self.batches_done += len(batches)
                 pictures = sum(len(batch["labels"]) for batch in batches) * self.accelerator.num_processes
                 log.add(losses, pictures)
@@ -170,7 +192,9 @@ class CropTraining:
                 if self.step % self.args.log_every == 0:
                     figures = log.take()
                     bar.set_postfix(loss=f"{figures['loss']:.3f}")
-                    self._log({"lr": self.scheduler.get_last_lr()[0], **figures})
+                    shares = self.timer.shares() if self.args.profile else {}
+                    self._log({"lr": self.scheduler.get_last_lr()[0], **figures, **shares})
+                    self.timer.mark(None)
                 if self.args.checkpointing_steps and self.step % self.args.checkpointing_steps == 0:
                     self._checkpoint()
                 if self.stop_signal is not None:
@@ -185,10 +209,15 @@ class CropTraining:
         for number, batch in enumerate(batches):
             last = number == len(batches) - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
-                outputs = self.model(**self._on_device(batch), num_good_crops=count)
+                inputs = self._on_device(batch)
+                if self.teacher is not None:
+                    self.teacher.label(inputs)
+                outputs = self.model(**inputs, num_good_crops=count)
                 if not torch.isfinite(outputs.loss):
                     self._stop_on_bad_loss(outputs.loss, batch)
+                self.timer.mark("loss")
                 self.accelerator.backward(outputs.loss / len(batches))
+                self.timer.mark("backward")
             for name, value in {"loss": outputs.loss, **outputs.loss_dict}.items():
                 sums[name] = sums.get(name, 0) + value.detach() / len(batches)
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.clip)
@@ -196,9 +225,16 @@ class CropTraining:
         self.scheduler.step()
         self.optimizer.zero_grad()
         self.step += 1
-        if self.average is not None:
-            self.average.update(self.raw_model)
+        for average in (self.average, self.teacher):
+            if average is not None:
+                average.update(self.raw_model)
         return sums
+
+    def _start_teacher(self) -> None:
+        config = self.raw_model.config
+        due = config.label_smoothing == "distillation" and self.epoch >= self.args.distillation_start_epoch
+        if due and self.teacher is None:
+            self.teacher = MomentumTeacher(self.raw_model, config.distillation_momentum)
 
     def _agree_on_count_and_stop(self, batches: list[dict[str, Any]]) -> torch.Tensor:
         """Good crops of the whole accumulated batch over all processes, as the mean of a process's batch.
@@ -278,6 +314,8 @@ class CropTraining:
         self.processor.save_pretrained(folder)
         if self.average is not None:
             save_weights(self.average.model, folder / "average.safetensors")
+        if self.teacher is not None:
+            save_weights(self.teacher.model, folder / "teacher.safetensors")
         save_optimizer(self.optimizer, folder)
         save_random_states(random_states, folder)
         progress = {
@@ -300,6 +338,9 @@ class CropTraining:
         load_optimizer(self.optimizer, folder)
         if self.average is not None:
             load_weights(self.average.model, folder / "average.safetensors")
+        if (folder / "teacher.safetensors").is_file():
+            self.teacher = MomentumTeacher(self.raw_model, self.raw_model.config.distillation_momentum)
+            load_weights(self.teacher.model, folder / "teacher.safetensors")
         self.step, self.epoch, self.batches_done = (progress[k] for k in ("step", "epoch", "batches_done"))
         self.best = progress["best"]
         self.scheduler.last_epoch = progress["scheduler"]["last_epoch"]
@@ -319,6 +360,13 @@ class CropTraining:
             line = {"step": self.step, "epoch": self.epoch + 1}
             with open(self.output_dir / "log.jsonl", "a") as file:
                 file.write(json.dumps({**line, **{k: round(v, 6) for k, v in figures.items()}}) + "\n")
+        if self.args.report_to:
+            self.accelerator.log(figures, step=self.step)
+
+    def _push_to_hub(self) -> None:
+        repository = self.args.hub_model_id or self.output_dir.resolve().name
+        SetCropForImageCropping.from_pretrained(self.output_dir).push_to_hub(repository)
+        self.processor.push_to_hub(repository)
 
     # Interruption
 
@@ -368,11 +416,36 @@ class CropTraining:
             CropPictures(rows, augment),
             batch_sampler=sampler,
             collate_fn=CropCollator(self.processor),
+            # Its own generator: iterating must not draw from the one that dropout uses, or resuming would shift it.
+            generator=torch.Generator(),
             num_workers=workers,
             persistent_workers=workers > 0,
             prefetch_factor=4 if workers else None,
             pin_memory=self.accelerator.device.type == "cuda",
         )
+
+
+def run(argv: Sequence[str], prog: str) -> int:
+    """Trains as the command line says; returns the exit status, after one line on stderr when something is wrong."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        figures = CropTraining(parse_arguments(argv, prog)).train()
+    except (ValueError, OSError, ImportError, TrainingError) as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return 1
+    logger.info("best model: %s", ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+    return 0
+
+
+def _trackers(names: list[str]) -> list[str]:
+    available = {getattr(tracker, "value", tracker) for tracker in get_available_trackers()}
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise ValueError(f"report_to: no tracker {name!r}; there are {', '.join(LOGGER_TYPE_TO_CLASS)}")
+        if name not in available:
+            raise ValueError(f"report_to: {name} is not installed (pip install {name})")
+    return names
 
 
 def _split(splits: DatasetDict, name: str, limit: int | None, source: str) -> Dataset:

@@ -1,0 +1,443 @@
+"""The training engine: what it learns, writes, refuses, and that stopping and resuming changes nothing."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_data import write_gaic, write_tiny_start
+
+from modeling_setcrop import SetCropForImageCropping
+from modeling_setcrop.training import checkpointing
+from modeling_setcrop.training.arguments import CropTrainingArguments, parse_arguments
+from modeling_setcrop.training.averaging import AveragedModel
+from modeling_setcrop.training.checkpointing import CheckpointError, find_checkpoint
+from modeling_setcrop.training.engine import (
+    CropTraining,
+    Interrupted,
+    TrainingError,
+    learning_rate_factor,
+    parameter_groups,
+)
+from modeling_setcrop.training.initialization import backbone_of, freeze_backbone_stages, load_model
+from modeling_setcrop.training.teacher import MomentumTeacher
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_gaic(tmp_path_factory.mktemp("gaic"), train=10, val=5)
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_start(tmp_path_factory.mktemp("start"))
+
+
+@pytest.fixture
+def arguments(data: Path, start: Path, tmp_path: Path):
+    def make(**options: object) -> CropTrainingArguments:
+        return CropTrainingArguments(
+            **{
+                "data": str(data),
+                "model_name_or_path": str(start),
+                "output_dir": str(tmp_path / "out"),
+                "epochs": 2,
+                "batch_size": 4,
+                "lr": 1e-3,
+                "num_workers": 0,
+                "log_every": 1,
+                **options,
+            }
+        )
+
+    return make
+
+
+def log_of(args: CropTrainingArguments) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (Path(args.output_dir) / "log.jsonl").read_text().splitlines()]
+
+
+class StoppedAt(CropTraining):
+    """A run that gets SIGTERM during a given step."""
+
+    stop_at = 0
+
+    def _optimizer_step(self, batches):
+        if self.step + 1 == self.stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super()._optimizer_step(batches)
+
+
+class TestRun:
+    def test_writes_a_loadable_best_model_its_figures_a_log_and_a_checkpoint(self, arguments):
+        args = arguments()
+        figures = CropTraining(args).train()
+        out = Path(args.output_dir)
+        model = SetCropForImageCropping.from_pretrained(out)
+        assert model.config.num_queries == 12
+        assert json.loads((out / "metrics.json").read_text()) == figures
+        assert figures.keys() >= {"loss", "ap_k10_085", "ap_k10_090", "first_iou", "acc5_090", "srcc"}
+        assert (out / "checkpoint-6" / "model.safetensors").is_file()
+        assert not (out / "checkpoint-3").exists()
+        steps = [line for line in log_of(args) if "loss" in line]
+        assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
+        assert all(math.isfinite(line["loss"]) for line in steps)
+        assert sum("validation_loss" in line for line in log_of(args)) == 2
+
+    def test_overfits_three_pictures(self, arguments):
+        args = arguments(max_train_samples=3, epochs=25, batch_size=3, lr=1e-2, clip=1.0, eval_every=25)
+        CropTraining(args).train()
+        losses = [line["loss"] for line in log_of(args) if "loss" in line]
+        assert np.mean(losses[-3:]) < 0.7 * np.mean(losses[:3])
+
+    def test_the_same_seed_gives_the_same_weights_and_another_does_not(self, arguments, tmp_path):
+        runs = [
+            arguments(max_steps=2, seed=seed, output_dir=str(tmp_path / name))
+            for name, seed in (("a", 3), ("b", 3), ("c", 4))
+        ]
+        weights = []
+        for args in runs:
+            CropTraining(args).train()
+            weights.append(load_file(Path(args.output_dir) / "model.safetensors"))
+        assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+        assert any(not torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
+
+    def test_saves_the_averaged_weights_and_keeps_the_current_ones_in_the_checkpoint(self, arguments):
+        args = arguments(ema_decay=0.5, max_steps=2)
+        CropTraining(args).train()
+        out = Path(args.output_dir)
+        best = SetCropForImageCropping.from_pretrained(out).state_dict()
+        average = load_file(out / "checkpoint-2" / "average.safetensors")
+        current = SetCropForImageCropping.from_pretrained(out / "checkpoint-2").state_dict()
+        assert all(torch.equal(best[name], average[name]) for name in best)
+        assert not torch.equal(best["class_labels_classifier.weight"], current["class_labels_classifier.weight"])
+
+    def test_accumulated_batches_make_the_step_of_the_whole_batch(self, arguments, tmp_path):
+        weights = []
+        for batch_size, accumulation in ((4, 1), (2, 2)):
+            args = arguments(
+                max_train_samples=4,
+                batch_size=batch_size,
+                gradient_accumulation_steps=accumulation,
+                max_steps=1,
+                train_short_sides=[64],
+                output_dir=str(tmp_path / str(batch_size)),
+                config_overrides=["dropout=0.0"],
+            )
+            training = CropTraining(args)
+            gradients = {}
+            training.optimizer.optimizer.register_step_pre_hook(
+                lambda *_, training=training, into=gradients: into.update(
+                    {name: p.grad.clone() for name, p in training.raw_model.named_parameters() if p.grad is not None}
+                )
+            )
+            fixed = [training.train_loader.collate_fn([item]) for item in _items(training)]
+            size = 4 // accumulation
+            batches = [_merge(fixed[i : i + size]) for i in range(0, 4, size)]
+            training._optimizer_step(batches)
+            weights.append(gradients)
+        assert weights[0].keys() == weights[1].keys()
+        for name, gradient in weights[0].items():
+            torch.testing.assert_close(gradient, weights[1][name], atol=1e-5, rtol=1e-4)
+
+
+def _items(training: CropTraining) -> list[dict]:
+    """The four pictures of a run at one size, so that they go into any batch alike."""
+    from modeling_setcrop.data.collation import Draw
+
+    return [training.train_loader.dataset[Draw(i, (64, 64), (64, 64), seed=i)] for i in range(4)]
+
+
+def _merge(batches: list[dict]) -> dict:
+    return {
+        "pixel_values": torch.cat([batch["pixel_values"] for batch in batches]),
+        "pixel_mask": torch.cat([batch["pixel_mask"] for batch in batches]),
+        "labels": [label for batch in batches for label in batch["labels"]],
+        "indices": torch.cat([batch["indices"] for batch in batches]),
+    }
+
+
+class TestResume:
+    @pytest.mark.parametrize("distilled", [False, True], ids=["averaged", "distilled"])
+    def test_a_run_stopped_within_an_epoch_ends_bit_for_bit_as_one_that_was_not(self, arguments, tmp_path, distilled):
+        options = {
+            "lr_scheduler": "cosine",
+            "ema_decay": 0.9,
+            "distillation_start_epoch": 0,
+            "config_overrides": ["label_smoothing=distillation"] if distilled else ["crop_scoring=true"],
+        }
+        whole = arguments(**options, output_dir=str(tmp_path / "whole"))
+        CropTraining(whole).train()
+
+        stopped = arguments(**options, output_dir=str(tmp_path / "stopped"))
+        run = StoppedAt(stopped)
+        run.stop_at = 5
+        with pytest.raises(Interrupted, match=r"SIGTERM at step 5.*--resume_from_checkpoint .*checkpoint-5"):
+            run.train()
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        torch.manual_seed(999)
+        resumed = arguments(**options, output_dir=str(tmp_path / "stopped"), resume_from_checkpoint="latest")
+        CropTraining(resumed).train()
+
+        names = ["model", "average", "optimizer", "random", *(["teacher"] if distilled else [])]
+        for name in names:
+            a = load_file(Path(whole.output_dir) / "checkpoint-6" / f"{name}.safetensors")
+            b = load_file(Path(stopped.output_dir) / "checkpoint-6" / f"{name}.safetensors")
+            assert a.keys() == b.keys()
+            assert all(torch.equal(a[key], b[key]) for key in a), name
+        losses = [[line["loss"] for line in log_of(args) if "loss" in line] for args in (whole, stopped)]
+        assert losses[0] == losses[1]
+
+    def test_refuses_another_batch_size(self, arguments):
+        CropTraining(arguments(max_steps=3)).train()
+        with pytest.raises(CheckpointError, match="3 steps an epoch, not 5"):
+            CropTraining(arguments(batch_size=2, resume_from_checkpoint="latest")).train()
+
+    def test_says_where_there_is_no_checkpoint(self, tmp_path):
+        with pytest.raises(CheckpointError, match="no checkpoint to resume from"):
+            find_checkpoint("latest", tmp_path)
+        with pytest.raises(CheckpointError, match="not a training checkpoint"):
+            find_checkpoint(str(tmp_path), tmp_path)
+
+    def test_latest_is_the_highest_step(self, tmp_path):
+        for step in (9, 10):
+            (tmp_path / f"checkpoint-{step}").mkdir()
+        assert find_checkpoint("latest", tmp_path).name == "checkpoint-10"
+
+
+class TestRefusals:
+    def test_a_loss_that_is_not_a_number_stops_and_names_the_pictures(self, arguments):
+        args = arguments()
+        training = CropTraining(args)
+        training._checkpoint()
+        with torch.no_grad():
+            training.raw_model.class_labels_classifier.weight[0, 0] = float("nan")
+        with pytest.raises(TrainingError, match=r"the loss is nan at step 1 \(epoch 1\), on the pictures train0\d\d"):
+            training.train()
+        assert find_checkpoint("latest", Path(args.output_dir)).name == "checkpoint-0"
+
+    def test_a_full_disk_is_said_and_leaves_the_last_checkpoint_whole(self, arguments, monkeypatch):
+        args = arguments(checkpointing_steps=1)
+        training = CropTraining(args)
+        save = checkpointing.save_optimizer
+
+        def full(optimizer, folder):
+            if training.step == 2:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            save(optimizer, folder)
+
+        monkeypatch.setattr("modeling_setcrop.training.engine.save_optimizer", full)
+        with pytest.raises(TrainingError, match=r"cannot write .*checkpoint-2: .*No space left on device"):
+            training.train()
+        out = Path(args.output_dir)
+        assert find_checkpoint("latest", out).name == "checkpoint-1"
+        assert [p.name for p in out.iterdir() if p.name.startswith(".")] == []
+
+    def test_an_empty_split(self, arguments, tmp_path):
+        data = write_gaic(tmp_path / "gaic", train=2, val=0)
+        with pytest.raises(ValueError, match="'validation' has no pictures"):
+            CropTraining(arguments(data=str(data)))
+
+    def test_an_unknown_metric(self, arguments):
+        with pytest.raises(ValueError, match="metric_for_best is 'ap'; there are loss, ap_k10_085"):
+            CropTraining(arguments(metric_for_best="ap", max_steps=1)).train()
+
+    def test_an_unknown_tracker(self, arguments):
+        with pytest.raises(ValueError, match="no tracker 'tensorbord'"):
+            CropTraining(arguments(report_to=["tensorbord"]))
+
+    def test_more_frozen_stages_than_there_are(self, start):
+        with pytest.raises(ValueError, match="the backbone has 3 stages"):
+            freeze_backbone_stages(load_model(str(start)), 4)
+
+
+class TestOptimisation:
+    def test_the_backbone_has_its_own_learning_rate_and_no_parameter_is_forgotten(self, start):
+        model = load_model(str(start))
+        rest, backbone = parameter_groups(model, lr=1e-4, lr_backbone=1e-5)
+        assert (rest["lr"], backbone["lr"]) == (1e-4, 1e-5)
+        assert {id(p) for p in backbone["params"]} == {id(p) for p in backbone_of(model).parameters()}
+        assert len(rest["params"]) + len(backbone["params"]) == len(list(model.parameters()))
+
+    def test_frozen_stages_do_not_move(self, arguments, start):
+        args = arguments(freeze_backbone_stages=2, max_steps=2, lr_backbone=1e-3, clip=10.0)
+        training = CropTraining(args)
+        before = {name: p.clone() for name, p in backbone_of(training.raw_model).named_parameters()}
+        training.train()
+        moved = {
+            name.split(".")[0] + name.split(".")[1] * name.startswith("stages")
+            for name, p in backbone_of(training.raw_model).named_parameters()
+            if not torch.equal(p, before[name])
+        }
+        assert moved == {"stages2"}
+
+    def test_batch_norm_of_the_backbone_stays_as_it_was(self, arguments, tmp_path):
+        start = write_tiny_start(
+            tmp_path / "resnet",
+            backbone_config={"model_type": "resnet", "hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1]}
+            | {"embedding_size": 8, "out_features": ["stage4"], "layer_type": "basic"},
+        )
+        training = CropTraining(arguments(model_name_or_path=str(start), max_steps=2, lr_backbone=1e-3, clip=10.0))
+        before = {name: b.clone() for name, b in backbone_of(training.raw_model).named_buffers()}
+        training.train()
+        after = dict(backbone_of(training.raw_model).named_buffers())
+        assert any("running_var" in name for name in before)
+        assert all(torch.equal(after[name], value) for name, value in before.items())
+
+    def test_step_schedule_divides_by_ten_after_the_drop_epochs(self, arguments):
+        args = arguments(lr_drop_epochs=[2, 3])
+        factors = [
+            learning_rate_factor(step, args, steps_per_epoch=10, total_steps=40) for step in (0, 19, 20, 29, 30)
+        ]
+        assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+
+    def test_cosine_schedule_warms_up_and_ends_at_zero(self, arguments):
+        args = arguments(lr_scheduler="cosine", warmup_steps=4)
+        factors = [learning_rate_factor(step, args, steps_per_epoch=10, total_steps=24) for step in (0, 3, 4, 14, 24)]
+        assert factors == pytest.approx([0.25, 1, 1, 0.5, 0])
+
+    def test_average_follows_the_papers_formula(self):
+        model = torch.nn.Linear(2, 1)
+        torch.nn.init.constant_(model.weight, 1.0)
+        average = AveragedModel(model, theta=0.25)
+        torch.nn.init.constant_(model.weight, 5.0)
+        average.update(model)
+        assert average.model.weight.tolist() == [[2.0, 2.0]]  # 0.25 * 5 + 0.75 * 1
+        average.update(model)
+        assert average.model.weight.tolist() == [[2.75, 2.75]]
+
+
+class TestDistillation:
+    def test_the_teacher_labels_with_its_own_probabilities_in_eval_mode(self, start):
+        model = load_model(str(start), {"label_smoothing": "distillation"})
+        teacher = MomentumTeacher(model, theta=0.5)
+        with torch.no_grad():
+            model.class_labels_classifier.bias += 1  # the student has moved on; the teacher has not
+        pixels = torch.rand(2, 3, 64, 64)
+        batch = {"pixel_values": pixels, "pixel_mask": torch.ones(2, 64, 64), "labels": [{}, {}]}
+        teacher.label(batch)
+        with torch.no_grad():
+            student = model.eval()(pixels).logits[..., 0]
+        for label, logits in zip(batch["labels"], student, strict=True):
+            torch.testing.assert_close(label["teacher_validity"], (logits - 1).sigmoid())
+
+    def test_begins_at_its_epoch(self, arguments):
+        args = arguments(config_overrides=["label_smoothing=distillation"], distillation_start_epoch=1)
+        training = CropTraining(args)
+        seen = []
+        step = training._optimizer_step
+
+        def record(batches):
+            seen.append(training.teacher is not None)
+            return step(batches)
+
+        training._optimizer_step = record
+        training.train()
+        assert seen == [False] * 3 + [True] * 3
+
+
+class TestInitialization:
+    def test_a_conditional_detr_detector_lends_all_but_class_head_and_queries(self, start, tmp_path, caplog):
+        from transformers import ConditionalDetrConfig, ConditionalDetrForObjectDetection
+
+        ours = load_model(str(start)).config
+        taken = (
+            "backbone_config",
+            "d_model",
+            "encoder_layers",
+            "decoder_layers",
+            "encoder_ffn_dim",
+            "decoder_ffn_dim",
+        )
+        taken += ("encoder_attention_heads", "decoder_attention_heads")
+        config = ConditionalDetrConfig(
+            **{name: getattr(ours, name) for name in taken}, num_labels=91, num_queries=300, use_timm_backbone=False
+        )
+        detector = ConditionalDetrForObjectDetection(config)
+        detector.save_pretrained(tmp_path)
+        with caplog.at_level("INFO", logger="modeling_setcrop.training.initialization"):
+            model = load_model(str(tmp_path))
+        lent, state = detector.state_dict(), model.state_dict()
+        assert state.keys() == lent.keys()
+        new = {
+            name
+            for name in state
+            if not torch.equal(state[name], lent[name].reshape(-1)[:0]) and state[name].shape != lent[name].shape
+        }
+        assert new == {
+            "class_labels_classifier.weight",
+            "class_labels_classifier.bias",
+            "model.query_position_embeddings.weight",
+        }
+        assert all(torch.equal(state[name], lent[name]) for name in state if name not in new)
+        assert model.config.num_queries == 90
+        assert f"{len(state) - 3} of {len(state)} weights loaded" in caplog.text
+        assert "class_labels_classifier.bias" in caplog.text
+
+    def test_another_architecture_is_refused(self, tmp_path):
+        (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+        with pytest.raises(ValueError, match="architecture 'bert'; SetCrop starts from"):
+            load_model(str(tmp_path))
+
+    def test_weights_that_fit_nothing_are_refused(self, start, tmp_path):
+        from safetensors.torch import save_file
+
+        (tmp_path / "config.json").write_text((start / "config.json").read_text())
+        save_file({"other.weight": torch.zeros(2)}, tmp_path / "model.safetensors", {"format": "pt"})
+        with pytest.raises(ValueError, match="none of its weights fits"):
+            load_model(str(tmp_path))
+
+
+class TestArguments:
+    NEEDED = ("--data", "d", "--model_name_or_path", "m", "--output_dir", "o")
+
+    def test_the_command_line_overrides_the_file(self, tmp_path):
+        file = tmp_path / "recipe.yaml"
+        file.write_text("lr: 3e-4\nepochs: 7\ntrain_short_sides: [480, 512]\nprofile: true\nema_decay: 0.99\n")
+        args = parse_arguments([*self.NEEDED, "--config", str(file), "--epochs", "9"])
+        assert (args.lr, args.epochs, args.train_short_sides) == (3e-4, 9, [480, 512])
+        assert args.profile is True and args.ema_decay == 0.99
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("lerning_rate: 1", "unknown option 'lerning_rate'"),
+            ("warmup_step: 1", "unknown option 'warmup_step'; did you mean 'warmup_steps'"),
+            ("- lr", "expected a table of options"),
+            ("lr: [", "not valid YAML"),
+            ("batch_size: 0", "batch_size is 0; it must be at least 1"),
+            ("lr_scheduler: linear", "lr_scheduler is 'linear'; it must be one of step, cosine"),
+            ("train_short_sides: [8]", "each must be at least 32 pixels"),
+            ("ema_decay: 1.0", "ema_decay is 1.0; it must be between 0 and 1"),
+            ("lr: -1", "lr is -1.0; it must not be negative"),
+        ],
+    )
+    def test_bad_options_are_named(self, tmp_path, text, message):
+        file = tmp_path / "recipe.yaml"
+        file.write_text(text)
+        with pytest.raises(ValueError, match=message.replace("[", r"\[")):
+            parse_arguments([*self.NEEDED, "--config", str(file)])
+
+    def test_a_missing_folder_is_named(self):
+        with pytest.raises(ValueError, match="model_name_or_path is not given"):
+            parse_arguments(["--data", "d", "--output_dir", "o"])
+
+    @pytest.mark.parametrize(
+        ("entry", "message"),
+        [
+            ("label_smooting=none", "no field 'label_smooting'; did you mean 'label_smoothing'"),
+            ("label_smoothing", "not of the form name=value"),
+            ("label_smoothing=some", "label_smoothing must be one of"),
+        ],
+    )
+    def test_a_misspelt_config_field_is_named(self, arguments, entry, message):
+        with pytest.raises(Exception, match=message):
+            CropTraining(arguments(config_overrides=[entry]))

@@ -1,0 +1,65 @@
+"""Two processes train as one does on twice the batch, launched as a user launches them."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_data import write_gaic, write_tiny_start
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def launch(processes: int, *options: str) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1"]
+    command += ["--num_processes", str(processes), "--main_process_port", str(port), "--dynamo_backend", "no"]
+    command += ["--mixed_precision", "no", str(ROOT / "examples" / "train_setcrop.py"), *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Ten steps on eleven pictures, validation on seven, by one process and by two."""
+    root = tmp_path_factory.mktemp("parallel")
+    data = write_gaic(root / "gaic", train=11, val=7)
+    start = write_tiny_start(root / "start", dropout=0.0)
+    options = ["--data", str(data), "--model_name_or_path", str(start), "--max_steps", "10", "--num_workers", "0"]
+    options += ["--log_every", "1", "--ema_decay", "0.5", "--eval_every", "100"]
+    for processes, batch_size in ((1, 4), (2, 2)):
+        launch(processes, *options, "--batch_size", str(batch_size), "--output_dir", str(root / str(processes)))
+    return {processes: root / str(processes) for processes in (1, 2)}
+
+
+def log_of(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_ten_steps_of_two_processes_give_the_losses_of_one(runs):
+    losses = {n: [line["loss"] for line in log_of(folder) if "loss" in line] for n, folder in runs.items()}
+    assert len(losses[1]) == 10
+    assert losses[2] == pytest.approx(losses[1], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["model", "average"])
+def test_ten_steps_of_two_processes_give_the_weights_of_one(runs, name):
+    one, two = (load_file(folder / "checkpoint-10" / f"{name}.safetensors") for folder in runs.values())
+    assert one.keys() == two.keys()
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, atol=1e-5, rtol=0, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def test_validation_over_two_processes_counts_every_picture_once(runs):
+    one, two = (json.loads((folder / "metrics.json").read_text()) for folder in runs.values())
+    assert two == pytest.approx(one, abs=1e-5)

@@ -1,0 +1,52 @@
+"""A tiny crop data set and a tiny model, for the training tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from modeling_setcrop import EfficientNetLiteConfig, SetCropConfig, SetCropImageProcessorPil
+
+SIZES = ((96, 64), (64, 96), (80, 80))
+
+
+def write_gaic(root: Path, train: int, val: int, seed: int = 0) -> Path:
+    """A folder in GAIC v2's layout with noise pictures of three shapes and twelve rated crops each."""
+    rng = np.random.default_rng(seed)
+    for split, count in (("train", train), ("val", val)):
+        for folder in ("images", "annotations"):
+            (root / folder / split).mkdir(parents=True)
+        for number in range(count):
+            width, height = SIZES[number % len(SIZES)]
+            pixels = rng.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+            picture = Image.fromarray(pixels).resize((width, height))
+            picture.save(root / "images" / split / f"{split}{number:03}.jpg", quality=90)
+            near, far = rng.uniform(0, 0.3, (12, 2)), rng.uniform(0.7, 1, (12, 2))
+            boxes = np.concatenate([near, far], axis=1) * [height, width, height, width]
+            scores = rng.uniform(2, 5, 12).round(2)
+            lines = [" ".join(f"{v:.1f}" for v in box) + f" {score}" for box, score in zip(boxes, scores, strict=True)]
+            (root / "annotations" / split / f"{split}{number:03}.txt").write_text("\n".join(lines))
+    return root
+
+
+def write_tiny_start(folder: Path, **config: object) -> Path:
+    """A folder with the config and processor of a model of some 50,000 weights, and no weights."""
+    backbone = EfficientNetLiteConfig(variant="lite0", out_features=["stage3"], batch_norm=False)
+    SetCropConfig(
+        **{
+            "backbone_config": backbone,
+            "num_queries": 12,
+            "d_model": 16,
+            "encoder_layers": 1,
+            "decoder_layers": 2,
+            "encoder_attention_heads": 2,
+            "decoder_attention_heads": 2,
+            "encoder_ffn_dim": 32,
+            "decoder_ffn_dim": 32,
+            **config,
+        }
+    ).save_pretrained(folder)
+    SetCropImageProcessorPil(size={"shortest_edge": 48, "longest_edge": 80}).save_pretrained(folder)
+    return folder
