@@ -11,7 +11,8 @@ from pathlib import Path
 import yaml
 from transformers import HfArgumentParser
 
-LAYOUTS = ("gaic", "cpc", "flms", "fcdb", "folder")
+from ..data import LAYOUTS
+
 SCHEDULES = ("step", "cosine")
 PRECISIONS = ("no", "fp16", "bf16")
 
@@ -117,7 +118,11 @@ class CropTrainingArguments:
         for name in ("data", "model_name_or_path", "output_dir"):
             if not getattr(self, name):
                 raise ValueError(f"{name} is not given")
-        for name, choices in (("layout", LAYOUTS), ("lr_scheduler", SCHEDULES), ("mixed_precision", PRECISIONS)):
+        for name, choices in (
+            ("layout", tuple(LAYOUTS)),
+            ("lr_scheduler", SCHEDULES),
+            ("mixed_precision", PRECISIONS),
+        ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}")
         for name in (
