@@ -28,8 +28,8 @@ _PIPELINES = {
         "type": "image",
     }
 }
-# What a checkpoint folder may hold beside the model, see `hub_card`.
-_ACCOMPANYING = ("README.md", "LICENSE", "NOTICE", "training.json", "evaluation", "examples", ".eval_results")
+# What a checkpoint folder may hold beside the model, for its card.
+_ACCOMPANYING = ("training.json", "evaluation")
 
 
 def code_files() -> list[Path]:
@@ -45,8 +45,8 @@ def export_hub(checkpoint: str | Path, target: str | Path) -> list[Path]:
     """Writes model, image processor and code so that `trust_remote_code=True` is all that loading them needs.
 
     `pipeline("image-cropping", model=target, trust_remote_code=True)` then works without this package, and where
-    `modeling_setcrop` is imported it works without the flag. Card, results and pictures in a local checkpoint come
-    along.
+    `modeling_setcrop` is imported it works without the flag. What the card is made from comes along from a local
+    checkpoint.
 
     Args:
         checkpoint: folder or Hub name of a model and image processor.

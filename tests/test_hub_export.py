@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import site
 import subprocess
 import sys
@@ -129,14 +130,12 @@ def test_an_export_can_be_repeated_but_replaces_nothing_else(exported, tiny_chec
     assert [path.name for path in tmp_path.iterdir()] == ["letters.txt"]
 
 
-def test_card_and_results_come_along(tiny_checkpoint, tmp_path):
-    import shutil
-
+def test_what_the_card_is_made_from_comes_along(tiny_checkpoint, tmp_path):
     checkpoint = tmp_path / "checkpoint"
     shutil.copytree(tiny_checkpoint, checkpoint)
-    (checkpoint / "README.md").write_text("# A card")
+    (checkpoint / "training.json").write_text("{}")
     (checkpoint / "evaluation" / "flms").mkdir(parents=True)
     (checkpoint / "evaluation" / "flms" / "evaluation.json").write_text("{}")
     written = export_hub(checkpoint, tmp_path / "export")
     names = {path.relative_to(tmp_path / "export").as_posix() for path in written}
-    assert {"README.md", "evaluation/flms/evaluation.json"} <= names
+    assert {"training.json", "evaluation/flms/evaluation.json"} <= names

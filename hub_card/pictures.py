@@ -1,0 +1,31 @@
+"""The pictures in a card: photographs with the checkpoint's own crops drawn on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+from transformers import pipeline
+
+import modeling_setcrop  # noqa: F401  (registers the pipeline)
+from modeling_setcrop.drawing import draw_crops
+from modeling_setcrop.imaging import atomic_writer
+from modeling_setcrop.picture_reading import read_picture
+
+# Photographs by Budgie Backgrounds, CC0; small copies of those in examples/photos.
+PHOTOS = tuple(sorted(Path(__file__).with_name("photos").glob("*.jpg")))
+_CROPS = 3
+
+
+def write_examples(folder: Path, target: Path) -> list[Path]:
+    """Draws the best crops that the checkpoint in `folder` finds in `PHOTOS`, as JPEG files in `target`."""
+    cropper = pipeline("image-cropping", model=str(folder), device="cpu")
+    written = []
+    for photo in PHOTOS:
+        with Image.open(photo) as opened:
+            picture = read_picture(opened, max(opened.size))
+        drawn = draw_crops(picture, cropper(photo, top_k=_CROPS))
+        written.append(target / photo.name)
+        with atomic_writer(written[-1]) as file:
+            drawn.save(file, format="JPEG", quality=88)
+    return written

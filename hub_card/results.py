@@ -1,0 +1,158 @@
+"""Evaluations of a checkpoint as tables, as a card's `model-index` and as `.eval_results` files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
+
+# Measures that a card shows, in this order, of those that an evaluation has.
+MEASURES = {
+    "iou": "IoU of the first crop",
+    "iou_mean": "IoU, mean over annotators",
+    "bde": "BDE of the first crop",
+    "bde_mean": "BDE, mean over annotators",
+    "acc_1/1@0.90": "ACC 1/1 (0.90)",
+    "acc_1/5@0.85": "ACC 1/5 (0.85)",
+    "acc_1/5@0.90": "ACC 1/5 (0.90)",
+    "acc_1/10@0.85": "ACC 1/10 (0.85)",
+    "acc_1/10@0.90": "ACC 1/10 (0.90)",
+    "ap_10@0.85": "AP 10 (0.85)",
+    "ap_10@0.90": "AP 10 (0.90)",
+    "srcc": "SRCC",
+}
+_TASK = "image-cropping"
+
+
+class CardError(ValueError):
+    """A file that a card is made from cannot be used; the message names it."""
+
+
+def read_evaluations(folder: str | Path) -> list[dict[str, Any]]:
+    """The evaluations under `folder/evaluation`, sorted by file name.
+
+    Raises:
+        CardError: a file is not one that `setcrop evaluate --out` writes, naming file and key.
+    """
+    found = []
+    for path in sorted(Path(folder, "evaluation").rglob("*.json")):
+        evaluation = read_json(path)
+        for key, kind in {"data": str, "split": str, "model": str, "pictures": int, "methods": dict}.items():
+            if not isinstance(evaluation.get(key), kind):
+                raise CardError(f"{path}: {key!r} is missing or no {kind.__name__}")
+        if evaluation["model"] not in evaluation["methods"]:
+            raise CardError(f"{path}: 'methods' has no {evaluation['model']!r}")
+        for method, result in evaluation["methods"].items():
+            if not isinstance(result, dict) or not isinstance(result.get("measures"), dict):
+                raise CardError(f"{path}: method {method!r} has no 'measures'")
+        found.append(evaluation)
+    return found
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        CardError: unreadable or something else; the message names file and line.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise CardError(f"{path}, line {error.lineno}: {error.msg}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise CardError(f"{path}: {error}") from error
+    if not isinstance(content, dict):
+        raise CardError(f"{path}: not a JSON object")
+    return content
+
+
+def results_table(evaluation: dict[str, Any]) -> str:
+    """Markdown: a row a method, the model first, with 95 % intervals in brackets."""
+    methods = evaluation["methods"]
+    shown = [name for name in MEASURES if any(name in result["measures"] for result in methods.values())]
+    order = sorted(methods, key=lambda name: not name.startswith(evaluation["model"]))
+    lines = [
+        f"| | {' | '.join(MEASURES[name] for name in shown)} |",
+        f"|---|{'---:|' * len(shown)}",
+    ]
+    for method in order:
+        cells = [_cell(methods[method]["measures"].get(name)) for name in shown]
+        name = f"**{method}**" if method.startswith(evaluation["model"]) else method
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def spread_table(evaluation: dict[str, Any]) -> str | None:
+    """Markdown: how far the first crop's edges move from picture to picture, beside the labels' best crops."""
+    spread = evaluation["methods"][evaluation["model"]].get("spread")
+    if spread is None or "label_spread" not in evaluation:
+        return None
+    rows = {
+        f"the first crop's edges ({evaluation['model']})": spread,
+        "the labels' best crops' edges": evaluation["label_spread"],
+    }
+    lines = [f"| standard deviation of | {' | '.join(spread)} |", f"|---|{'---:|' * len(spread)}"]
+    lines += [f"| {name} | {' | '.join(f'{row[edge]:.3f}' for edge in spread)} |" for name, row in rows.items()]
+    return "\n".join(lines)
+
+
+def model_index(evaluations: list[dict[str, Any]]) -> list[EvalResult]:
+    """The model's measures for the card's metadata."""
+    return [
+        EvalResult(
+            task_type=_TASK,
+            task_name="Image cropping",
+            dataset_type=evaluation["data"],
+            dataset_name=f"{evaluation['data']} ({evaluation['pictures']} pictures)",
+            dataset_split=evaluation["split"],
+            metric_type=name,
+            metric_name=MEASURES[name],
+            metric_value=round(value, 4),
+        )
+        for evaluation in evaluations
+        for name, value in _model_values(evaluation).items()
+    ]
+
+
+def eval_results_yaml(evaluation: dict[str, Any]) -> str:
+    """One `.eval_results` file: an entry a measure, with the blind baselines' best in its notes."""
+    entries = []
+    for name, value in _model_values(evaluation).items():
+        notes = f"split {evaluation['split']}, {evaluation['pictures']} pictures, {MEASURES[name]}"
+        blind = _best_blind(evaluation, name)
+        if blind is not None:
+            notes += f"; best baseline that the model is shown beside: {blind[0]} {blind[1]:.4f}"
+        entries.append(
+            EvalResultEntry(dataset_id=evaluation["data"], task_id=name, value=round(value, 4), notes=notes)
+        )
+    return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True)
+
+
+def _model_values(evaluation: dict[str, Any]) -> dict[str, float]:
+    measures = evaluation["methods"][evaluation["model"]]["measures"]
+    return {name: measures[name]["value"] for name in MEASURES if (measures.get(name) or {}).get("value") is not None}
+
+
+def _best_blind(evaluation: dict[str, Any], name: str) -> tuple[str, float] | None:
+    """The best method that never looks at the picture, and its value (displacement errors are better when small)."""
+    found = {
+        method: result["measures"][name]["value"]
+        for method, result in evaluation["methods"].items()
+        if method.startswith(("whole picture", "centre crop", "constant"))
+        and (result["measures"].get(name) or {}).get("value") is not None
+    }
+    if not found:
+        return None
+    best = (min if name.startswith("bde") else max)(found, key=found.__getitem__)
+    return best, found[best]
+
+
+def _cell(found: dict[str, float | None] | None) -> str:
+    if not found or found["value"] is None:
+        return "–"  # noqa: RUF001
+    if found.get("low") is None or found.get("high") is None:
+        return f"{found['value']:.3f}"
+    return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"

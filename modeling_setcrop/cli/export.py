@@ -1,0 +1,96 @@
+"""`setcrop export`: a checkpoint for the Hub, for onnxruntime, or with a new card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options as shared
+
+export = typer.Typer(help="Write a checkpoint for the Hub or for onnxruntime, or its card.", no_args_is_help=True)
+
+RepoId = Annotated[str | None, typer.Option(help="Name on the Hub for the card's examples (the folder's name).")]
+
+
+@export.command()
+def hub(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write, or an earlier export to renew.")],
+    model: shared.Model = None,
+    repo_id: RepoId = None,
+) -> None:
+    """Write model, code, card and results: a folder to upload that works where SetCrop is not installed."""
+    from hub_card import CardError, write_card
+    from modeling_setcrop import DEFAULT_CHECKPOINT
+    from modeling_setcrop.hub_export import export_hub
+
+    _quiet()
+    try:
+        written = export_hub(model or DEFAULT_CHECKPOINT, folder) + write_card(folder, repo_id)
+    except (CardError, OSError, ValueError) as error:
+        raise shared.fail(f"setcrop export hub: {error}") from None
+    _list(folder, written)
+
+
+@export.command()
+def card(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Checkpoint folder with config.json.")],
+    repo_id: RepoId = None,
+) -> None:
+    """Write the card, its pictures and .eval_results into a checkpoint folder, from the evaluations stored there."""
+    from hub_card import CardError, write_card
+
+    _quiet()
+    try:
+        written = write_card(folder, repo_id)
+    except (CardError, OSError, ValueError) as error:
+        raise shared.fail(f"setcrop export card: {error}") from None
+    _list(folder, written)
+
+
+@export.command()
+def onnx(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write; the graphs go to DIR/onnx.")],
+    model: shared.Model = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Also write a quantised graph, and say what it changes.")
+    ] = False,
+    photos: Annotated[
+        Path | None,
+        typer.Option(help="Folder of photographs to check on and to calibrate int8 on (three that come along)."),
+    ] = None,
+) -> None:
+    """Write ONNX graphs for any batch, height and width, and check them against torch to 1e-4."""
+    from hub_card import PHOTOS
+    from modeling_setcrop import DEFAULT_CHECKPOINT
+    from modeling_setcrop.onnx_export import OnnxMismatchError, export_onnx
+    from modeling_setcrop.photo_run import list_photos
+
+    _quiet()
+    chosen = list(PHOTOS) if photos is None else [photo.path for photo in list_photos([photos], shared.report)]
+    try:
+        report = export_onnx(model or DEFAULT_CHECKPOINT, folder, chosen, int8)
+    except (OnnxMismatchError, OSError, ValueError, ImportError) as error:
+        raise shared.fail(f"setcrop export onnx: {error}") from None
+    for name, size in report["sizes"].items():
+        print(f"{folder / 'onnx' / name}  {size / 1e6:.1f} MB")
+    worst = max(report["agreement"].values())
+    print(f"torch and onnxruntime agree to {worst:.1e} on {len(chosen)} photographs")
+    if int8:
+        found = report["int8"]
+        print(
+            f"int8: first crop overlaps the float model's by IoU {found['first_crop_iou']:.3f}, the same crop wins on "
+            f"{found['same_first_crop']:.0%}, probabilities move by {found['probability']:.3f}"
+        )
+
+
+def _quiet() -> None:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def _list(folder: Path, written: list[Path]) -> None:
+    for path in sorted(set(written)):
+        print(f"{path.stat().st_size:>12,}  {path.relative_to(folder)}")
