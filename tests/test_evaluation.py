@@ -1,0 +1,234 @@
+"""Baselines, intervals, and the whole way from a data set and a model to tables."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from modeling_setcrop.cli import app
+from modeling_setcrop.data import Problems, load
+from modeling_setcrop.evaluation import Labels, Predictions, baselines, estimate, measure, predict
+from modeling_setcrop.evaluation.measures import (
+    first_crop_spread,
+    label_spread,
+    measure_human_agreement,
+)
+from modeling_setcrop.evaluation.run import run
+from modeling_setcrop.metrics import pairwise_iou
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def make_labels(boxes: list[list[list[float]]], scores: list[list[float]] | None = None) -> Labels:
+    corners = [np.array(crops, float) for crops in boxes]
+    rated = None if scores is None else [np.array(values, float) for values in scores]
+    good = [np.ones(len(crops), bool) for crops in corners] if rated is None else [v >= 4 for v in rated]
+    return Labels([str(i) for i in range(len(boxes))], np.full((len(boxes), 2), 100.0), corners, rated, good)
+
+
+@pytest.fixture(scope="module")
+def photo_set(tmp_path_factory, photos) -> Path:
+    """Three small photographs with crops and scores, as a plain folder."""
+    root = tmp_path_factory.mktemp("photos")
+    lines = []
+    for index, photo in enumerate(photos[:3]):
+        image = Image.open(photo)
+        image.thumbnail((160, 160))
+        image.save(root / f"{index}.jpg")
+        w, h = image.size
+        boxes = [[0, 0, w, h], [w // 10, h // 10, w - 5, h - 5], [w // 4, h // 4, w, h]]
+        for split in ("train", "test"):
+            entry = {"file_name": f"{index}.jpg", "boxes": boxes, "scores": [3.0, 4.5, 2.0 + index], "split": split}
+            lines.append(json.dumps(entry))
+    (root / "metadata.jsonl").write_text("\n".join(lines))
+    return root
+
+
+def test_labels_are_in_parts_of_the_picture(photo_set):
+    rows = load("folder", photo_set)["test"]
+    labels = Labels.from_dataset(rows)
+    assert len(labels) == 3
+    np.testing.assert_allclose(labels.boxes[1][0], [0, 0, 1, 1])
+    sides = np.tile(labels.sizes[1], 2)
+    np.testing.assert_allclose(labels.boxes[1] * sides, rows[1]["boxes"], rtol=1e-6)
+    assert [len(values) for values in labels.scores] == [3, 3, 3]
+    part = labels.select([2])
+    assert part.image_ids == ["2"] and part.scores[0].tolist() == [3.0, 4.5, 4.0]
+
+
+def test_labels_without_scores_say_so(shared_data):
+    labels = Labels.from_dataset(load("flms", shared_data / "flms43")["test"])
+    assert labels.scores is None
+    assert sum(len(crops) for crops in labels.boxes) == 427
+
+
+def test_greedy_cover_takes_the_box_that_meets_most_pictures_then_the_rest():
+    # Seven pictures want the left half-ish, three the right: one box cannot meet both at 0.9.
+    left, right = [0, 0, 0.75, 1], [0.25, 0, 1, 1]
+    train = make_labels([[left]] * 7 + [[right]] * 3, [[5.0]] * 10)
+    boxes, scores = baselines.cover_set(train, eps=0.9, count=2)
+    assert pairwise_iou(boxes[:1], np.array([left]))[0, 0] >= 0.9
+    assert pairwise_iou(boxes[1:], np.array([right]))[0, 0] >= 0.9
+    assert scores[0] > scores[1]
+
+
+def test_best_constant_box_has_the_highest_mean_iou():
+    train = make_labels([[[0.125, 0.125, 1, 1]]] * 3, [[5.0]] * 3)
+    np.testing.assert_allclose(baselines.best_box(train), [0.125, 0.125, 1, 1])
+
+
+def test_frequent_set_is_ordered_by_how_often_a_place_is_good():
+    a, b, c = [0, 0, 1, 1], [0.25, 0.25, 1, 1], [0, 0, 0.75, 0.75]
+    train = make_labels([[a, b, c], [a, b, c], [a, b, c]], [[5, 2, 4], [5, 4, 2], [4, 4, 2]])
+    boxes, scores = baselines.frequent_set(train)
+    assert boxes.tolist() == [a, b, c]
+    np.testing.assert_allclose(scores, [1, 2 / 3, 1 / 3])
+
+
+def test_mean_score_set_ranks_places_by_mean_score():
+    a, b = [0, 0, 1, 1], [0.25, 0.25, 1, 1]
+    train = make_labels([[a, b]] * 20, [[2.0, 4.0]] * 20)
+    boxes, scores = baselines.mean_score_set(train)
+    # Twenty crops at 2, drawn by five at the overall mean of 3.
+    assert dict(zip(map(tuple, boxes.tolist()), scores, strict=True)) == {
+        tuple(a): pytest.approx((20 * 2 + 5 * 3) / 25),
+        tuple(b): pytest.approx((20 * 4 + 5 * 3) / 25),
+    }
+
+
+def test_constant_boxes_on_real_labels_reach_what_is_reported(shared_data):
+    path = ROOT / "examples" / "constant_baseline.py"
+    spec = importlib.util.spec_from_file_location("constant_baseline", path)
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    labels = str(shared_data / "labels" / "gaic_v1.json.gz")
+    train, test = example.read(labels, "train"), example.read(labels, "test")
+    answer = baselines.constant(*baselines.cover_set(train, 0.85), len(test))
+    measured = measure(test, answer)
+    assert measured["acc_1/5@0.85"].mean() == pytest.approx(0.685)
+    assert measured["acc_1/10@0.85"].mean() == pytest.approx(0.875)
+
+
+@pytest.mark.parametrize("package", ["pyvips", "smartcrop"])
+def test_saliency_croppers_stay_inside_and_have_the_size_asked_for(photo_set, package):
+    pytest.importorskip(package)
+    crop = baselines.libvips_attention if package == "pyvips" else baselines.smartcrop
+    answer = crop(load("folder", photo_set)["test"], 0.8)
+    boxes = np.concatenate(answer.boxes)
+    assert len(boxes) == 3 and (boxes >= 0).all() and (boxes <= 1).all()
+    np.testing.assert_allclose(boxes[:, 2:] - boxes[:, :2], 0.8, atol=0.03)
+
+
+def test_human_agreement_compares_each_annotator_with_the_others():
+    a, b, c = [0, 0, 1, 1], [0, 0, 0.5, 1], [0, 0, 1, 0.5]
+    labels = make_labels([[a, b, c], [a]])
+    found = measure_human_agreement(labels)
+    # IoU: a-b and a-c 0.5, b-c 1/3. Nearest: 0.5 for each; mean: 0.5, 5/12, 5/12.
+    np.testing.assert_allclose(found["iou"], [0.5, np.nan])
+    np.testing.assert_allclose(found["iou_mean"], [(0.5 + 5 / 12 + 5 / 12) / 3, np.nan])
+
+
+def test_interval_holds_the_value_and_narrows_with_pictures():
+    rng = np.random.default_rng(0)
+    few, many = rng.random(20), rng.random(2000)
+    small, large = estimate({"m": few}, 20)["m"], estimate({"m": many}, 2000)["m"]
+    assert small.low < small.value < small.high and large.low < large.value < large.high
+    assert large.high - large.low < (small.high - small.low) / 5
+    # The interval of a mean of uniform numbers: about 1.96 standard errors to each side.
+    assert large.high - large.low == pytest.approx(2 * 1.96 * many.std() / np.sqrt(2000), rel=0.1)
+
+
+def test_undefined_pictures_are_left_out_of_means_and_intervals():
+    found = estimate({"m": np.array([1.0, np.nan, 3.0]), "none": np.full(3, np.nan)}, 3)
+    assert found["m"].value == 2
+    assert np.isnan(found["none"].value)
+
+
+def test_spread_tells_a_constant_answer_from_a_moving_one():
+    labels = make_labels([[[0, 0, 1, 1]], [[0.5, 0, 1, 1]]], [[5.0], [5.0]])
+    np.testing.assert_allclose(label_spread(labels), [0.25, 0, 0, 0])
+    np.testing.assert_allclose(first_crop_spread(baselines.centre_crop(2, 0.9)), 0)
+
+
+def test_a_perfect_answer_has_perfect_measures():
+    boxes = [[[0, 0, 1, 1], [0.2, 0, 1, 1], [0, 0.3, 0.9, 1]], [[0.1, 0.1, 1, 1], [0, 0, 0.8, 0.8], [0, 0.4, 1, 1]]]
+    labels = make_labels(boxes, [[5.0, 3.0, 2.0], [4.5, 2.0, 1.0]])
+    found = estimate(measure(labels, Predictions(labels.boxes, labels.scores)), 2)
+    for name in ("iou", "acc_1/1@0.90", "ap_10@0.90", "ap_release_5@0.85", "srcc", "acc_1/5", "recall_5@0.90"):
+        assert found[name].value == pytest.approx(1), name
+
+
+def test_predictions_are_the_processors_crops_whatever_the_batch(photo_set, tiny_model, tiny_processor):
+    rows = load("folder", photo_set)["test"]
+    labels = Labels.from_dataset(rows)
+    done = []
+    one, indices = predict(tiny_model, tiny_processor, rows, labels, batch_size=1, progress=done.append)
+    many, _ = predict(tiny_model, tiny_processor, rows, labels, batch_size=3)
+    assert indices == [0, 1, 2] and sum(done) == 3
+    inputs = tiny_processor(rows[1]["image"], return_tensors="pt")
+    expected = tiny_processor.post_process_image_cropping(tiny_model(**inputs), threshold=-1.0)[0]
+    np.testing.assert_allclose(one.boxes[1], expected["boxes"].detach(), atol=1e-5)
+    for alone, together in zip(one.candidate_scores, many.candidate_scores, strict=True):
+        np.testing.assert_allclose(alone, together, atol=1e-3)
+    assert [len(scores) for scores in one.candidate_scores] == [3, 3, 3]
+
+
+def test_a_picture_that_does_not_decode_is_named_and_left_out(photo_set, tmp_path, tiny_model, tiny_processor):
+    root = tmp_path / "set"
+    root.mkdir()
+    for file in photo_set.iterdir():
+        (root / file.name).write_bytes(file.read_bytes())
+    content = (root / "1.jpg").read_bytes()
+    (root / "1.jpg").write_bytes(content[: len(content) // 2])
+    problems = Problems()
+    found = run(load("folder", root)["test"], tiny_model, tiny_processor, problems=problems)
+    assert found.labels.image_ids == ["0", "2"]
+    assert [problem.kind for problem in problems.found] == ["undecodable image"]
+
+
+def test_evaluate_command_writes_the_same_figures_in_three_forms(photo_set, tiny_checkpoint, tmp_path):
+    arguments = ["evaluate", "--model", str(tiny_checkpoint), "--data", str(photo_set), "--layout", "folder"]
+    result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    content = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert content["pictures"] == 3
+    methods = content["methods"]
+    assert list(methods)[:3] == ["tiny", "tiny, scoring head", "whole picture"]
+    assert {"centre crop 0.9", "constant: cover at 0.85", "constant: frequency", "constant: mean score"} <= set(
+        methods
+    )
+    with open(tmp_path / "out" / "evaluation.csv") as file:
+        rows = {(row["method"], row["measure"]): row for row in csv.DictReader(file)}
+    iou = methods["whole picture"]["measures"]["iou"]
+    assert float(rows["whole picture", "iou"]["value"]) == pytest.approx(iou["value"], abs=1e-6)
+    text = (tmp_path / "out" / "evaluation.md").read_text()
+    for shown in (text, result.output):
+        assert f"{iou['value']:.3f}" in shown and "whole picture" in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--split", "validation"], "has no split 'validation', only train, test"),
+        (["--layout", "gaic"], "needs the folders 'images' and 'annotations'"),
+        (["--model", "/no/such/checkpoint"], "/no/such/checkpoint"),
+    ],
+)
+def test_evaluate_command_explains_what_is_wrong_in_one_line(photo_set, options, message):
+    arguments = ["evaluate", "--model", "none", "--data", str(photo_set), "--layout", "folder"]
+    result = CliRunner().invoke(app, [*arguments, *options])
+    assert result.exit_code == 1
+    assert message in result.stderr
