@@ -7,7 +7,9 @@ import typer
 from .crop import crop
 from .data import data
 from .evaluate import evaluate
+from .export import export
 from .init import init
+from .publish import publish
 from .score import score
 from .suggest import suggest
 from .train import train
@@ -28,5 +30,7 @@ app.command()(suggest)
 app.command()(crop)
 app.command()(evaluate)
 app.add_typer(data, name="data")
+app.add_typer(export, name="export")
+app.command()(publish)
 app.command()(init)
 app.command()(score)
