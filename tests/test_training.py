@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import json
 import math
 import os
@@ -15,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 from training_data import write_gaic, write_tiny_start
 
-from modeling_setcrop import SetCropForImageCropping
+from modeling_setcrop import SetCropConfig, SetCropForImageCropping
+from modeling_setcrop.data import load
 from modeling_setcrop.training import checkpointing
 from modeling_setcrop.training.arguments import CropTrainingArguments, parse_arguments
 from modeling_setcrop.training.averaging import AveragedModel
@@ -26,9 +28,18 @@ from modeling_setcrop.training.engine import (
     TrainingError,
     learning_rate_factor,
     parameter_groups,
+    run,
 )
-from modeling_setcrop.training.initialization import backbone_of, freeze_backbone_stages, load_model
+from modeling_setcrop.training.initialization import (
+    backbone_of,
+    freeze_backbone_stages,
+    load_model,
+    load_processor,
+    parse_overrides,
+)
 from modeling_setcrop.training.teacher import MomentumTeacher
+
+RECIPES = Path(__file__).resolve().parents[1] / "examples" / "configs"
 
 
 @pytest.fixture(scope="module")
@@ -178,10 +189,10 @@ class TestResume:
         CropTraining(whole).train()
 
         stopped = arguments(**options, output_dir=str(tmp_path / "stopped"))
-        run = StoppedAt(stopped)
-        run.stop_at = 5
+        training = StoppedAt(stopped)
+        training.stop_at = 5
         with pytest.raises(Interrupted, match=r"SIGTERM at step 5.*--resume_from_checkpoint .*checkpoint-5"):
-            run.train()
+            training.train()
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
         torch.manual_seed(999)
         resumed = arguments(**options, output_dir=str(tmp_path / "stopped"), resume_from_checkpoint="latest")
@@ -394,6 +405,92 @@ class TestInitialization:
         save_file({"other.weight": torch.zeros(2)}, tmp_path / "model.safetensors", {"format": "pt"})
         with pytest.raises(ValueError, match="none of its weights fits"):
             load_model(str(tmp_path))
+
+
+class TestReporting:
+    def test_tensorboard_gets_the_figures_of_the_log(self, arguments):
+        args = arguments(report_to=["tensorboard"], max_steps=2)
+        CropTraining(args).train()
+        assert list((Path(args.output_dir) / "setcrop").glob("events.out.tfevents.*"))
+
+    def test_the_profile_tells_where_all_the_time_went(self, arguments):
+        args = arguments(profile=True, max_steps=2)
+        CropTraining(args).train()
+        line = next(line for line in log_of(args) if "share_forward" in line)
+        shares = [line[f"share_{part}"] for part in ("data", "forward", "loss", "backward", "optimizer")]
+        assert all(share > 0 for share in shares) and sum(shares) == pytest.approx(1, abs=1e-4)
+        assert line["images_per_second"] > 0
+
+    def test_the_best_model_goes_to_the_hub_by_the_ordinary_mixin(self, arguments, monkeypatch):
+        pushed = []
+        monkeypatch.setattr(
+            "transformers.utils.hub.PushToHubMixin.push_to_hub",
+            lambda self, repository, **_: pushed.append((type(self).__name__, repository)),
+        )
+        CropTraining(arguments(push_to_hub=True, hub_model_id="someone/crops", max_steps=1)).train()
+        assert pushed == [
+            ("SetCropForImageCropping", "someone/crops"),
+            ("SetCropImageProcessorPil", "someone/crops"),
+        ]
+
+    def test_mixed_precision_trains_with_finite_losses(self, arguments):
+        args = arguments(mixed_precision="bf16", max_steps=2)
+        CropTraining(args).train()
+        assert all(math.isfinite(line["loss"]) for line in log_of(args) if "loss" in line)
+
+
+class TestCommand:
+    def test_trains_and_returns_success(self, data, start, tmp_path):
+        options = ["--data", str(data), "--model_name_or_path", str(start), "--output_dir", str(tmp_path / "out")]
+        assert run([*options, "--max_steps", "1", "--num_workers", "0"], prog="train") == 0
+        assert (tmp_path / "out" / "model.safetensors").is_file()
+
+    @pytest.mark.parametrize(
+        ("option", "message"),
+        [
+            ("--data", "gaic"),
+            ("--model_name_or_path", "config.json"),
+            ("--resume_from_checkpoint", "no progress.json"),
+        ],
+    )
+    def test_what_is_not_there_is_one_line(self, data, start, tmp_path, capsys, option, message):
+        options = {"--data": str(data), "--model_name_or_path": str(start), "--output_dir": str(tmp_path / "out")}
+        options[option] = str(tmp_path)
+        assert run([part for pair in options.items() for part in pair], prog="train") == 1
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("train: ") and message in error
+
+    @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda file: file.stem)
+    def test_recipes_are_valid(self, recipe):
+        args = parse_arguments(["--config", str(recipe), "--data", "d", "--model_name_or_path", "m"])
+        SetCropConfig(**parse_overrides(args.config_overrides))
+
+
+class TestTransformersTrainer:
+    def test_trains_the_model(self, data, start, tmp_path):
+        spec = importlib.util.spec_from_file_location("train_with_trainer", RECIPES.parent / "train_with_trainer.py")
+        example = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(example)
+        splits = load("gaic", data)
+        trainer = example.make_trainer(
+            load_model(str(start)),
+            load_processor(str(start)),
+            splits["train"],
+            splits["validation"],
+            output_dir=str(tmp_path),
+            max_steps=6,
+            per_device_train_batch_size=4,
+            learning_rate=5e-3,
+            logging_steps=1,
+            report_to="none",
+            use_cpu=True,
+            disable_tqdm=True,
+        )
+        before = trainer.evaluate()["eval_loss"]
+        trainer.train()
+        assert trainer.evaluate()["eval_loss"] < before
+        trainer.save_model()
+        assert SetCropForImageCropping.from_pretrained(tmp_path).config.num_queries == 12
 
 
 class TestArguments:
