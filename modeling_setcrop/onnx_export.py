@@ -71,7 +71,7 @@ def export_onnx(
     target = Path(target)
     model = AutoModel.from_pretrained(checkpoint).eval()
     processor = AutoImageProcessor.from_pretrained(checkpoint)
-    _check_same_model(target, model)
+    check_same_model(target, model)
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".onnx-", dir=target) as work:
         folder = Path(work)
@@ -327,7 +327,8 @@ def _inputs(processor: Any, photos: Sequence[str | Path]) -> dict[str, torch.Ten
     return dict(processor(pictures, return_tensors="pt"))
 
 
-def _check_same_model(target: Path, model: SetCropForImageCropping) -> None:
+def check_same_model(target: Path, model: SetCropForImageCropping) -> None:
+    """Raises FileExistsError if a folder has the config of a model of another architecture."""
     path = target / "config.json"
     if not path.is_file():
         return

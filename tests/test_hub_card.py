@@ -1,0 +1,254 @@
+"""The model card's pattern, results for the Hub, and what publishing uploads."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import httpx
+from typer.testing import CliRunner
+
+from hub_card import PHOTOS, CardError, build_card, plan_upload, upload, write_card
+from hub_card.results import read_evaluations, results_table
+from modeling_setcrop.cli import app
+from modeling_setcrop.hub_export import export_hub
+
+EVALUATION = {
+    "data": "flms43",
+    "layout": "flms",
+    "split": "test",
+    "model": "tiny",
+    "pictures": 43,
+    "resamples": 1000,
+    "label_spread": {"left": 0.11, "top": 0.12, "right": 0.13, "bottom": 0.14},
+    "methods": {
+        "human agreement": {"measures": {"iou": {"value": 0.8123, "low": 0.79, "high": 0.83}}, "spread": None},
+        "whole picture": {"measures": {"iou": {"value": 0.8201, "low": 0.8, "high": 0.84}}, "spread": None},
+        "constant: best box": {"measures": {"iou": {"value": 0.8301, "low": 0.8, "high": 0.84}}, "spread": None},
+        "tiny": {
+            "measures": {
+                "iou": {"value": 0.8567, "low": 0.83, "high": 0.88},
+                "bde": {"value": 0.0456, "low": 0.04, "high": 0.05},
+                "recall_5@0.85": {"value": 0.5, "low": 0.4, "high": 0.6},
+                "srcc": {"value": None, "low": None, "high": None},
+            },
+            "spread": {"left": 0.01, "top": 0.02, "right": 0.03, "bottom": 0.04},
+        },
+    },
+}
+TRAINING = {
+    "data": [{"name": "Meadow views", "pictures": 1234, "licence": "CC BY 4.0"}],
+    "labels": "Scored by three gardeners.",
+    "recipe": ["AdamW, 3 epochs"],
+    "command": "setcrop train --data meadow --layout gaic",
+    "limits": ["It has only seen meadows."],
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_checkpoint, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("card") / "tiny"
+    shutil.copytree(tiny_checkpoint, folder)
+    (folder / "evaluation").mkdir()
+    (folder / "evaluation" / "flms43.json").write_text(json.dumps(EVALUATION))
+    (folder / "training.json").write_text(json.dumps(TRAINING))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("export") / "tiny-crop"
+    export_hub(checkpoint, folder)
+    write_card(folder, "somebody/tiny-crop")
+    return folder
+
+
+def test_card_has_its_pattern(exported):
+    card = ModelCard.load(exported / "README.md")
+    headings = re.findall(r"^## (.+)$", card.text, flags=re.MULTILINE)
+    assert headings == [
+        "How to use",
+        "The model",
+        "Intended use",
+        "Limits",
+        "Training data",
+        "Recipe",
+        "Evaluation",
+        "Licences",
+        "Citation",
+    ]
+    assert card.data.license == "apache-2.0"
+    assert card.data.library_name == "transformers"
+    assert "image-cropping" in card.data.tags
+    assert "# tiny-crop" in card.text
+    assert 'pipeline("image-cropping", model="somebody/tiny-crop", trust_remote_code=True)' in card.text
+    assert "setcrop suggest photo.jpg --model somebody/tiny-crop" in card.text
+    assert "It must not decide anything about people" in card.text
+    assert "@inproceedings{jia2022rethinking" in card.text
+    assert "{{" not in card.content
+    assert "{%" not in card.content
+    assert "None" not in card.text
+    assert "\n\n\n" not in card.text
+    assert "|\n\n|" not in card.text.replace("\n\n| standard", "")
+
+
+def test_card_says_what_the_model_was_trained_on(exported):
+    text = ModelCard.load(exported / "README.md").text
+    assert "| Meadow views | 1,234 | CC BY 4.0 |" in text
+    assert "Scored by three gardeners." in text
+    assert "- AdamW, 3 epochs" in text
+    assert "- It has only seen meadows." in text
+    assert "setcrop train --data meadow --layout gaic" in text
+
+
+def test_figures_stand_beside_the_baselines_and_come_from_the_evaluation(exported):
+    card = ModelCard.load(exported / "README.md")
+    rows = re.findall(r"^\| (\S.*?) \| (0\.\d{3}) ", card.text, flags=re.MULTILINE)
+    assert rows[0] == ("**tiny**", "0.857")
+    assert {("human agreement", "0.812"), ("whole picture", "0.820"), ("constant: best box", "0.830")} <= set(rows)
+    assert "| the first crop's edges (tiny) | 0.010 | 0.020 | 0.030 | 0.040 |" in card.text
+    found = {result.metric_type: result for result in card.data.eval_results}
+    assert found.keys() == {"iou", "bde"}
+    assert found["iou"].metric_value == 0.8567
+    assert found["iou"].dataset_type == "flms43"
+    assert found["iou"].task_type == "image-cropping"
+
+
+def test_eval_results_are_in_the_hubs_form(exported):
+    entries = parse_eval_result_entries(yaml.safe_load((exported / ".eval_results" / "flms43-test.yaml").read_text()))
+    values = {entry.task_id: entry for entry in entries}
+    assert values["iou"].value == 0.8567
+    assert values["iou"].dataset_id == "flms43"
+    assert "constant: best box 0.8301" in values["iou"].notes
+    assert "baseline" not in values["bde"].notes
+
+
+def test_card_shows_its_own_crops(exported):
+    text = ModelCard.load(exported / "README.md").text
+    for photo in PHOTOS:
+        assert f"](examples/{photo.name})" in text
+        assert (exported / "examples" / photo.name).is_file()
+
+
+def test_a_bare_checkpoint_gets_a_card_that_says_so(tiny_checkpoint):
+    card = build_card(tiny_checkpoint)
+    assert card.text.count("Not recorded with this checkpoint.") == 2
+    assert "No evaluation is stored with this checkpoint." in card.text
+    assert card.data.eval_results is None
+    assert "trust_remote_code" not in card.text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"data": "x",\n "split": }', r"flms\.json, line 2"),
+        ("[]", r"flms\.json: not a JSON object"),
+        ('{"data": "x", "split": "test", "model": "m", "pictures": "3"}', r"flms\.json: 'pictures'"),
+        ('{"data": "x", "split": "test", "model": "m", "pictures": 3, "methods": {}}', r"'methods' has no 'm'"),
+    ],
+)
+def test_bad_evaluations_are_named(tmp_path, content, message):
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "flms.json").write_text(content)
+    with pytest.raises(CardError, match=message):
+        read_evaluations(tmp_path)
+
+
+def test_bad_training_facts_are_named(checkpoint, tmp_path):
+    folder = tmp_path / "tiny"
+    shutil.copytree(checkpoint, folder)
+    (folder / "training.json").write_text('{"data": [{"name": "x"}]}')
+    with pytest.raises(CardError, match=r"training\.json: an entry of 'data' lacks"):
+        build_card(folder)
+
+
+def test_the_model_leads_the_table():
+    assert results_table(EVALUATION).splitlines()[2].startswith("| **tiny** |")
+
+
+class FakeHub:
+    """Records what `HfApi` is asked for; the first upload fails."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, dict]] = []
+        self.failures = 1
+
+    def create_repo(self, repo_id, **options):
+        self.calls.append(("create_repo", {"repo_id": repo_id, **options}))
+        return f"hub/{repo_id}"
+
+    def add_space_variable(self, repo_id, key, value):
+        self.calls.append(("add_space_variable", {"repo_id": repo_id, "key": key, "value": value}))
+
+    def upload_folder(self, **options):
+        self.calls.append(("upload_folder", options))
+        if self.failures:
+            self.failures -= 1
+            response = httpx.Response(503, request=httpx.Request("POST", "https://hub.invalid"))
+            raise HfHubHTTPError("the server is busy", response=response)
+
+
+def test_a_failed_upload_can_be_repeated(exported):
+    hub = FakeHub()
+    (plan,) = plan_upload(exported, "somebody/tiny-crop")
+    with pytest.raises(HfHubHTTPError):
+        upload(plan, private=True, api=hub)
+    assert upload(plan, private=True, api=hub) == "hub/somebody/tiny-crop"
+    assert [name for name, _ in hub.calls] == ["create_repo", "upload_folder"] * 2
+    created, sent = hub.calls[2][1], hub.calls[3][1]
+    assert created == {"repo_id": "somebody/tiny-crop", "repo_type": "model", "private": True, "exist_ok": True}
+    assert sent["folder_path"] == exported
+    assert {"model.safetensors", "README.md", ".eval_results/flms43-test.yaml"} <= set(sent["allow_patterns"])
+
+
+def test_dry_run_lists_files_and_sizes_without_network(exported, monkeypatch):
+    monkeypatch.setattr("hub_card.publishing.HfApi", None)
+    found = CliRunner().invoke(app, ["publish", str(exported), "--repo-id", "somebody/tiny-crop", "--dry-run"])
+    assert found.exit_code == 0, found.output
+    files = [path for path in exported.rglob("*") if path.is_file()]
+    total = sum(path.stat().st_size for path in files) / 1e6
+    assert f"somebody/tiny-crop (model): {len(files)} files, {total:.1f} MB" in found.output
+    for name in ("model.safetensors", "modeling_setcrop.py", "README.md", ".eval_results/flms43-test.yaml"):
+        assert re.search(rf"[\d,]+  {re.escape(name)}$", found.output, flags=re.MULTILINE)
+    assert "Nothing was uploaded" in found.output
+
+
+def test_the_space_is_uploaded_with_the_models_name(exported):
+    hub = FakeHub()
+    hub.failures = 0
+    plans = plan_upload(exported, "somebody/tiny-crop", space=True)
+    assert [(plan.repo_id, plan.repo_type) for plan in plans] == [
+        ("somebody/tiny-crop", "model"),
+        ("somebody/tiny-crop-demo", "space"),
+    ]
+    upload(plans[1], api=hub)
+    assert hub.calls[0][1]["space_sdk"] == "gradio"
+    assert hub.calls[1][1] == {
+        "repo_id": "somebody/tiny-crop-demo",
+        "key": "SETCROP_MODEL",
+        "value": "somebody/tiny-crop",
+    }
+
+
+def test_an_incomplete_folder_is_not_published(tiny_checkpoint):
+    found = CliRunner().invoke(app, ["publish", str(tiny_checkpoint), "--repo-id", "x/y", "--dry-run"])
+    assert found.exit_code == 1
+    assert "has no modeling_setcrop.py" in found.output
+    assert len(found.output.strip().splitlines()) == 1
+
+
+def test_export_command_writes_card_and_code(checkpoint, tmp_path):
+    target = tmp_path / "ready"
+    found = CliRunner().invoke(app, ["export", "hub", str(target), "--model", str(checkpoint), "--repo-id", "a/b"])
+    assert found.exit_code == 0, found.output
+    assert (target / "modeling_setcrop.py").is_file()
+    assert "# b" in (target / "README.md").read_text()
+    again = CliRunner().invoke(app, ["export", "hub", str(checkpoint), "--model", str(checkpoint)])
+    assert again.exit_code == 1
+    assert "not an earlier export" in again.output

@@ -1,0 +1,125 @@
+"""Exported graphs: agreement with torch, the pipeline on onnxruntime, quantisation, errors."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import pipeline
+from typer.testing import CliRunner
+
+from hub_card import PHOTOS
+from modeling_setcrop.cli import app
+from modeling_setcrop.hub_export import export_hub
+from modeling_setcrop.image_cropping_onnx import ImageCroppingOnnx, SetCropOnnxModel
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+from modeling_setcrop.onnx_export import OnnxMismatchError, check_agreement, export_onnx
+
+
+@pytest.fixture(scope="module")
+def report_and_folder(tiny_checkpoint, tmp_path_factory) -> tuple[dict, Path]:
+    folder = tmp_path_factory.mktemp("onnx") / "tiny"
+    return export_onnx(tiny_checkpoint, folder, PHOTOS, int8=True), folder
+
+
+@pytest.fixture(scope="module")
+def folder(report_and_folder) -> Path:
+    return report_and_folder[1]
+
+
+def test_outputs_agree_on_photographs_of_several_sizes(report_and_folder):
+    report, _ = report_and_folder
+    assert report["agreement"].keys() == {"logits", "pred_boxes", "pred_scores", "scores"}
+    assert max(report["agreement"].values()) <= 1e-4
+
+
+@pytest.mark.parametrize("shape", [(1, 64, 64), (3, 97, 128), (2, 111, 75)])
+def test_batch_height_and_width_are_free(folder, tiny_model, shape):
+    batch, height, width = shape
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(batch, 3, height, width, generator=generator)
+    mask = torch.ones(batch, height, width, dtype=torch.long)
+    mask[0, :, width * 2 // 3 :] = 0
+    mask[0, height - 5 :] = 0
+    with torch.inference_mode():
+        expected = tiny_model(pixels, mask)
+        boxes = torch.rand(batch, 7, 4, generator=generator) / 2 + 0.25
+        scores = tiny_model.score_crops(boxes, expected.encoder_outputs)
+    graphs = SetCropOnnxModel(folder)
+    found = graphs(pixels, mask)
+    for name in ("logits", "pred_boxes", "pred_scores"):
+        torch.testing.assert_close(found[name], expected[name], atol=1e-4, rtol=0)
+    assert torch.equal(found.encoder_outputs.feature_mask, expected.encoder_outputs.feature_mask)
+    torch.testing.assert_close(graphs.score_crops(boxes, found.encoder_outputs), scores, atol=1e-4, rtol=0)
+
+
+def test_the_mask_is_resized_as_torch_does_it(folder, tiny_model):
+    # 225 pixels over 15 cells: the tenth cell starts at pixel 150 exactly, where the padding begins.
+    pixels, mask = torch.zeros(1, 3, 225, 225), torch.ones(1, 225, 225, dtype=torch.long)
+    mask[:, :, 150:] = 0
+    with torch.inference_mode():
+        expected = tiny_model(pixels, mask).encoder_outputs.feature_mask
+    assert torch.equal(SetCropOnnxModel(folder)(pixels, mask).encoder_outputs.feature_mask, expected)
+
+
+def test_the_pipeline_gives_the_same_crops(folder, tiny_checkpoint, photos):
+    torch_crops = pipeline("image-cropping", model=str(tiny_checkpoint))
+    onnx_crops = ImageCroppingOnnx.from_pretrained(folder)
+    for options in ({}, {"aspect_ratio": ["16:9", "square"], "top_k": 2}, {"details": True}):
+        expected, found = (cropper(str(photos[0]), **options) for cropper in (torch_crops, onnx_crops))
+        expected, found = (crops["crops"] if isinstance(crops, dict) else crops for crops in (expected, found))
+        assert len(found) == len(expected)
+        for crop, other in zip(found, expected, strict=True):
+            assert crop["score"] == pytest.approx(other["score"], abs=1e-4)
+            assert crop["box"] == pytest.approx(other["box"], abs=1)
+    both = [str(photo) for photo in photos[:2]]
+    assert len(onnx_crops(both, batch_size=2)) == 2
+
+
+def test_int8_is_smaller_and_its_loss_is_measured(report_and_folder):
+    report, folder = report_and_folder
+    assert report["sizes"]["model_int8.onnx"] < report["sizes"]["model.onnx"]
+    assert 0 < report["int8"]["first_crop_iou"] <= 1
+    assert 0 <= report["int8"]["same_first_crop"] <= 1
+    assert report["int8"]["probability"] >= 0
+    assert ImageCroppingOnnx.from_pretrained(folder, int8=True)(str(PHOTOS[0]), top_k=1)
+
+
+def test_graphs_of_another_model_are_refused(folder, tiny_model, tiny_processor):
+    other = copy.deepcopy(tiny_model)
+    with torch.no_grad():
+        other.class_labels_classifier.bias += 0.01
+    with pytest.raises(OnnxMismatchError, match="logits"):
+        check_agreement(other, tiny_processor, folder, PHOTOS[:1])
+
+
+def test_a_folder_with_another_model_is_left_alone(tiny_checkpoint, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
+    with pytest.raises(FileExistsError, match=r"holds another model \(its config\.json differs in .*model_type"):
+        export_onnx(tiny_checkpoint, tmp_path, PHOTOS)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_graphs_can_join_an_exported_folder(folder, tiny_checkpoint, tmp_path):
+    from modeling_setcrop.onnx_export import check_same_model
+
+    export_hub(tiny_checkpoint, tmp_path / "hub")
+    check_same_model(tmp_path / "hub", pipeline("image-cropping", model=str(tiny_checkpoint)).model)
+
+
+def test_missing_graphs_are_named(tiny_checkpoint):
+    with pytest.raises(FileNotFoundError, match=r"model\.onnx: no such ONNX graph"):
+        ImageCroppingOnnx.from_pretrained(tiny_checkpoint)
+
+
+def test_photographs_are_needed(tiny_checkpoint, tmp_path):
+    found = CliRunner().invoke(
+        app, ["export", "onnx", str(tmp_path / "out"), "--model", str(tiny_checkpoint), "--photos", str(tmp_path)]
+    )
+    assert found.exit_code == 1
+    assert "photographs are needed" in found.output
