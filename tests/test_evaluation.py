@@ -232,3 +232,30 @@ def test_evaluate_command_explains_what_is_wrong_in_one_line(photo_set, options,
     result = CliRunner().invoke(app, [*arguments, *options])
     assert result.exit_code == 1
     assert message in result.stderr
+
+
+def test_report_is_one_page_with_everything_in_it(photo_set, tiny_checkpoint, tmp_path):
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "report"
+    arguments = ["report", "--model", str(tiny_checkpoint), "--data", str(photo_set), "--layout", "folder"]
+    result = CliRunner().invoke(app, [*arguments, "--out", str(out), "--pictures", "2"])
+    assert result.exit_code == 0, result.output
+    figures = ("contact_sheet", "quality_validity", "precision_recall", "smoothing_map")
+    for name in figures:
+        assert Image.open(out / f"{name}.png").size[0] > 300
+    page = (out / "index.html").read_text()
+    assert page.count("data:image/png;base64,") == len(figures)
+    assert "http" not in page and "whole picture" in page and "scoring head" in page
+    # Two pictures side by side, labels and predictions of each.
+    assert Image.open(out / "contact_sheet.png").size[0] > 4 * 160
+
+
+def test_smoothing_map_is_the_losses_own(tiny_model):
+    plots = pytest.importorskip("modeling_setcrop.evaluation.plots")
+    curve, area, _ = plots.smoothing_map(tiny_model.config).axes
+    scores, labels = curve.lines[0].get_data()
+    mu, low, high = 0.5, 2.0, 3.5
+    np.testing.assert_allclose(labels, np.clip(mu * (scores - low) / (high - low), 0, mu), atol=1e-6)
+    shown = area.images[0].get_array()
+    overlaps = np.linspace(0.7, 1, 121)
+    assert (shown[:, overlaps < 0.849] == 0).all() and (shown[-1, overlaps > 0.851] == mu).all()

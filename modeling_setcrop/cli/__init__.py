@@ -10,6 +10,7 @@ from .evaluate import evaluate
 from .export import export
 from .init import init
 from .publish import publish
+from .report import report
 from .score import score
 from .suggest import suggest
 from .train import train
@@ -29,6 +30,7 @@ app.command(
 app.command()(suggest)
 app.command()(crop)
 app.command()(evaluate)
+app.command()(report)
 app.add_typer(data, name="data")
 app.add_typer(export, name="export")
 app.command()(publish)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -33,6 +33,14 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Pictures at a time.")]
 Device = Annotated[str | None, typer.Option(help="Where the model runs (the GPU if there is one).")]
 
 
+class Evaluated(NamedTuple):
+    """An evaluation, its model's configuration and the labels that the constant baselines were fitted on."""
+
+    evaluation: Evaluation
+    config: Any
+    train: Labels | None
+
+
 def evaluate(
     data: Data,
     layout: Layout,
@@ -57,9 +65,9 @@ def evaluate(
     )
     # Piped output has no width of its own: leave the table whole.
     console = Console() if sys.stdout.isatty() else Console(width=220)
-    console.print(tables.terminal_table(found))
+    console.print(tables.terminal_table(found.evaluation))
     if out is not None:
-        for file in tables.write(found, out):
+        for file in tables.write(found.evaluation, out):
             print(file)
 
 
@@ -74,7 +82,7 @@ def run_evaluation(
     batch_size: int,
     device: str | None,
     command: str,
-) -> Evaluation:
+) -> Evaluated:
     """Loads what the options name and evaluates, with a progress bar; errors end the command with one line."""
     from rich.console import Console
     from rich.progress import Progress
@@ -107,7 +115,7 @@ def run_evaluation(
     for problem in problems.found:
         print(f"setcrop {command}: {problem}", file=sys.stderr)
     found.description = {"data": data.resolve().name, "layout": layout, "split": split, "model": name}
-    return found
+    return Evaluated(found, None if loaded is None else loaded.config, train)
 
 
 def _rows(data: Path, layout: str, split: str, problems: Problems) -> Dataset:

@@ -36,37 +36,49 @@ _SHOWN = {
 }
 
 
+def cells(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the main measures, each over its 95 % interval, and of the spread of first crops."""
+    shown = [name for name in _SHOWN if any(name in result.estimates for result in evaluation.methods.values())]
+    header = ["method", *(_SHOWN[name] for name in shown), "spread of edges\nl t r b"]
+    rows = [
+        [method, *(_cell(result.estimates.get(name)) for name in shown), _spread(result.spread)]
+        for method, result in evaluation.methods.items()
+    ]
+    rows.append(["labels' crops", *[""] * len(shown), _spread(evaluation.label_spread)])
+    return header, rows
+
+
+def title(evaluation: Evaluation) -> str:
+    """Which pictures of which data set were evaluated."""
+    about = evaluation.description
+    place = ", ".join(str(about[key]) for key in ("data", "layout", "split") if key in about)
+    return f"{place + ': ' if place else ''}{len(evaluation.labels)} pictures"
+
+
 def terminal_table(evaluation: Evaluation) -> Table:
-    """The main measures, each over its 95 % interval, and the spread of the first crop's edges."""
-    shown = _columns(evaluation)
-    table = Table(title=_title(evaluation), caption="95 % bootstrap intervals over pictures", title_justify="left")
-    table.add_column("method")
-    for name in shown:
-        table.add_column(_SHOWN[name], justify="right", no_wrap=True)
-    table.add_column("spread of edges\nl t r b", justify="right", no_wrap=True)
-    for method, result in evaluation.methods.items():
-        cells = [_cell(result.estimates.get(name), "\n") for name in shown]
-        table.add_row(method, *cells, _spread(result.spread))
-    table.add_row("labels' crops", *[""] * len(shown), _spread(evaluation.label_spread))
+    """The main measures as a table for the terminal."""
+    header, rows = cells(evaluation)
+    table = Table(title=title(evaluation), caption="95 % bootstrap intervals over pictures", title_justify="left")
+    for number, name in enumerate(header):
+        table.add_column(name, justify="right" if number else "left", no_wrap=number > 0)
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
 def markdown(evaluation: Evaluation) -> str:
-    """The same as a Markdown table."""
-    shown = _columns(evaluation)
-    header = ["method", *(_SHOWN[name].replace("\n", " ") for name in shown), "spread of edges (l t r b)"]
-    rows = [
-        [method, *(_cell(result.estimates.get(name), " ") for name in shown), _spread(result.spread)]
-        for method, result in evaluation.methods.items()
-    ]
-    rows.append(["labels' crops", *[""] * len(shown), _spread(evaluation.label_spread)])
+    """The main measures as a Markdown table."""
+    header, rows = cells(evaluation)
     lines = [
-        f"{_title(evaluation)}. In brackets: 95 % bootstrap intervals over pictures ({RESAMPLES} resamples).",
+        f"{title(evaluation)}. In brackets: 95 % bootstrap intervals over pictures ({RESAMPLES} resamples).",
         "",
-        f"| {' | '.join(header)} |",
+        f"| {' | '.join(name.replace(chr(10), ' ') for name in header)} |",
         f"|---|{'---:|' * (len(header) - 1)}",
-        *(f"| {' | '.join(row)} |" for row in rows),
     ]
+    for row in rows:
+        parts = [text.partition("\n") for text in row]
+        texts = [f"{value} ({interval})" if interval else value for value, _, interval in parts]
+        lines.append(f"| {' | '.join(texts)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -119,12 +131,17 @@ def write(evaluation: Evaluation, folder: str | os.PathLike) -> list[Path]:
 
 
 def write_text(path: Path, text: str) -> Path:
+    """Writes a text file whole or not at all."""
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
     """Writes a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
         os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException:
@@ -133,21 +150,10 @@ def write_text(path: Path, text: str) -> Path:
     return path
 
 
-def _title(evaluation: Evaluation) -> str:
-    about = evaluation.description
-    place = ", ".join(str(about[key]) for key in ("data", "layout", "split") if key in about)
-    return f"{place + ': ' if place else ''}{len(evaluation.labels)} pictures"
-
-
-def _columns(evaluation: Evaluation) -> list[str]:
-    return [name for name in _SHOWN if any(name in result.estimates for result in evaluation.methods.values())]
-
-
-def _cell(found: Estimate | None, between: str) -> str:
+def _cell(found: Estimate | None) -> str:
     if found is None or math.isnan(found.value):
         return "-"
-    interval = f"{found.low:.3f}-{found.high:.3f}"
-    return f"{found.value:.3f}\n{interval}" if between == "\n" else f"{found.value:.3f} ({interval})"
+    return f"{found.value:.3f}\n{found.low:.3f}-{found.high:.3f}"
 
 
 def _spread(spread: np.ndarray | None) -> str:

@@ -1,0 +1,137 @@
+"""Figures of an evaluation, as matplotlib figures and as one picture of crops."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from datasets import Dataset
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+
+from modeling_setcrop import metrics
+from modeling_setcrop.evaluation.labels import Labels, Predictions
+from modeling_setcrop.evaluation.measures import EPS
+from modeling_setcrop.loss_setcrop import quality_targets
+from modeling_setcrop.metrics.functional import RECALL_LEVELS
+
+_QUALITY_IOU = 0.85
+_CELL = 300
+_MARGIN = 12
+_CAPTION = 18
+# Colour-blind safe (Okabe and Ito): best first.
+_COLOURS = ((0, 158, 115), (230, 159, 0), (86, 180, 233), (204, 121, 167), (0, 114, 178))
+
+
+def quality_validity(labels: Labels, predictions: Predictions) -> Figure:
+    """Validity of each predicted crop against the human score of the labelled crop it overlaps most (paper, Fig. 7).
+
+    Predictions that overlap no labelled crop by 0.85 IoU have no known quality and are left out.
+    """
+    quality, validity = [], []
+    for pred, scores, boxes, rated in zip(
+        predictions.boxes, predictions.scores, labels.boxes, labels.scores, strict=True
+    ):
+        iou = metrics.pairwise_iou(pred, boxes)
+        known = iou.max(axis=1) >= _QUALITY_IOU
+        quality.append(rated[iou.argmax(axis=1)][known])
+        validity.append(scores[known])
+    quality, validity = np.concatenate(quality), np.concatenate(validity)
+    figure = Figure(figsize=(6, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.scatter(quality, validity, s=6, alpha=0.3, linewidths=0, color="#0072b2", rasterized=True)
+    bins = np.digitize(quality, np.arange(1, 5.01, 0.25))
+    centres = [(quality[bins == b].mean(), validity[bins == b].mean()) for b in np.unique(bins)]
+    if centres:
+        axes.plot(*zip(*centres, strict=True), color="#d55e00", marker="o", markersize=4, label="mean")
+        axes.legend(frameon=False)
+    axes.set(xlabel="human score of the nearest labelled crop", ylabel="predicted validity")
+    axes.set_title(f"Quality and validity, {len(quality)} predictions")
+    return figure
+
+
+def smoothing_map(config: object) -> Figure:
+    """The map M of quality guidance (paper, Fig. 6a): soft label by human score and IoU of the nearest rated crop.
+
+    Args:
+        config: gives `smoothing_upper_bound`, `quality_lower`, `quality_upper` and `quality_iou_threshold`.
+    """
+    scores, overlaps = np.linspace(1, 5, 161), np.linspace(0.7, 1, 121)
+    # A predicted box that is the left part of a rated whole picture overlaps it by its width.
+    boxes = torch.tensor([[width / 2, 0.5, width, 1.0] for width in overlaps], dtype=torch.float32)
+    whole = torch.tensor([[[0.5, 0.5, 1.0, 1.0]]]).expand(len(scores), 1, 4)
+    rated = torch.ones(len(scores), 1, dtype=torch.bool)
+    values = torch.as_tensor(scores, dtype=torch.float32)[:, None]
+    labels = quality_targets(boxes.expand(1, len(scores), -1, -1), whole, values, rated, config)[0].numpy()
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    curve, area = figure.subplots(1, 2)
+    curve.plot(scores, labels[:, -1], color="#0072b2")
+    curve.set(xlabel="human score", ylabel="soft label", ylim=(-0.02, 1), title="where the crops coincide")
+    extent = (overlaps[0], overlaps[-1], scores[0], scores[-1])
+    shown = area.imshow(labels, origin="lower", aspect="auto", extent=extent, vmin=0, vmax=1)
+    area.set(xlabel="IoU with the nearest rated crop", ylabel="human score", title="by overlap")
+    figure.colorbar(shown, ax=area, label="soft label")
+    return figure
+
+
+def precision_recall(labels: Labels, answers: dict[str, Predictions], k: int = 40) -> Figure:
+    """Interpolated precision over recall of the K most valid crops, one panel an eps, one line a method."""
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    for axes, eps in zip(figure.subplots(1, len(EPS), sharey=True), EPS, strict=True):
+        for name, answer in answers.items():
+            curve = metrics.precision_at_recall(
+                metrics.match(answer.boxes, answer.scores, labels.boxes, labels.good, eps, k)
+            )
+            axes.plot(RECALL_LEVELS, curve, label=f"{name}: AP {curve.mean():.3f}")
+        axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1), title=f"IoU {eps:.2f}, K = {k}")
+        axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def contact_sheet(
+    dataset: Dataset, labels: Labels, predictions: Predictions | None, pictures: Sequence[int], crops: int = 3
+) -> Image.Image:
+    """Chosen pictures with the labels' best crops on the left and the model's most valid ones on the right.
+
+    The best crop is drawn widest; without predictions the right half is left out.
+    """
+    columns = 1 if predictions is None else 2
+    tiles = []
+    for index in pictures:
+        image = dataset[int(index)]["image"].convert("RGB")
+        image.thumbnail((_CELL, _CELL))
+        rated = np.ones(len(labels.boxes[index])) if labels.scores is None else labels.scores[index]
+        best = np.argsort(-rated, kind="stable")[: crops if labels.scores is not None else None]
+        tiles.append(_drawn(image, labels.boxes[index][best], _values(rated[best], labels.scores is not None)))
+        if predictions is not None:
+            top, scores = metrics.ranked([predictions.boxes[index]], [predictions.scores[index]], crops)
+            tiles.append(_drawn(image, top[0], [f"{value:.2f}" for value in scores[0]]))
+    height = max(tile.height for tile in tiles)
+    pairs_a_row = 2 if columns == 2 else 4
+    rows = -(-len(pictures) // pairs_a_row)
+    step = (_CELL + _MARGIN, height + _MARGIN)
+    sheet = Image.new("RGB", (pairs_a_row * columns * step[0] + _MARGIN, rows * step[1] + _MARGIN), "white")
+    for number, tile in enumerate(tiles):
+        row, column = divmod(number, pairs_a_row * columns)
+        sheet.paste(tile, (_MARGIN + column * step[0], _MARGIN + row * step[1]))
+    return sheet
+
+
+def _values(rated: np.ndarray, scored: bool) -> list[str]:
+    return [f"{value:.2f}" for value in rated] if scored else [f"{len(rated)} annotators"]
+
+
+def _drawn(image: Image.Image, boxes: np.ndarray, captions: list[str]) -> Image.Image:
+    tile = Image.new("RGB", (image.width, image.height + _CAPTION), "white")
+    tile.paste(image)
+    draw = ImageDraw.Draw(tile)
+    sides = np.tile([image.width - 1, image.height - 1], 2)
+    for rank in reversed(range(len(boxes))):
+        colour = _COLOURS[rank % len(_COLOURS)]
+        draw.rectangle(tuple(np.round(boxes[rank] * sides)), outline=colour, width=3 if rank == 0 else 2)
+    font, left = ImageFont.load_default(12), 0.0
+    for rank, caption in enumerate(captions):
+        draw.text((left, image.height + 2), caption, fill=_COLOURS[rank % len(_COLOURS)], font=font)
+        left += draw.textlength(caption, font=font) + 10
+    return tile
