@@ -46,9 +46,13 @@ class SetCropOnnxModel:
         self._scorer = _session(graphs / SCORER_GRAPH, threads) if self.config.crop_scoring else None
 
     def __call__(
-        self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None = None
+        self,
+        pixel_values: torch.Tensor,
+        pixel_mask: torch.Tensor | None = None,
+        candidate_boxes: torch.Tensor | None = None,
     ) -> SetCropImageCroppingOutput:
-        """Propose crops for `pixel_values` (B, 3, H, W) with `pixel_mask` (B, H, W), all picture when left out."""
+        """Propose crops for `pixel_values` (B, 3, H, W) with `pixel_mask` (B, H, W), all picture when left out, and
+        score `candidate_boxes` (B, M, 4)."""
         if pixel_mask is None:
             pixel_mask = torch.ones_like(pixel_values[:, 0], dtype=torch.long)
         found = _run(self._model, pixel_values=pixel_values.float(), pixel_mask=pixel_mask.long())
@@ -62,6 +66,7 @@ class SetCropOnnxModel:
             logits=found["logits"],
             pred_boxes=found["pred_boxes"],
             pred_scores=found.get("pred_scores"),
+            crop_scores=None if candidate_boxes is None else self.score_crops(candidate_boxes, encoded),
             encoder_last_hidden_state=encoded.last_hidden_state,
             encoder_outputs=encoded,
         )
@@ -83,6 +88,16 @@ class SetCropOnnxModel:
         }
         parts = boxes.float().split(SCORER_BOXES, dim=1)
         return torch.cat([_run(self._scorer, boxes=part, **encoded)["scores"] for part in parts], dim=1)
+
+    def eval(self) -> SetCropOnnxModel:
+        """The graphs are in evaluation mode always."""
+        return self
+
+    def to(self, device: str | torch.device) -> SetCropOnnxModel:
+        """Raises ValueError for anything but the CPU."""
+        if torch.device(device).type != "cpu":
+            raise ValueError(f"ONNX graphs run on the CPU, not on {device}")
+        return self
 
     def can_generate(self) -> bool:
         """No; `Pipeline` asks."""
