@@ -310,16 +310,17 @@ def compare_int8(folder: Path, photos: Sequence[str | Path]) -> dict[str, float]
 def _single_pictures(processor: Any, photos: Sequence[str | Path]) -> Iterator[dict[str, torch.Tensor]]:
     """Model inputs of each photograph on its own."""
     for photo in photos:
-        yield _inputs(processor, [photo])
+        yield model_inputs(processor, [photo])
 
 
 def _batches(processor: Any, photos: Sequence[str | Path]) -> Iterator[dict[str, torch.Tensor]]:
     yield from _single_pictures(processor, photos)
     if len(photos) > 1:
-        yield _inputs(processor, photos)
+        yield model_inputs(processor, photos)
 
 
-def _inputs(processor: Any, photos: Sequence[str | Path]) -> dict[str, torch.Tensor]:
+def model_inputs(processor: Any, photos: Sequence[str | Path]) -> dict[str, torch.Tensor]:
+    """`pixel_values` and `pixel_mask` of photographs as one batch."""
     pictures = []
     for photo in photos:
         with Image.open(photo) as opened:

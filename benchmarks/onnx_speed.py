@@ -1,0 +1,87 @@
+"""Times torch against onnxruntime, float and int8, on the same photographs, and measures what int8 costs.
+
+    python benchmarks/onnx_speed.py [--model DIR] [--onnx DIR] [--threads 2] [--rounds 30] [--data DIR --layout flms]
+
+The forward pass only, on `examples/photos` at the model's own size, one picture and a batch of eight; every runtime in
+turn in each round, medians over the rounds. With `--data`, the same labelled pictures are also evaluated with each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import AutoImageProcessor, AutoModel
+from transformers.utils import logging
+
+from modeling_setcrop import DEFAULT_CHECKPOINT
+from modeling_setcrop.image_cropping_onnx import INT8_GRAPH, SetCropOnnxModel
+from modeling_setcrop.onnx_export import export_onnx, model_inputs
+
+PHOTOS = sorted((Path(__file__).resolve().parents[1] / "examples" / "photos").glob("*.jpg"))
+MEASURES = ("iou", "iou_mean", "bde_mean", "acc_1/1@0.90", "acc_1/5@0.90", "ap_10@0.85", "srcc")
+
+
+def median_times(runtimes: dict[str, Callable], inputs: dict[str, torch.Tensor], rounds: int) -> dict[str, float]:
+    """Median seconds of each runtime's forward pass, taken in turns after two rounds of warming up."""
+    times: dict[str, list[float]] = {name: [] for name in runtimes}
+    for _ in range(rounds + 2):
+        for name, run in runtimes.items():
+            start = time.perf_counter()
+            run(**inputs)
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(found[2:]) for name, found in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=DEFAULT_CHECKPOINT)
+    parser.add_argument("--onnx", type=Path, help="exported with --int8; made in a temporary folder when left out")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--layout", default="flms")
+    parser.add_argument("--split", default="test")
+    args = parser.parse_args()
+    logging.disable_progress_bar()
+    torch.set_num_threads(args.threads)
+    with tempfile.TemporaryDirectory() as work:
+        if args.onnx is None:
+            args.onnx = Path(work)
+            print(export_onnx(args.model, args.onnx, PHOTOS, int8=True))
+        processor = AutoImageProcessor.from_pretrained(args.model)
+        models = {
+            "torch": AutoModel.from_pretrained(args.model).eval(),
+            "onnxruntime": SetCropOnnxModel(args.onnx, threads=args.threads),
+            "onnxruntime int8": SetCropOnnxModel(args.onnx, INT8_GRAPH, threads=args.threads),
+        }
+    with torch.inference_mode():
+        for count in (1, 8):
+            inputs = model_inputs(processor, (PHOTOS * 2)[:count])
+            shape = "x".join(map(str, inputs["pixel_values"].shape))
+            for name, seconds in median_times(models, inputs, args.rounds).items():
+                print(f"{shape}, {args.threads} threads, {name}: {seconds / count * 1e3:.2f} ms a picture")
+    if args.data is not None:
+        compare_quality(models, processor, args.data, args.layout, args.split)
+
+
+def compare_quality(models: dict[str, Callable], processor: object, data: Path, layout: str, split: str) -> None:
+    """Prints the measures of each runtime on one labelled data set."""
+    from modeling_setcrop.data import load
+    from modeling_setcrop.evaluation.run import run
+
+    dataset = load(layout, data)[split]
+    for name, model in models.items():
+        found = run(dataset, model, processor, name).methods
+        scored = {**found[name].estimates, **getattr(found.get(f"{name}, scoring head"), "estimates", {})}
+        figures = ", ".join(f"{measure} {scored[measure].value:.4f}" for measure in MEASURES if measure in scored)
+        print(f"{data.name} ({layout}, {split}, {len(dataset)} pictures), {name}: {figures}")
+
+
+if __name__ == "__main__":
+    main()
