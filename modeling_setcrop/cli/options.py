@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -19,6 +19,10 @@ Model = Annotated[
     str | None, typer.Option(help="Checkpoint folder or name on the Hub; by default the one that comes with SetCrop.")
 ]
 Device = Annotated[str | None, typer.Option(help='Where the model runs: "cpu", "cuda:0", ...')]
+Runtime = Annotated[
+    Literal["torch", "onnx", "onnx-int8"],
+    typer.Option(help="What runs the model; onnx needs --model with a folder that `setcrop export onnx` wrote."),
+]
 TopK = Annotated[int, typer.Option("--top-k", min=1, help="At most so many crops, of each aspect ratio.")]
 AspectRatio = Annotated[
     str | None,
@@ -124,11 +128,11 @@ def _numbers(option: str, text: str, counts: tuple[int, ...], kind: type) -> lis
     return values
 
 
-def load_cropper(model: str | None, device: str | None) -> ImageCroppingPipeline:
-    """The pipeline, its checkpoint read without progress bars.
+def load_cropper(model: str | None, device: str | None, runtime: str = "torch") -> ImageCroppingPipeline:
+    """The pipeline, on torch or onnxruntime, its checkpoint read without progress bars.
 
     Raises:
-        UsageError: The checkpoint or the device cannot be used.
+        UsageError: The checkpoint, the device or the runtime cannot be used.
     """
     from transformers import pipeline
     from transformers.utils import logging
@@ -140,6 +144,12 @@ def load_cropper(model: str | None, device: str | None) -> ImageCroppingPipeline
     logging.disable_progress_bar()
     name = model or DEFAULT_CHECKPOINT
     try:
+        if runtime != "torch":
+            from modeling_setcrop.image_cropping_onnx import ImageCroppingOnnx
+
+            if device not in (None, "cpu"):
+                raise ValueError(f"--runtime {runtime} runs on the CPU, not on {device}")
+            return ImageCroppingOnnx.from_pretrained(name, int8=runtime == "onnx-int8")
         return pipeline("image-cropping", model=name, device=device)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise UsageError(f"cannot load the model {name}: {' '.join(str(error).split())}") from None
