@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from training_data import write_gaic, write_tiny_start
 
-from modeling_setcrop import SetCropConfig, SetCropForImageCropping
+from modeling_setcrop import SetCropConfig, SetCropForImageCropping, SetCropImageProcessorPil
 from modeling_setcrop.data import load
 from modeling_setcrop.training import checkpointing
 from modeling_setcrop.training.arguments import CropTrainingArguments, parse_arguments
@@ -423,10 +424,10 @@ class TestReporting:
 
     def test_the_best_model_goes_to_the_hub_by_the_ordinary_mixin(self, arguments, monkeypatch):
         pushed = []
-        monkeypatch.setattr(
-            "transformers.utils.hub.PushToHubMixin.push_to_hub",
-            lambda self, repository, **_: pushed.append((type(self).__name__, repository)),
-        )
+        for pushable in (SetCropForImageCropping, SetCropImageProcessorPil):
+            monkeypatch.setattr(
+                pushable, "push_to_hub", lambda self, repository: pushed.append((type(self).__name__, repository))
+            )
         CropTraining(arguments(push_to_hub=True, hub_model_id="someone/crops", max_steps=1)).train()
         assert pushed == [
             ("SetCropForImageCropping", "someone/crops"),
@@ -434,8 +435,12 @@ class TestReporting:
         ]
 
     def test_mixed_precision_trains_with_finite_losses(self, arguments):
+        AcceleratorState._reset_state(reset_partial_state=True)
         args = arguments(mixed_precision="bf16", max_steps=2)
-        CropTraining(args).train()
+        try:
+            CropTraining(args).train()
+        finally:
+            AcceleratorState._reset_state(reset_partial_state=True)
         assert all(math.isfinite(line["loss"]) for line in log_of(args) if "loss" in line)
 
 

@@ -79,7 +79,9 @@ class CropTrainingArguments:
     ema_decay: float | None = _option(None, "Evaluate and save an average of the weights with this decay a step.")
     seed: int = _option(0, "Seed of the order, the augmentation and dropout.")
 
-    mixed_precision: str = _option("no", f"Arithmetic of the forward pass: {', '.join(PRECISIONS)}.")
+    mixed_precision: str | None = _option(
+        None, f"Arithmetic of the forward pass ({', '.join(PRECISIONS)}); what `accelerate launch` says if not given."
+    )
     torch_compile: bool = _option(False, "Compile the model with torch.compile.")
 
     train_short_sides: list[int] | None = field(
@@ -121,10 +123,12 @@ class CropTrainingArguments:
         for name, choices in (
             ("layout", tuple(LAYOUTS)),
             ("lr_scheduler", SCHEDULES),
-            ("mixed_precision", PRECISIONS),
+            ("mixed_precision", (*PRECISIONS, None)),
         ):
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}")
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(map(str, choices))}"
+                )
         for name in (
             "batch_size",
             "gradient_accumulation_steps",
