@@ -129,17 +129,7 @@ class CropTrainingArguments:
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(map(str, choices))}"
                 )
-        for name in (
-            "batch_size",
-            "gradient_accumulation_steps",
-            "epochs",
-            "eval_every",
-            "log_every",
-            "checkpoints_total_limit",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("max_steps", "max_train_samples", "max_eval_samples", "checkpointing_steps", "max_long_side"):
+        for name in _AT_LEAST_ONE:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("lr", "lr_backbone", "weight_decay", "warmup_steps", "num_workers", "distillation_start_epoch"):
