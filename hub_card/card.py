@@ -29,7 +29,7 @@ from .results import (
 TEMPLATE = Path(__file__).with_name("template.md")
 _EXAMPLES = "examples"
 # Kinds of the values in training.json.
-_TRAINING = {"data": list, "labels": str, "recipe": list, "command": str, "limits": list}
+_TRAINING = {"data": list, "labels": str, "recipe": list, "command": str, "limits": list, "examples": str}
 
 
 def build_card(folder: str | Path, repo_id: str | None = None) -> ModelCard:
@@ -37,8 +37,9 @@ def build_card(folder: str | Path, repo_id: str | None = None) -> ModelCard:
 
     Args:
         folder: `config.json`, `model.safetensors`, and where they exist `preprocessor_config.json`, `training.json`
-            (`data`: a list of `name`, `pictures`, `licence`; `labels`, `recipe`, `command`, `limits`), the
-            evaluations in `evaluation/`, pictures in `examples/`.
+            (`data`: a list of `name`, `pictures`, `licence`; `recipe` and `limits`: lists of sentences; `labels`,
+            `command`, and `examples`, what to know of the example pictures), the evaluations in `evaluation/`,
+            pictures in `examples/`.
         repo_id: name on the Hub, for the usage examples; the folder's name when left out.
 
     Raises:
@@ -105,7 +106,7 @@ def write_card(folder: str | Path, repo_id: str | None = None) -> list[Path]:
 
 def _training(folder: Path) -> dict[str, Any]:
     path = folder / "training.json"
-    empty: dict[str, Any] = {"data": [], "labels": "", "recipe": [], "command": "", "limits": []}
+    empty: dict[str, Any] = {key: kind() for key, kind in _TRAINING.items()}
     if not path.is_file():
         return empty
     training = read_json(path)

@@ -48,6 +48,7 @@ TRAINING = {
     "recipe": ["AdamW, 3 epochs"],
     "command": "setcrop train --data meadow --layout gaic",
     "limits": ["It has only seen meadows."],
+    "examples": "None of them is a meadow.",
 }
 
 
@@ -93,7 +94,7 @@ def test_card_has_its_pattern(exported):
     assert "@inproceedings{jia2022rethinking" in card.text
     assert "{{" not in card.content
     assert "{%" not in card.content
-    assert "None" not in card.text
+    assert "None |" not in card.text
     assert "\n\n\n" not in card.text
     assert "|\n\n|" not in card.text.replace("\n\n| standard", "")
 
@@ -104,6 +105,7 @@ def test_card_says_what_the_model_was_trained_on(exported):
     assert "Scored by three gardeners." in text
     assert "- AdamW, 3 epochs" in text
     assert "- It has only seen meadows." in text
+    assert "Budgie Backgrounds, CC0. None of them is a meadow.\n" in text
     assert "setcrop train --data meadow --layout gaic" in text
 
 
