@@ -110,7 +110,7 @@ def run_evaluation(
                 lambda done: progress.advance(task, done),
             )
     except (DataError, OSError, ValueError, RuntimeError) as error:
-        print(f"setcrop {command}: {error}", file=sys.stderr)
+        print(f"setcrop {command}: {' '.join(str(error).split())}", file=sys.stderr)
         raise typer.Exit(1) from error
     for problem in problems.found:
         print(f"setcrop {command}: {problem}", file=sys.stderr)
@@ -152,9 +152,11 @@ def _load_model(model: str | None) -> tuple[Any, Any, str]:
     if model == "none":
         return None, None, "none"
     from transformers import AutoImageProcessor, AutoModel
+    from transformers.utils import logging
 
     from modeling_setcrop import DEFAULT_CHECKPOINT
 
+    logging.disable_progress_bar()
     checkpoint = model or DEFAULT_CHECKPOINT
     name = Path(checkpoint).name
     return AutoModel.from_pretrained(checkpoint), AutoImageProcessor.from_pretrained(checkpoint), name

@@ -16,6 +16,12 @@ from modeling_setcrop.evaluation import baselines, plots, tables
 from modeling_setcrop.evaluation.labels import Labels, Predictions
 from modeling_setcrop.evaluation.run import Evaluation
 
+_HEADINGS = {
+    "contact_sheet": "Pictures",
+    "quality_validity": "Quality and validity",
+    "precision_recall": "Precision and recall",
+    "smoothing_map": "Smoothing map",
+}
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; font-size: 12px; }
@@ -54,9 +60,7 @@ def write_report(
     return tables.write_text(target / "index.html", _page(evaluation, figures))
 
 
-def _figures(
-    evaluation: Evaluation, config: Any, train: Labels | None, pictures: int
-) -> dict[str, tuple[bytes, str]]:
+def _figures(evaluation: Evaluation, config: Any, train: Labels | None, pictures: int) -> dict[str, tuple[bytes, str]]:
     """PNG content and caption of each figure, by file name."""
     labels, predictions = evaluation.labels, evaluation.predictions
     found = {}
@@ -102,7 +106,7 @@ def _page(evaluation: Evaluation, figures: dict[str, tuple[bytes, str]]) -> str:
         _table(evaluation),
     ]
     for name, (content, caption) in figures.items():
-        heading = name.replace("_", " ").capitalize()
+        heading = _HEADINGS[name]
         data = base64.b64encode(content).decode("ascii")
         parts.append(
             f'<figure><h2>{heading}</h2><img alt="{heading}" src="data:image/png;base64,{data}">'

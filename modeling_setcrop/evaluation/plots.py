@@ -19,6 +19,7 @@ from modeling_setcrop.metrics.functional import RECALL_LEVELS
 _QUALITY_IOU = 0.85
 _CELL = 300
 _MARGIN = 12
+_TILES_A_ROW = 4
 _CAPTION = 18
 # Colour-blind safe (Okabe and Ito): best first.
 _COLOURS = ((0, 158, 115), (230, 159, 0), (86, 180, 233), (204, 121, 167), (0, 114, 178))
@@ -96,7 +97,6 @@ def contact_sheet(
 
     The best crop is drawn widest; without predictions the right half is left out.
     """
-    columns = 1 if predictions is None else 2
     tiles = []
     for index in pictures:
         image = dataset[int(index)]["image"].convert("RGB")
@@ -107,14 +107,15 @@ def contact_sheet(
         if predictions is not None:
             top, scores = metrics.ranked([predictions.boxes[index]], [predictions.scores[index]], crops)
             tiles.append(_drawn(image, top[0], [f"{value:.2f}" for value in scores[0]]))
-    height = max(tile.height for tile in tiles)
-    pairs_a_row = 2 if columns == 2 else 4
-    rows = -(-len(pictures) // pairs_a_row)
-    step = (_CELL + _MARGIN, height + _MARGIN)
-    sheet = Image.new("RGB", (pairs_a_row * columns * step[0] + _MARGIN, rows * step[1] + _MARGIN), "white")
-    for number, tile in enumerate(tiles):
-        row, column = divmod(number, pairs_a_row * columns)
-        sheet.paste(tile, (_MARGIN + column * step[0], _MARGIN + row * step[1]))
+    rows = [tiles[start : start + _TILES_A_ROW] for start in range(0, len(tiles), _TILES_A_ROW)]
+    heights = [max(tile.height for tile in row) + _MARGIN for row in rows]
+    width = min(len(tiles), _TILES_A_ROW) * (_CELL + _MARGIN) + _MARGIN
+    sheet = Image.new("RGB", (width, sum(heights) + _MARGIN), "white")
+    top = _MARGIN
+    for row, height in zip(rows, heights, strict=True):
+        for column, tile in enumerate(row):
+            sheet.paste(tile, (_MARGIN + column * (_CELL + _MARGIN), top))
+        top += height
     return sheet
 
 
