@@ -32,6 +32,7 @@ class SetCropScorer(nn.Module):
         self.picture = nn.Linear(config.d_model, width)
         self.geometry = nn.Linear(11, width)
         self.hidden = nn.Linear(width, width)
+        self.dropout = nn.Dropout(config.dropout)
         self.score = nn.Linear(width, 1)
         # The middle of the 1..5 scale of human scores, so that training starts from the labels' mean.
         self.mean_score, self.score_range = 3.0, 1.0
@@ -97,7 +98,7 @@ class SetCropScorer(nn.Module):
         sampled = sampled.reshape(batch, -1, count, points, points) * inside[:, None]
         sampled = sampled.permute(0, 2, 1, 3, 4).flatten(2)
         hidden = self.sampled(sampled) + self.geometry(_geometry(boxes, picture_sizes)) + picture
-        hidden = nn.functional.gelu(hidden)
+        hidden = self.dropout(nn.functional.gelu(hidden))
         hidden = nn.functional.gelu(self.hidden(hidden)) + hidden
         return self.mean_score + self.score_range * self.score(hidden)[..., 0]
 

@@ -8,7 +8,7 @@ from torch import nn
 from transformers.utils import is_accelerate_available, is_scipy_available
 
 from .configuration_setcrop import SetCropConfig
-from .crop_geometry import box_iou, cxcywh_to_xyxy
+from .crop_geometry import cxcywh_to_xyxy
 
 # Only training needs these two; as custom code from the Hub this file is loaded where they may be absent.
 if is_scipy_available():
@@ -117,13 +117,20 @@ def quality_targets(
     if scored_boxes.shape[1] == 0:
         return boxes.new_zeros(boxes.shape[:-1])
     layers, batch, anchors, _ = boxes.shape
-    # One (L N) x S table a picture.
+    # One (L N) x S table a picture, in place, because the passes over it are most of the loss. With r = intersection /
+    # (sum of both areas), IoU = r / (1 - r), so the largest r is the largest IoU.
     by_picture = boxes.detach().float().transpose(0, 1).reshape(batch, layers * anchors, 4)
-    iou = box_iou(cxcywh_to_xyxy(by_picture), cxcywh_to_xyxy(scored_boxes))
-    best, nearest = iou.masked_fill_(~rated[:, None], -1).max(-1)
+    left, top, right, bottom = cxcywh_to_xyxy(by_picture)[:, :, None].unbind(-1)
+    x1, y1, x2, y2 = cxcywh_to_xyxy(scored_boxes)[:, None].unbind(-1)
+    width = torch.minimum(right, x2).sub_(torch.maximum(left, x1)).clamp_(min=0)
+    height = torch.minimum(bottom, y2).sub_(torch.maximum(top, y1)).clamp_(min=0)
+    areas = (scored_boxes[..., 2] * scored_boxes[..., 3]).masked_fill(~rated, torch.inf)
+    both = (by_picture[..., 2] * by_picture[..., 3])[:, :, None] + areas[:, None]
+    best, nearest = width.mul_(height).div_(both).max(-1)
     mu, low, high = config.smoothing_upper_bound, config.quality_lower, config.quality_upper
     label = (mu * (scores.gather(1, nearest) - low) / (high - low)).clamp(0, mu)
-    label = torch.where(best >= config.quality_iou_threshold, label, 0.0)
+    reached = (best / (1 - best) >= config.quality_iou_threshold) & rated.any(1, keepdim=True)
+    label = torch.where(reached, label, 0.0)
     return label.reshape(batch, layers, anchors).transpose(0, 1)
 
 
@@ -230,13 +237,22 @@ def set_crop_loss(
     return loss, loss_dict, auxiliary
 
 
+# Differences of human scores that count as clear, on the 1..5 scale: half a point is seen, a tenth is noise.
+_SCORE_TEMPERATURE = 0.25
+
+
 def crop_scoring_loss(
     predicted: torch.Tensor, labels: list[dict[str, torch.Tensor]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Regression and ranking losses of the scoring head on all rated crops.
 
-    The regression is the mean over pictures of the mean squared error. The ranking term is the logistic loss of every
-    pair of crops of one picture, weighted by the difference of their human scores (ties weigh nothing).
+    The regression is the mean over pictures of the mean squared error. The ranking term has two parts, both within a
+    picture and both least where predictions differ as the human scores do, with temperature T = 0.25:
+
+    - every pair's logistic loss of (predicted difference) / T, weighted by the difference of their human scores
+      (RankNet, Burges et al., 2005), which orders all crops;
+    - the cross-entropy from softmax(scores / T) to softmax(predicted / T), less the former's entropy (ListNet, Cao et
+      al., 2007), which is about the best crops.
 
     Args:
         predicted: (B, S) predicted scores, in the order of `scored_boxes`, padded.
@@ -245,14 +261,19 @@ def crop_scoring_loss(
     Returns:
         The two scalars; 0 where no picture has a rated crop.
     """
-    device = predicted.device
+    device, predicted = predicted.device, predicted.float()
     counts = torch.tensor([len(label["scores"]) for label in labels], device=device)
     scores = _pad(labels, "scores", predicted.shape[1], device)
     rated = torch.arange(predicted.shape[1], device=device) < counts[:, None]
     pictures = (counts > 0).sum().clamp(min=1)
-    squared = ((predicted.float() - scores) ** 2 * rated).sum(1) / counts.clamp(min=1)
-    difference = scores[:, :, None] - scores[:, None, :]
-    weight = difference.clamp(min=0) * (rated[:, :, None] & rated[:, None, :])
-    gap = predicted[:, :, None].float() - predicted[:, None, :].float()
-    ranking = (nn.functional.softplus(-gap) * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1e-6)
-    return squared.sum() / pictures, ranking.sum() / pictures
+    squared = ((predicted - scores) ** 2 * rated).sum(1) / counts.clamp(min=1)
+
+    weight = (scores[:, :, None] - scores[:, None, :]).clamp(min=0) * (rated[:, :, None] & rated[:, None, :])
+    gap = (predicted[:, :, None] - predicted[:, None, :]) / _SCORE_TEMPERATURE
+    pairs = (nn.functional.softplus(-gap) * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1e-6)
+
+    lowest = torch.finfo(torch.float).min
+    wanted = (scores / _SCORE_TEMPERATURE).masked_fill(~rated, lowest).log_softmax(1)
+    given = (predicted / _SCORE_TEMPERATURE).masked_fill(~rated, lowest).log_softmax(1)
+    lists = (wanted.exp() * (wanted - given) * rated).sum(1)
+    return squared.sum() / pictures, (pairs + lists).sum() / pictures

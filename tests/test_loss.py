@@ -229,9 +229,23 @@ def test_a_picture_without_a_good_crop_is_all_background():
 
 def test_scoring_loss_by_hand():
     predicted = torch.tensor([[3.0, 2.0, 4.0], [1.0, 9.0, 9.0]])
-    labels = [{"scores": torch.tensor([2.0, 3.0, 3.0])}, {"scores": torch.tensor([1.5])}]
+    labels = [{"scores": torch.tensor([2.0, 3.0, 3.5])}, {"scores": torch.tensor([1.5])}]
     score, rank = crop_scoring_loss(predicted, labels)
-    assert score.item() == pytest.approx(((1 + 1 + 1) / 3 + 0.25) / 2)
-    # Pairs of picture one with different scores: (1, 0) with gap -1 and (2, 0) with gap 1, both weighing 1.
-    first = (math.log1p(math.exp(1)) + math.log1p(math.exp(-1))) / 2
-    assert rank.item() == pytest.approx(first / 2, rel=1e-5)
+    assert score.item() == pytest.approx(((1 + 1 + 0.25) / 3 + 0.25) / 2)
+    # Pairs of picture one, better crop first: (1, 0), (2, 0) and (2, 1).
+    pairs = [(3 - 2, 2 - 3), (3.5 - 2, 4 - 3), (3.5 - 3, 4 - 2)]
+    logistic = sum(weight * math.log1p(math.exp(-gap / 0.25)) for weight, gap in pairs) / sum(w for w, _ in pairs)
+    target = np.exp(np.array([2.0, 3.0, 3.5]) / 0.25)
+    given = np.exp(np.array([3.0, 2.0, 4.0]) / 0.25)
+    target, given = target / target.sum(), given / given.sum()
+    divergence = (target * np.log(target / given)).sum()
+    # Picture two has one rated crop: nothing to order.
+    assert rank.item() == pytest.approx((logistic + divergence) / 2, rel=1e-5)
+
+
+def test_scoring_loss_without_ratings_is_zero_and_has_a_gradient():
+    predicted = torch.tensor([[3.0, 2.0]], requires_grad=True)
+    score, rank = crop_scoring_loss(predicted, [{"scores": torch.tensor([])}])
+    (score + rank).backward()
+    assert score.item() == rank.item() == 0
+    assert torch.equal(predicted.grad, torch.zeros(1, 2))
