@@ -268,6 +268,16 @@ def test_missing_pictures_and_annotations_are_named(tmp_path):
     }
 
 
+def test_a_file_name_that_is_not_text_is_named_and_left_out(tmp_path):
+    root = gaic_v2(tmp_path / "set")
+    os.rename(root / "images" / "train" / "train.jpg", root / "images" / "train" / os.fsdecode(b"\xff.jpg"))
+    os.rename(root / "annotations" / "train" / "train.txt", root / "annotations" / "train" / os.fsdecode(b"\xff.txt"))
+    problems = Problems()
+    assert list(load("gaic", root, problems=problems)) == ["validation", "test"]
+    assert [problem.kind for problem in problems.found] == ["unreadable image"]
+    assert "\\udcff.jpg" in str(problems.found[0])
+
+
 def test_odd_and_broken_pictures_are_read_or_named(shared_data, tmp_path):
     odd = shared_data / "odd"
     root = tmp_path / "set"

@@ -78,7 +78,9 @@ class Problems:
     found: list[Problem] = field(default_factory=list)
 
     def add(self, kind: str, file: str | os.PathLike, message: str, line: int | None = None) -> None:
-        problem = Problem(kind, os.fspath(file), line, message)
+        # File names may hold bytes that are not text; the report has to be printable all the same.
+        name, message = (text.encode("utf-8", "backslashreplace").decode() for text in (os.fspath(file), message))
+        problem = Problem(kind, name, line, message)
         if self.strict:
             raise DataError(str(problem))
         self.found.append(problem)
@@ -115,6 +117,7 @@ def displayed_size(path: str | os.PathLike) -> tuple[int, int]:
 def picture_size(path: str | os.PathLike, problems: Problems) -> tuple[int, int] | None:
     """`displayed_size`, or None after noting the problem when the file cannot be read."""
     try:
+        os.fspath(path).encode("utf-8")  # Arrow's strings cannot hold any other name
         return displayed_size(path)
     except (OSError, ValueError, PILImage.DecompressionBombError) as error:
         problems.add("unreadable image", path, f"not a readable picture ({error})")
