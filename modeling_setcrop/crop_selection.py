@@ -36,10 +36,12 @@ from .crop_geometry import (
 
 # What a broken constraint costs for each unit of its share: bounds give way first, kept content last.
 _COSTS = {"min_size": 1.0, "min_area": 1.0, "max_area": 1.0, "avoid": 10.0, "keep": 100.0}
-# Sizes that are tried, each so much smaller than the last, down to a share of the largest.
-_SIZE_STEP, _SMALLEST = 0.85, 0.2
-# Places that are tried: so many steps along the picture's longer side.
-_STEPS = 16
+# Sizes that are tried: so many from the largest that is allowed down to this share of its sides. Like the crops that
+# people rated, they hold at least half of the largest area, where the model's judgement is sound; far smaller ones are
+# tried only when none of these satisfies the constraints.
+_SIZES, _SMALLEST, _LAST_RESORT = 6, 0.5**0.5, 0.2
+# Places that are tried: so many steps along the picture's longer side; the best few are then moved and scaled.
+_STEPS, _REFINED, _REFINED_SCALES = 20, 5, (0.96, 1.0, 1.04)
 # So many candidates are judged at most; the rest are the farthest from anything the model proposed.
 _MOST_CANDIDATES = 4000
 # Shapes that are tried when the caller bounds a crop but names no aspect ratio.
@@ -47,7 +49,7 @@ _FREE_RATIOS = (16 / 9, 3 / 2, 4 / 3, 1.0, 4 / 5, 3 / 4, 2 / 3, 9 / 16)
 # A grid is dense: of crops that nearly coincide only the best is worth showing.
 _GRID_NMS = 0.8
 # Widths (heights) of the upright (lying) strips that the focus point is read from, as shares of the picture.
-_STRIPS = (0.4, 0.5, 0.6, 0.7, 0.8)
+_STRIPS = (0.6, 0.7, 0.8)
 
 
 class ConstraintError(ValueError):
@@ -305,6 +307,10 @@ def select_crops(
         if strict and bool(broken.any()):
             raise ConstraintError(_names(broken[broken.sum(dim=-1).argmin()]))
         scores = judge(boxes)
+        if constraints.aspect_ratio is not None and not bool(broken.any()):
+            closer = _refinements(judge, boxes[nms(boxes, scores, _GRID_NMS, _REFINED)], constraints)
+            boxes, scores = torch.cat([boxes, closer]), torch.cat([scores, judge(closer)])
+            broken = torch.zeros(len(boxes), len(_COSTS), dtype=torch.bool)
         nms_iou = _GRID_NMS if nms_iou is None else nms_iou
     order = torch.argsort(scores, descending=True, stable=True)
     kept = order[scores[order] > threshold]
@@ -340,7 +346,7 @@ def judge_picture(judge: CropJudge, crop: Tensor | None = None) -> dict[str, Any
     strips = torch.cat([_strips(judge.picture_size, share, axis) for share in _STRIPS for axis in (0, 1)])
     # Each size of strip has its own level of scores; what counts is how they fall off from the best place.
     weights = judge(strips).reshape(2 * len(_STRIPS), -1)
-    weights = (weights / weights.amax(dim=-1, keepdim=True).clamp(min=1e-12)) ** 4
+    weights = (weights / weights.amax(dim=-1, keepdim=True).clamp(min=1e-12)) ** 2
     x, y = focus_point(strips, weights.flatten(), judge.picture_size)
     return {"keep_original": original, "improves": best - original, "focus_point": {"x": x, "y": y}}
 
@@ -390,18 +396,18 @@ def _search(judge: CropJudge, constraints: CropConstraints) -> tuple[Tensor, Ten
     """Candidate boxes (M, 4) that break least, and which constraints (M, 5) each of them breaks."""
     picture_size = judge.picture_size
     whole = torch.tensor([0, 0, picture_size[1], picture_size[0]], dtype=torch.float64)
-    regions = _free_regions(whole, constraints.avoid)
+    regions = free = _free_regions(whole, constraints.avoid)
     kept = hull(constraints.keep) if len(constraints.keep) else None
     if kept is not None:
         regions = regions[((regions[:, :2] <= kept[:2]) & (regions[:, 2:] >= kept[2:])).all(dim=-1)]
-    pools = [_candidates(judge, region, constraints, kept, relaxed=False) for region in regions]
-    pool = torch.cat(pools) if pools else whole.new_zeros(0, 4)
-    violations = _violations(pool, constraints, picture_size)
-    satisfied = (violations == 0).all(dim=-1)
-    if bool(satisfied.any()):
-        pool = _shortlist(judge, pool[satisfied].unique(dim=0))
-        return pool, torch.zeros(len(pool), len(_COSTS), dtype=torch.bool)
-    everywhere = torch.cat([whole[None], _free_regions(whole, constraints.avoid)])
+    for smallest in (_SMALLEST, _LAST_RESORT):
+        pools = [_candidates(judge, region, constraints, kept, smallest) for region in regions]
+        pool = torch.cat(pools) if pools else whole.new_zeros(0, 4)
+        satisfied = (_violations(pool, constraints, picture_size) == 0).all(dim=-1)
+        if bool(satisfied.any()):
+            pool = _shortlist(judge, pool[satisfied].unique(dim=0))
+            return pool, torch.zeros(len(pool), len(_COSTS), dtype=torch.bool)
+    everywhere = torch.cat([whole[None], free])
     pool = torch.cat([_candidates(judge, region, constraints, kept, relaxed=True) for region in everywhere])
     pool = pool.unique(dim=0)
     violations = _violations(pool, constraints, picture_size)
@@ -440,11 +446,17 @@ def _free_regions(whole: Tensor, avoid: Tensor) -> Tensor:
 
 
 def _candidates(
-    judge: CropJudge, region: Tensor, constraints: CropConstraints, keep: Tensor | None, relaxed: bool
+    judge: CropJudge,
+    region: Tensor,
+    constraints: CropConstraints,
+    keep: Tensor | None,
+    smallest: float = _LAST_RESORT,
+    relaxed: bool = False,
 ) -> Tensor:
     """Candidates (M, 4) inside a region: the predictions fitted to the constraints, and a grid of places and sizes.
 
-    With `relaxed`, sizes that break the bounds are tried too, and content that does not fit is centred.
+    Sizes go down to the share `smallest` of the largest sides. With `relaxed`, sizes that break the bounds are tried
+    too, and content that does not fit is centred.
     """
     corner = region[:2].repeat(2)
     region_size = height, width = int(region[3] - region[1]), int(region[2] - region[0])
@@ -456,13 +468,15 @@ def _candidates(
     boxes = []
     for shape in [ratio] if ratio is not None else _shapes(region_size, keep):
         every = pixel_sizes(shape, region_size)
-        allowed = _allowed_sizes(every, shape, constraints, judge.picture_size, keep)
+        # Predictions are of a sound size by themselves; the grid is held to one.
+        allowed = _allowed_sizes(every, shape, constraints, judge.picture_size, keep, _LAST_RESORT)
+        if len(allowed) and ratio is not None:
+            low, high = float(allowed[0, 1]), float(allowed[-1, 1])
+            fitted = fit_aspect_ratio(predicted, shape, region_size, low, high, keep)
+            boxes.append(round_to_sizes(fitted, allowed, region_size, keep))
+        allowed = _allowed_sizes(every, shape, constraints, judge.picture_size, keep, smallest)
         if len(allowed):
             boxes.append(candidate_grid(_ladder(allowed), region_size, stride, keep))
-            if ratio is not None:
-                low, high = float(allowed[0, 1]), float(allowed[-1, 1])
-                fitted = fit_aspect_ratio(predicted, shape, region_size, low, high, keep)
-                boxes.append(round_to_sizes(fitted, allowed, region_size, keep))
         if relaxed:
             sizes = torch.cat([_ladder(every), _least_broken_sizes(every, constraints, judge.picture_size, keep)])
             boxes.append(candidate_grid(sizes, region_size, stride, keep))
@@ -491,13 +505,18 @@ def _shapes(region_size: tuple[int, int], keep: Tensor | None) -> list[float]:
 
 
 def _allowed_sizes(
-    sizes: Tensor, ratio: float, constraints: CropConstraints, picture_size: tuple[int, int], keep: Tensor | None
+    sizes: Tensor,
+    ratio: float,
+    constraints: CropConstraints,
+    picture_size: tuple[int, int],
+    keep: Tensor | None,
+    smallest: float,
 ) -> Tensor:
-    """Those of the sizes (S, 2) that satisfy the bounds, leave room for `keep` and are not absurdly small."""
+    """Those of the sizes (S, 2) that satisfy the bounds, leave room for `keep` and are not too small."""
     height, width = picture_size
     largest = min(constraints.max_area * height * width, min(width, ratio * height) ** 2 / ratio)
     bounds = _violations(torch.cat([torch.zeros_like(sizes), sizes], dim=-1), constraints, picture_size)[:, :3]
-    fits = (bounds == 0).all(dim=-1) & (sizes.prod(dim=-1) >= _SMALLEST**2 * largest)
+    fits = (bounds == 0).all(dim=-1) & (sizes.prod(dim=-1) >= smallest**2 * largest)
     if keep is not None:
         fits &= (sizes >= keep[2:] - keep[:2]).all(dim=-1)
     return sizes[fits]
@@ -516,11 +535,27 @@ def _least_broken_sizes(
 
 
 def _ladder(sizes: Tensor) -> Tensor:
-    """From the largest of the sizes (S, 2, rising) down in even steps to a fifth of it, and the smallest."""
-    steps = _SIZE_STEP ** torch.arange(int(math.log(_SMALLEST) / math.log(_SIZE_STEP)) + 1, dtype=sizes.dtype)
+    """`_SIZES` of the sizes (S, 2, rising), in even steps from the smallest to the largest."""
     short = sizes.amin(dim=-1)
-    wanted = torch.cat([short[-1] * steps, short[:1]]).clamp(min=float(short[0]))
+    shares = torch.linspace(0, 1, _SIZES, dtype=sizes.dtype)
+    wanted = (short[0] * (short[-1] / short[0]) ** shares).clamp(max=float(short[-1]))
     return sizes[torch.searchsorted(short, wanted.contiguous()).unique()]
+
+
+def _refinements(judge: CropJudge, boxes: Tensor, constraints: CropConstraints) -> Tensor:
+    """Boxes (M, 4) between the grid's places and sizes, around the given ones (N, 4), that satisfy everything."""
+    ratio, picture_size = constraints.aspect_ratio, judge.picture_size
+    kept = hull(constraints.keep) if len(constraints.keep) else None
+    sizes = pixel_sizes(ratio, picture_size)
+    allowed = _allowed_sizes(sizes, ratio, constraints, picture_size, kept, _LAST_RESORT)
+    step = max(picture_size) / _STEPS / 2
+    moves = torch.cartesian_prod(*[torch.tensor([-step, 0.0, step], dtype=boxes.dtype)] * 2).repeat(1, 2)
+    scales = boxes.new_tensor(_REFINED_SCALES)
+    centres = (boxes[:, :2] + boxes[:, 2:]).repeat(1, 2) / 2
+    scaled = (centres[:, None] + (boxes - centres)[:, None] * scales[:, None]).reshape(-1, 4)
+    moved = (scaled[:, None] + moves).reshape(-1, 4)
+    moved = round_to_sizes(moved, allowed, picture_size, kept).unique(dim=0)
+    return moved[(_violations(moved, constraints, picture_size) == 0).all(dim=-1)]
 
 
 def _adjusted(

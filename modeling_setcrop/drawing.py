@@ -12,6 +12,9 @@ from .picture_reading import Picture
 # Okabe and Ito's colours, which people with any colour vision can tell apart, brightest first.
 COLOURS = ("#F0E442", "#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#0072B2", "#FFFFFF")
 
+DRAWING_SIDE = 900
+"""Least short side in pixels of a drawing, where the file has so many."""
+
 
 def draw_crops(picture: Picture, crops: Sequence[dict[str, Any]], long_side: int = 1600) -> Image.Image:
     """The photograph with its crops outlined, numbered by rank and labelled with their scores.

@@ -267,6 +267,10 @@ class CropPlan:
         if self.format is not None:
             output_suffix("", self.format)
 
+    def signature(self, model: str, options: dict[str, Any]) -> dict[str, Any]:
+        """All that decides what the crops look like: a change of it makes an earlier run's crops out of date."""
+        return options | {"model": model, "name": self.name, "format": self.format, "quality": self.quality}
+
     def rows(self, suggestion: Suggestion) -> list[dict[str, Any]]:
         """The manifest's rows for a photograph's crops, with the files they go to.
 
@@ -335,11 +339,17 @@ class Journal:
     """The record of an output folder: which photographs are done, with which options, and their manifest rows.
 
     A photograph counts as done when its file has not changed, the options are the same and its crops are there.
+
+    Args:
+        folder: The output folder.
+        options: What the crops are made with (`CropPlan.signature`).
+        read_only: Record nothing, for workers whose driver does that.
     """
 
-    def __init__(self, folder: Path, options: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, options: dict[str, Any], read_only: bool = False) -> None:
         self.path = folder / JOURNAL
         self.options = json.dumps(options, sort_keys=True)
+        self.read_only = read_only
         self._offsets: dict[str, int] = {}
         self._writers: dict[str, str] = {}
         if self.path.exists():
@@ -374,14 +384,18 @@ class Journal:
         """The photograph whose crop a file, relative to the output folder, is; None for files of no recorded run."""
         return self._writers.get(file)
 
+    def begin(self, photo: Photo, rows: list[dict[str, Any]]) -> None:
+        """Record which files are about to be written, so that a run after a killed one knows them for its own."""
+        self._append(photo, rows, None)
+
     def add(self, photo: Photo, rows: list[dict[str, Any]]) -> None:
         """Record a photograph whose crops are all written."""
-        entry = {
-            "source": photo.path.as_posix(),
-            "state": _file_state(photo.path),
-            "options": self.options,
-            "rows": rows,
-        }
+        self._append(photo, rows, _file_state(photo.path))
+
+    def _append(self, photo: Photo, rows: list[dict[str, Any]], state: list[int] | None) -> None:
+        if self.read_only:
+            return
+        entry = {"source": photo.path.as_posix(), "state": state, "options": self.options, "rows": rows}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as file:
             # A run that was killed may have left half a line.
@@ -398,7 +412,7 @@ class Journal:
             return file.read(1) == b"\n"
 
     def rows(self, photos: Iterable[Photo]) -> Iterator[dict[str, Any]]:
-        """The manifest rows of those photographs that are recorded, in order."""
+        """The manifest rows of those photographs that are done, in order."""
         if not self.path.exists():
             return
         with self.path.open("rb") as file:
@@ -406,7 +420,9 @@ class Journal:
                 offset = self._offsets.get(photo.path.as_posix())
                 if offset is not None:
                     file.seek(offset)
-                    yield from json.loads(file.readline())["rows"]
+                    entry = json.loads(file.readline())
+                    if entry["state"] is not None:
+                        yield from entry["rows"]
 
 
 def _file_state(path: Path) -> list[int]:
@@ -419,6 +435,7 @@ def crop_photos(
     photos: Sequence[Photo],
     plan: CropPlan,
     options: dict[str, Any],
+    journal: Journal,
     *,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -435,19 +452,14 @@ def crop_photos(
         photos: As `list_photos` gives them.
         plan: Names and formats.
         options: Of the pipeline's call.
+        journal: The output folder's record.
         overwrite: Do everything again, and replace files that no earlier run has written.
         dry_run: Write nothing.
         batch_size: Photographs of one shape in one forward pass.
         workers: Threads for decoding, and again for writing; by default as many as there are processors.
     """
     workers = workers or os.cpu_count() or 1
-    written_with = options | {
-        "model": cropper.model.name_or_path,
-        "name": plan.name,
-        "format": plan.format,
-        "quality": plan.quality,
-    }
-    journal, budget = Journal(plan.out, written_with), PixelBudget()
+    budget = PixelBudget()
     todo = []
     for photo in photos:
         if not overwrite and not dry_run and journal.is_done(photo):
@@ -485,6 +497,7 @@ def crop_photos(
             if dry_run:
                 yield PhotoReport(photo, rows)
                 continue
+            journal.begin(photo, rows)
             writing[pool.submit(_write, photo, rows, plan, budget)] = (photo, rows)
             if len(writing) > 2 * workers:
                 wait(writing, return_when=FIRST_COMPLETED)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from modeling_setcrop import ImageCroppingPipeline
     from modeling_setcrop.imaging import PictureError
-    from modeling_setcrop.photo_run import CropPlan, Photo, PhotoReport
+    from modeling_setcrop.photo_run import CropPlan, Journal, Photo, PhotoReport
 
 
 def crop(
@@ -100,9 +100,9 @@ def crop(
         except shared.UsageError as error:
             raise shared.fail(f"setcrop crop: {error}") from None
         run.crop(cropper, found, plan, options, overwrite, dry_run, batch_size, workers)
-    if manifest is not None and not dry_run:
+    if manifest is not None and not dry_run and found:
         try:
-            run.write_manifest(manifest, out, found)
+            run.write_manifest(manifest, found)
         except PictureError as error:
             raise shared.fail(f"setcrop crop: {error}") from None
     run.summarise(out, dry_run)
@@ -125,6 +125,7 @@ class _Run:
         self.photos = self.crops = self.skipped = 0
         self.interrupted = False
         self.seconds = 0.0
+        self.journal: Journal
         self._progress: Progress | None = None
 
     def fail(self, error: PictureError) -> None:
@@ -145,13 +146,15 @@ class _Run:
         batch_size: int,
         workers: int | None,
     ) -> None:
-        from modeling_setcrop.photo_run import crop_photos
+        from modeling_setcrop.photo_run import Journal, crop_photos
 
+        self.journal = Journal(plan.out, plan.signature(cropper.model.name_or_path, options))
         reports = crop_photos(
             cropper,
             photos,
             plan,
             options,
+            self.journal,
             overwrite=overwrite,
             dry_run=dry_run,
             batch_size=batch_size,
@@ -185,11 +188,11 @@ class _Run:
                 box = ",".join(str(row[edge]) for edge in ("xmin", "ymin", "xmax", "ymax"))
                 print(f"{row['source']} -> {row['file']}  {box}  {row['score']:.3f}")
 
-    def write_manifest(self, path: Path, out: Path, photos: list[Photo]) -> None:
-        from modeling_setcrop.photo_run import Journal, write_manifest
+    def write_manifest(self, path: Path, photos: list[Photo]) -> None:
+        from modeling_setcrop.photo_run import write_manifest
 
         failed = {error.path for error in self.errors}
-        rows = Journal(out, {}).rows(photo for photo in photos if photo.path not in failed)
+        rows = self.journal.rows(photo for photo in photos if photo.path not in failed)
         write_manifest(path, rows, self.errors)
 
     def summarise(self, out: Path, dry_run: bool) -> None:

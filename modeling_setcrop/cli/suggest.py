@@ -150,15 +150,16 @@ def annotate_photo(suggestion: Suggestion, target: Path) -> Path:
     Raises:
         PictureError: The file cannot be written, or would replace the photograph.
     """
-    from modeling_setcrop.drawing import draw_crops
-    from modeling_setcrop.imaging import PictureError, atomic_writer
+    from modeling_setcrop.drawing import DRAWING_SIDE, draw_crops
+    from modeling_setcrop.imaging import PictureError, atomic_writer, load_picture
 
     photo = suggestion.photo
     if not target.suffix:
         target = target / photo.folder / f"{photo.stem}_crops.jpg"
     if target.exists() and target.samefile(photo.path):
         raise PictureError(photo.path, "the drawing would overwrite the photograph itself")
+    picture = load_picture(photo.path, DRAWING_SIDE)
     format = "PNG" if target.suffix.lower() == ".png" else "JPEG"
     with atomic_writer(target) as file:
-        draw_crops(suggestion.picture, suggestion.result["crops"]).save(file, format=format, quality=90)
+        draw_crops(picture, suggestion.result["crops"]).save(file, format=format, quality=90)
     return target
