@@ -181,10 +181,15 @@ class TestBatches:
             assert label["scores"].tolist() == [4.5, 2.0]
         assert batch["indices"].tolist() == [0, 1]
 
-    def test_an_unreadable_picture_is_named(self, rows, tmp_path: Path):
+    def test_a_broken_picture_is_named_and_left_out_of_its_batch(self, rows, tmp_path: Path, caplog):
         (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
         broken = Dataset.from_list(
             [{**rows.cast_column("image", FEATURES["image"]).remove_columns("image")[0], "image_id": "broken"}]
         ).add_column("image", [{"path": str(tmp_path / "broken.jpg"), "bytes": None}])
-        with pytest.raises(OSError, match="cannot read picture 'broken'"):
-            CropPictures(broken, augment=False)[Draw(0, (8, 8), (8, 8), 0)]
+        nothing = CropPictures(broken, augment=False)[Draw(0, (32, 64), (32, 64), 0)]
+        assert nothing is None and "left out picture 'broken'" in caplog.text
+        good = CropPictures(rows, augment=False)[Draw(1, (32, 64), (32, 64), 0)]
+        collate = CropCollator(SetCropImageProcessorPil())
+        assert collate([nothing, good])["indices"].tolist() == [1]
+        with pytest.raises(OSError, match="none of the pictures"):
+            collate([nothing])

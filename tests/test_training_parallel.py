@@ -23,10 +23,10 @@ def launch_two(*options: str) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
     command += ["--num_processes", "2", "--main_process_port", str(port), "--dynamo_backend", "no"]
     command += ["--mixed_precision", "no", str(ROOT / "examples" / "train_setcrop.py"), *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr[-3000:]
 
@@ -64,4 +64,6 @@ def test_ten_steps_of_two_processes_give_the_weights_of_one(runs, name):
 
 def test_validation_over_two_processes_counts_every_picture_once(runs):
     one, two = (json.loads((folder / "metrics.json").read_text()) for folder in runs.values())
-    assert two == pytest.approx(one, abs=1e-5)
+    assert one["pictures"] == two["pictures"] == 7
+    assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
+    assert two["ap_k10_085"] == pytest.approx(one["ap_k10_085"], abs=1e-3)

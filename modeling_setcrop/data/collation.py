@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,8 @@ from transformers import BaseImageProcessor
 
 from ..image_processing_pil_setcrop import resized_size
 from .augmentation import mirror, photometric_distortion
+
+logger = logging.getLogger(__name__)
 
 BUCKETS_PER_OCTAVE = 4
 
@@ -143,7 +146,8 @@ class CropPictures(torch.utils.data.Dataset):
     """Decoded, resized and (in training) augmented pictures with their annotations in pixels of the resized picture.
 
     Items are asked for by `Draw`, which says the size and the seed. An item has the keys `image` (PIL), `annotation`
-    (`boxes` (S, 4) corners in pixels, `scores` (S,) or None, `good` (S,)) and `index`.
+    (`boxes` (S, 4) corners in pixels, `scores` (S,) or None, `good` (S,)) and `index`. A picture that cannot be
+    decoded is None, after a warning.
 
     Args:
         dataset: rows of the shared schema (`modeling_setcrop.data.schema`).
@@ -157,12 +161,13 @@ class CropPictures(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+    def __getitem__(self, draw: Draw) -> dict[str, Any] | None:
         row = self.rows[draw.index]
         try:
             image = _open(row["image"], draw.size)
-        except OSError as error:
-            raise OSError(f"cannot read picture {row['image_id']!r}: {error}") from error
+        except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises on broken files
+            logger.warning("left out picture %r, which cannot be decoded: %s", row["image_id"], error)
+            return None
         scale = np.array([draw.size[1] / row["width"], draw.size[0] / row["height"]] * 2, dtype=np.float32)
         boxes = np.asarray(row["boxes"], dtype=np.float32).reshape(-1, 4) * scale
         if self.augment:
@@ -183,13 +188,19 @@ class CropCollator:
 
     Returns (when called):
         `pixel_values` (B, 3, H, W) and `pixel_mask` (B, H, W) padded to the draw's padded size, `labels` (a list of B
-        dicts) and `indices` (B,), the rows of the dataset.
+        dicts) and `indices` (B,), the rows of the dataset. Items that are None are left out.
+
+    Raises (when called):
+        OSError: no picture of the batch could be decoded.
     """
 
     def __init__(self, processor: BaseImageProcessor) -> None:
         self.processor = processor
 
-    def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+    def __call__(self, items: list[dict[str, Any] | None]) -> dict[str, Any]:
+        items = [item for item in items if item is not None]
+        if not items:
+            raise OSError("none of the pictures of a batch can be decoded")
         height, width = items[0]["padded_size"]
         batch = self.processor(
             images=[item["image"] for item in items],

@@ -31,8 +31,13 @@ def write_folder(target: Path, write: Callable[[Path], None]) -> None:
         write(work)
         work.chmod(0o755)
         if target.exists():
-            shutil.rmtree(target)
-        os.replace(work, target)
+            # A folder cannot be replaced in one step: the old one stays beside until the new one is in its place.
+            old = Path(tempfile.mkdtemp(prefix=f".old-{target.name}-", dir=target.parent))
+            os.replace(target, old)
+            os.replace(work, target)
+            shutil.rmtree(old)
+        else:
+            os.replace(work, target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

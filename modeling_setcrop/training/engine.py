@@ -41,7 +41,7 @@ from .checkpointing import (
     save_weights,
     write_folder,
 )
-from .evaluation import validation_figures, validation_records
+from .evaluation import FIGURES, validation_figures, validation_records
 from .initialization import backbone_of, freeze_backbone_stages, load_model, load_processor, parse_overrides
 from .teacher import MomentumTeacher
 from .timing import StepTimer
@@ -96,6 +96,8 @@ class CropTraining:
     """
 
     def __init__(self, args: CropTrainingArguments, dataset: DatasetDict | None = None) -> None:
+        if args.metric_for_best not in FIGURES:
+            raise ValueError(f"metric_for_best is {args.metric_for_best!r}; there are {', '.join(FIGURES)}")
         self.args = args
         self.output_dir = Path(args.output_dir)
         self.accelerator = Accelerator(
@@ -142,6 +144,7 @@ class CropTraining:
         self.batches_done = 0
         self.best: float | None = None
         self.stop_signal: int | None = None
+        self.stopping = False
 
     def train(self) -> dict[str, float]:
         """Trains to the end and returns the best validation's figures."""
@@ -190,14 +193,14 @@ class CropTraining:
                 log.add(losses, pictures)
                 bar.update()
                 if self.step % self.args.log_every == 0:
-                    figures = log.take()
+                    figures = log.take(self.accelerator)
                     bar.set_postfix(loss=f"{figures['loss']:.3f}")
                     shares = self.timer.shares() if self.args.profile else {}
                     self._log({"lr": self.scheduler.get_last_lr()[0], **figures, **shares})
                     self.timer.mark(None)
                 if self.args.checkpointing_steps and self.step % self.args.checkpointing_steps == 0:
                     self._checkpoint()
-                if self.stop_signal is not None:
+                if self.stopping:
                     self._interrupt()
                 if self.step >= self.total_steps:
                     break
@@ -245,8 +248,7 @@ class CropTraining:
         crops = sum(len(label["boxes"]) for batch in batches for label in batch["labels"])
         both = torch.tensor([float(crops), float(self.stop_signal is not None)], device=self.accelerator.device)
         count, stop = self.accelerator.reduce(both, "mean")
-        if self.accelerator.num_processes > 1 and stop > 0 and self.stop_signal is None:
-            self.stop_signal = signal.SIGTERM
+        self.stopping = bool(stop > 0) if self.accelerator.num_processes > 1 else self.stop_signal is not None
         return (count / len(batches)).clamp(min=1)
 
     def _on_device(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -268,10 +270,9 @@ class CropTraining:
         figures = self.evaluate(model)
         if self.accelerator.is_main_process:
             self._log({f"validation_{name}": value for name, value in figures.items()})
-            better = self._is_better(figures)
-            if better:
+            if self._is_better(figures):
                 self._write(replace_files, self.output_dir, lambda folder: self._save_best(model, folder, figures))
-        if self.args.metric_for_best in figures and self._is_better(figures):
+        if self._is_better(figures):
             self.best = figures[self.args.metric_for_best]
 
     def evaluate(self, model: torch.nn.Module) -> dict[str, float]:
@@ -287,8 +288,10 @@ class CropTraining:
     def _is_better(self, figures: dict[str, float]) -> bool:
         value = figures.get(self.args.metric_for_best)
         if value is None:
-            raise ValueError(f"metric_for_best is {self.args.metric_for_best!r}; there are {', '.join(figures)}")
-        if self.best is None:
+            raise ValueError(
+                f"metric_for_best: {self.args.metric_for_best} needs human scores, which the data has not"
+            )
+        if self.best is None or math.isnan(self.best):
             return True
         return value < self.best if self.args.metric_for_best == "loss" else value > self.best
 
@@ -388,7 +391,7 @@ class CropTraining:
     def _interrupt(self) -> None:
         folder = self._checkpoint()
         raise Interrupted(
-            f"stopped by {signal.Signals(self.stop_signal).name} at step {self.step}; "
+            f"stopped by {signal.Signals(self.stop_signal or signal.SIGTERM).name} at step {self.step}; "
             f"go on with --resume_from_checkpoint {folder}"
         )
 
@@ -482,9 +485,9 @@ class _RunningLog:
         self.steps += 1
         self.pictures += pictures
 
-    def take(self) -> dict[str, float]:
-        """The means, and images per second; starts anew."""
-        values = torch.stack(list(self.sums.values())).tolist()
+    def take(self, accelerator: Accelerator) -> dict[str, float]:
+        """The means over steps and processes, and images per second; starts anew."""
+        values = accelerator.reduce(torch.stack(list(self.sums.values())), "mean").tolist()
         seconds = time.perf_counter() - self.since
         figures = {name: value / self.steps for name, value in zip(self.sums, values, strict=True)}
         figures["images_per_second"] = self.pictures / seconds

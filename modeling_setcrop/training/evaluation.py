@@ -14,6 +14,18 @@ from ..metrics import functional as measures
 
 Record = dict[str, Any]
 
+FIGURES = (
+    "loss",
+    "ap_k10_085",
+    "ap_k10_090",
+    "first_iou",
+    "acc1_090",
+    "acc5_085",
+    "acc5_090",
+    "acc10_090",
+    "srcc",
+)
+
 
 @torch.no_grad()
 def validation_records(
@@ -58,7 +70,7 @@ def validation_figures(records: list[Record], rows: Dataset) -> dict[str, float]
         rows: the validation split, in the shared schema.
 
     Returns:
-        `loss` (the mean over good crops), `ap_k10_085`, `ap_k10_090`, and, where crops are rated, `first_iou`,
+        `pictures` (their number), `loss` (the mean over good crops), `ap_k10_085`, `ap_k10_090`, and, where crops are rated, `first_iou`,
         `acc1_090`, `acc5_085`, `acc5_090`, `acc10_090` and `srcc` (of the scoring head where there is one).
     """
     records = sorted(records, key=lambda record: record["index"])
@@ -69,7 +81,10 @@ def validation_figures(records: list[Record], rows: Dataset) -> dict[str, float]
     ]
     good = [np.asarray(row["good"]) for row in labels]
     predicted = [record["boxes"] for record in records], [record["scores"] for record in records]
-    figures = {"loss": sum(record["loss"] for record in records) / max(1e-9, sum(r["crops"] for r in records))}
+    figures = {
+        "pictures": len(records),
+        "loss": sum(record["loss"] for record in records) / max(1e-9, sum(record["crops"] for record in records)),
+    }
     for eps, name in ((0.85, "085"), (0.90, "090")):
         figures[f"ap_k10_{name}"] = measures.average_precision(*predicted, boxes, good, eps, k=10)
     if any(row["scores"] is None for row in labels):

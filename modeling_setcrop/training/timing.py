@@ -37,7 +37,8 @@ class StepTimer:
     def watch(self, transformer: torch.nn.Module) -> None:
         """Counts what a model does after `transformer`'s forward (heads, matching, losses) as the loss."""
         if self.enabled:
-            transformer.register_forward_hook(lambda module, inputs, outputs: self.mark("forward"))
+            # Copies of the model (averages, teachers) carry the hook too, but never train.
+            transformer.register_forward_hook(lambda module, *_: self.mark("forward") if module.training else None)
 
     def shares(self) -> dict[str, float]:
         """Share of the measured time by part, adding up to 1."""
