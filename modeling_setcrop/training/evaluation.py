@@ -70,8 +70,9 @@ def validation_figures(records: list[Record], rows: Dataset) -> dict[str, float]
         rows: the validation split, in the shared schema.
 
     Returns:
-        `pictures` (their number), `loss` (the mean over good crops), `ap_k10_085`, `ap_k10_090`, and, where crops are rated, `first_iou`,
-        `acc1_090`, `acc5_085`, `acc5_090`, `acc10_090` and `srcc` (of the scoring head where there is one).
+        `pictures` (their number), `loss` (the mean over good crops), `ap_k10_085`, `ap_k10_090`, and, where crops are
+        rated, `first_iou`, `acc1_090`, `acc5_085`, `acc5_090`, `acc10_090` and `srcc` (of the scoring head where there
+        is one).
     """
     records = sorted(records, key=lambda record: record["index"])
     labels = rows.select_columns(["boxes", "scores", "good", "width", "height"])
