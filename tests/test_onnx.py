@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import pipeline
+from transformers import ResNetConfig, pipeline
 from typer.testing import CliRunner
 
 from hub_card import PHOTOS
+from modeling_setcrop import SetCropConfig, SetCropForImageCropping
 from modeling_setcrop.cli import app
+from modeling_setcrop.cli.options import UsageError, load_cropper
 from modeling_setcrop.hub_export import export_hub
 from modeling_setcrop.image_cropping_onnx import ImageCroppingOnnx, SetCropOnnxModel
 
@@ -123,3 +125,33 @@ def test_photographs_are_needed(tiny_checkpoint, tmp_path):
     )
     assert found.exit_code == 1
     assert "photographs are needed" in found.output
+
+
+def test_the_papers_model_on_a_resnet_exports_without_a_scorer(tiny_processor, tmp_path):
+    torch.manual_seed(0)
+    backbone = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], out_features=["stage2"])
+    config = SetCropConfig(
+        backbone_config=backbone,
+        num_queries=5,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+    )
+    SetCropForImageCropping(config).save_pretrained(tmp_path / "resnet")
+    tiny_processor.save_pretrained(tmp_path / "resnet")
+    report = export_onnx(tmp_path / "resnet", tmp_path / "graphs", PHOTOS)
+    assert report["agreement"].keys() == {"logits", "pred_boxes"}
+    assert not (tmp_path / "graphs" / "onnx" / "scorer.onnx").exists()
+    assert ImageCroppingOnnx.from_pretrained(tmp_path / "graphs")(str(PHOTOS[0]), top_k=1)
+
+
+def test_commands_take_the_runtime(folder):
+    assert isinstance(load_cropper(str(folder), None, "onnx"), ImageCroppingOnnx)
+    with pytest.raises(UsageError, match="runs on the CPU, not on cuda"):
+        load_cropper(str(folder), "cuda", "onnx")
+    with pytest.raises(UsageError, match="no such ONNX graph"):
+        load_cropper(None, None, "onnx-int8")
