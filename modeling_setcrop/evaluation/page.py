@@ -68,7 +68,7 @@ def _figures(evaluation: Evaluation, config: Any, train: Labels | None, pictures
     sheet = plots.contact_sheet(evaluation.dataset, labels, predictions, chosen)
     right = "" if predictions is None else " Right: the model's three most valid crops with their validity."
     left = "the three best-rated crops with their scores" if labels.scores is not None else "the annotators' crops"
-    found["contact_sheet"] = (_png(sheet), f"Left: {left}.{right} The best one is drawn widest.")
+    found["contact_sheet"] = (_png(sheet), f"Left: {left}.{right} The first one is drawn widest.")
     if predictions is not None and labels.scores is not None:
         found["quality_validity"] = (
             _png(plots.quality_validity(labels, predictions)),
