@@ -57,6 +57,7 @@ def crop(
     strict: shared.Strict = False,
     model: shared.Model = None,
     device: shared.Device = None,
+    runtime: shared.Runtime = "torch",
     batch_size: shared.BatchSize = 8,
     workers: shared.Workers = None,
 ) -> None:
@@ -96,7 +97,7 @@ def crop(
     found = list_photos(photos, run.fail, exclude=out)
     if found:
         try:
-            cropper = shared.load_cropper(model, device)
+            cropper = shared.load_cropper(model, device, runtime)
         except shared.UsageError as error:
             raise shared.fail(f"setcrop crop: {error}") from None
         run.crop(cropper, found, plan, options, overwrite, dry_run, batch_size, workers)

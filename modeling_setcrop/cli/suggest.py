@@ -39,6 +39,7 @@ def suggest(
     strict: shared.Strict = False,
     model: shared.Model = None,
     device: shared.Device = None,
+    runtime: shared.Runtime = "torch",
     batch_size: shared.BatchSize = 8,
     workers: shared.Workers = None,
 ) -> None:
@@ -75,7 +76,7 @@ def suggest(
         raise shared.fail(f"setcrop suggest: --annotate {annotate}: name a folder for {len(found)} photographs")
     if found:
         try:
-            cropper = shared.load_cropper(model, device)
+            cropper = shared.load_cropper(model, device, runtime)
         except shared.UsageError as error:
             raise shared.fail(f"setcrop suggest: {error}") from None
         suggestions = suggest_photos(cropper, found, options, batch_size=batch_size, workers=workers)
