@@ -6,6 +6,7 @@ import typer
 
 from .crop import crop
 from .data import data
+from .demo import demo
 from .evaluate import evaluate
 from .export import export
 from .init import init
@@ -29,6 +30,7 @@ app.command(
 )(train)
 app.command()(suggest)
 app.command()(crop)
+app.command()(demo)
 app.command()(evaluate)
 app.command()(report)
 app.add_typer(data, name="data")

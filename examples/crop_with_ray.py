@@ -1,0 +1,141 @@
+"""Crop photographs on a Ray cluster, with the same results as `setcrop crop`.
+
+    pip install "setcrop[ray]"
+    python examples/crop_with_ray.py PHOTOS --out CROPS --aspect-ratio 16:9 --workers 4
+    python examples/crop_with_ray.py paths.parquet --out CROPS          # a column "path"
+
+The driver lists the photographs and records what is done; every worker holds one model and writes the crops itself, so
+`--out`, and the photographs, must be reachable under the same paths from all machines. Run again, it goes on where it
+stopped. Connects to the cluster of RAY_ADDRESS, or starts one on this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from modeling_setcrop.cli.crop import default_name
+from modeling_setcrop.cli.options import load_cropper
+from modeling_setcrop.imaging import PictureError
+from modeling_setcrop.photo_run import CropPlan, Journal, Photo, crop_photos, list_photos, write_manifest
+
+
+class CropWorker:
+    """Crops batches of photographs with a model of its own."""
+
+    def __init__(
+        self, model: str | None, plan: CropPlan, options: dict[str, Any], overwrite: bool, threads: int
+    ) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self.cropper = load_cropper(model, "cuda" if ray.get_gpu_ids() else "cpu")
+        self.plan, self.options, self.overwrite, self.threads = plan, options, overwrite, threads
+        self.journal = Journal(plan.out, plan.signature(self.cropper.model.name_or_path, options), read_only=True)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
+        """Columns `path`, `folder` and `stem` in; the same with `rows` (JSON) and `error` out."""
+        columns = zip(batch["path"], batch["folder"], batch["stem"], strict=True)
+        photos = [Photo(Path(path), Path(folder), str(stem)) for path, folder, stem in columns]
+        reports = crop_photos(
+            self.cropper,
+            photos,
+            self.plan,
+            self.options,
+            self.journal,
+            overwrite=self.overwrite,
+            workers=self.threads,
+        )
+        done: dict[str, list[str]] = {"path": [], "folder": [], "stem": [], "rows": [], "error": []}
+        for report in reports:
+            done["path"].append(str(report.photo.path))
+            done["folder"].append(str(report.photo.folder))
+            done["stem"].append(report.photo.stem)
+            done["rows"].append(json.dumps(report.rows))
+            done["error"].append("" if report.error is None else report.error.reason)
+        return done
+
+
+def find_photos(sources: list[Path], out: Path, errors: list[PictureError]) -> list[Photo]:
+    """Photographs of files, folders, and Parquet tables with a column `path`."""
+    paths: list[Path] = []
+    for source in sources:
+        if source.suffix == ".parquet" and source.is_file():
+            paths += [Path(row["path"]) for row in ray.data.read_parquet(str(source), columns=["path"]).iter_rows()]
+        else:
+            paths.append(source)
+    return list_photos(paths, errors.append, exclude=out)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run; returns the exit status: 1 when a photograph failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sources", nargs="+", type=Path, metavar="PHOTO|FOLDER|PARQUET")
+    parser.add_argument("--out", type=Path, required=True, help="output folder")
+    parser.add_argument("--aspect-ratio", default="", help="one, or several with commas")
+    parser.add_argument("--top-k", type=int, default=1, help="crops of each ratio")
+    parser.add_argument("--format", help="file format; by default each photograph's own")
+    parser.add_argument("--width", type=int, help="bring crops down to so many pixels across")
+    parser.add_argument("--manifest", type=Path, help=".jsonl or .csv file with every crop")
+    parser.add_argument("--overwrite", action="store_true", help="redo what is done")
+    parser.add_argument("--model", help="checkpoint; by default the one that comes with SetCrop")
+    parser.add_argument("--workers", type=int, default=2, help="models at work")
+    parser.add_argument("--threads", type=int, default=1, help="processors of each worker")
+    parser.add_argument("--gpus", type=float, default=0, help="GPUs of each worker, perhaps a fraction")
+    parser.add_argument("--batch-size", type=int, default=64, help="photographs handed to a worker at once")
+    args = parser.parse_args(arguments)
+
+    ratios = [part.strip() for part in args.aspect_ratio.split(",") if part.strip()]
+    options = {"top_k": args.top_k, "aspect_ratio": ratios[0] if len(ratios) == 1 else ratios, "width": args.width}
+    options = {name: value for name, value in options.items() if value not in (None, [])}
+    # Workers may run in another folder than the driver.
+    out = args.out.resolve()
+    plan = CropPlan(out, default_name(args.top_k, len(ratios) > 1), args.format, width=args.width)
+    model = str(Path(args.model).resolve()) if args.model and Path(args.model).is_dir() else args.model
+
+    errors: list[PictureError] = []
+    photos = find_photos([source.resolve() for source in args.sources], out, errors)
+    name = load_cropper(model, "cpu").model.name_or_path
+    journal = Journal(out, plan.signature(name, options))
+    todo = [photo for photo in photos if args.overwrite or not journal.is_done(photo)]
+    crops = 0
+    if todo:
+        items = [{"path": str(p.path), "folder": str(p.folder), "stem": p.stem} for p in todo]
+        # Blocks no larger than a batch, so that all workers have work.
+        blocks = max(args.workers, -(-len(items) // args.batch_size))
+        reports = ray.data.from_items(items, override_num_blocks=min(blocks, len(items))).map_batches(
+            CropWorker,
+            fn_constructor_args=(model, plan, options, args.overwrite, args.threads),
+            batch_size=args.batch_size,
+            compute=ray.data.ActorPoolStrategy(size=args.workers),
+            num_cpus=args.threads,
+            num_gpus=args.gpus,
+        )
+        for report in reports.iter_rows():
+            photo = Photo(Path(report["path"]), Path(report["folder"]), report["stem"])
+            if report["error"]:
+                errors.append(PictureError(photo.path, report["error"]))
+                continue
+            rows = json.loads(report["rows"])
+            crops += len(rows)
+            journal.add(photo, rows)
+    for error in errors:
+        print(error, file=sys.stderr)
+    if args.manifest is not None:
+        failed = {error.path for error in errors}
+        write_manifest(args.manifest, journal.rows(p for p in photos if p.path not in failed), errors)
+    print(
+        f"{crops} crops of {len(todo)} photographs went to {args.out}; "
+        f"{len(photos) - len(todo)} were done before, {len(errors)} failed"
+    )
+    return 1 if errors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
