@@ -42,6 +42,7 @@ class SetCropOnnxModel:
     def __init__(self, folder: str | Path, graph: str = MODEL_GRAPH, threads: int | None = None) -> None:
         self.config = SetCropConfig.from_pretrained(folder)
         graphs = Path(folder) / GRAPH_FOLDER
+        self.name_or_path = str(graphs / graph)
         self._model = _session(graphs / graph, threads)
         self._scorer = _session(graphs / SCORER_GRAPH, threads) if self.config.crop_scoring else None
 

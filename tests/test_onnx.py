@@ -149,7 +149,11 @@ def test_the_papers_model_on_a_resnet_exports_without_a_scorer(tiny_processor, t
     assert ImageCroppingOnnx.from_pretrained(tmp_path / "graphs")(str(PHOTOS[0]), top_k=1)
 
 
-def test_commands_take_the_runtime(folder):
+def test_commands_take_the_runtime(folder, photos, tmp_path):
+    command = ["crop", str(photos[0]), "--model", str(folder), "--runtime", "onnx", "--out", str(tmp_path)]
+    found = CliRunner().invoke(app, command)
+    assert found.exit_code == 0, found.output
+    assert list(tmp_path.glob("*.jpg"))
     assert isinstance(load_cropper(str(folder), None, "onnx"), ImageCroppingOnnx)
     with pytest.raises(UsageError, match="runs on the CPU, not on cuda"):
         load_cropper(str(folder), "cuda", "onnx")
