@@ -1,13 +1,17 @@
-"""The SetCrop Space: the page of `setcrop demo`, with the checkpoint that comes with the package."""
+"""The SetCrop Space: the page of `setcrop demo`, with the model that `setcrop publish --space` names."""
 
 from __future__ import annotations
+
+import os
 
 from transformers import pipeline
 
 import modeling_setcrop
 from modeling_setcrop.demo import build_demo
 
-page = build_demo(pipeline("image-cropping", model=modeling_setcrop.DEFAULT_CHECKPOINT))
+MODEL = os.environ.get("SETCROP_MODEL", modeling_setcrop.DEFAULT_CHECKPOINT)
+
+page = build_demo(pipeline("image-cropping", model=MODEL))
 
 if __name__ == "__main__":
     page.launch()
