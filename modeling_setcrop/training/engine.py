@@ -435,7 +435,7 @@ def run(argv: Sequence[str], prog: str) -> int:
     try:
         figures = CropTraining(parse_arguments(argv, prog)).train()
     except (ValueError, OSError, ImportError, TrainingError) as error:
-        print(f"{prog}: {error}", file=sys.stderr)
+        print(f"{prog}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     logger.info("best model: %s", ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
     return 0
