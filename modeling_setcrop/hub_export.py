@@ -69,6 +69,9 @@ def export_hub(checkpoint: str | Path, target: str | Path) -> list[Path]:
         folder = Path(work)
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
+        stored = Path(checkpoint) / "model.safetensors"
+        if stored.is_file():  # as they are: weights may be stored in another precision than they are computed in
+            shutil.copyfile(stored, folder / stored.name)
         _update_json(folder / "config.json", auto_map=_AUTO_CLASSES, custom_pipelines=_PIPELINES)
         _update_json(folder / "preprocessor_config.json", auto_map={"AutoImageProcessor": _IMAGE_PROCESSORS})
         for module in code_files():
