@@ -54,7 +54,7 @@ class SetCropConfig(ConditionalDetrConfig):
         crop_score_loss_coefficient, crop_rank_loss_coefficient (`float`, defaults to 1.0):
             Weights of its regression and ranking losses.
         rerank (`bool`, defaults to `False`):
-            Order the set by validity *and* predicted score instead of validity alone (needs `crop_scoring`).
+            Rank the set by the predicted scores instead of the validities (needs `crop_scoring`).
     """
 
     model_type = "setcrop"

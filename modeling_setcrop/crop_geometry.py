@@ -90,6 +90,11 @@ def maximal_marginal_relevance(boxes: Tensor, scores: Tensor, diversity: float, 
     return torch.tensor(chosen, device=boxes.device)
 
 
+def good_crop_probability(scores: Tensor) -> Tensor:
+    """Probability, in 0..1, that a crop with predicted human scores (1..5) is rated 4 or more: sigmoid(4 (s - 4))."""
+    return torch.sigmoid(4 * (scores - 4))
+
+
 def hull(boxes: Tensor) -> Tensor:
     """The smallest box (4,) that contains all of `boxes` (N, 4)."""
     return torch.cat([boxes[:, :2].amin(dim=0), boxes[:, 2:].amax(dim=0)])

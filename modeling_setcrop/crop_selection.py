@@ -25,6 +25,7 @@ from .crop_geometry import (
     cxcywh_to_xyxy,
     fit_aspect_ratio,
     focus_point,
+    good_crop_probability,
     hull,
     maximal_marginal_relevance,
     nms,
@@ -197,8 +198,7 @@ def _content_boxes(items: Sequence[Sequence[float]], picture_size: tuple[int, in
 class CropJudge:
     """Probability that people call a box a good crop, for one picture.
 
-    With a scoring function, a predicted human score s counts as `sigmoid(4 (s - 4))`, as in the ranking of the model's
-    own set; without one, a box inherits the validity of a predicted crop in proportion to their IoU, best pair first.
+    With a scoring function, it is the predicted score's, as in the ranking of the model's own set; without one, a box inherits the validity of a predicted crop in proportion to their IoU, best pair first.
 
     Attributes:
         boxes: (N, 4) predicted crops in pixels, not rounded.
@@ -235,7 +235,7 @@ class CropJudge:
         else:
             height, width = self.picture_size
             normalised = xyxy_to_cxcywh(boxes / boxes.new_tensor([width, height, width, height])).float()
-            values = torch.sigmoid(4 * (self.score(normalised).detach().double().cpu() - 4))
+            values = good_crop_probability(self.score(normalised).detach().double().cpu())
         return _settled(values)
 
 

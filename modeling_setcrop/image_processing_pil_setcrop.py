@@ -10,7 +10,7 @@ from transformers import BatchFeature
 from transformers.image_utils import SizeDict, get_image_size, make_flat_list_of_images
 from transformers.models.conditional_detr.image_processing_pil_conditional_detr import ConditionalDetrImageProcessorPil
 
-from .crop_geometry import cxcywh_to_xyxy, nms, xyxy_to_cxcywh
+from .crop_geometry import cxcywh_to_xyxy, good_crop_probability, nms, xyxy_to_cxcywh
 
 # The coarsest stride of the backbones: a thinner picture would leave less than one cell of features.
 _MIN_SIDE = 32
@@ -102,13 +102,8 @@ class CropProcessingMixin:
 
 
 def crop_ranking(validity: torch.Tensor, pred_scores: torch.Tensor | None) -> torch.Tensor:
-    """Probability (B, N) by which crops are ranked: the validity, or its geometric mean with the predicted score's.
-
-    A predicted score s counts as the probability sigmoid(4 (s - 4)) of being rated 4 or more, GAIC's good crops.
-    """
-    if pred_scores is None:
-        return validity
-    return (validity * torch.sigmoid(4 * (pred_scores.float() - 4))).sqrt()
+    """Probability (B, N) by which crops rank: their validity or, if the model re-ranks, that of their predicted score."""
+    return validity if pred_scores is None else good_crop_probability(pred_scores.float())
 
 
 def encode_crops(annotation: dict[str, Any], picture_size: tuple[int, int]) -> dict[str, torch.Tensor]:

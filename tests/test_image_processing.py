@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -89,9 +91,10 @@ def test_threshold_may_leave_nothing():
     assert len(processor.post_process_image_cropping(outputs, threshold=0.49)[0]["scores"]) == 3
 
 
-def test_reranking_multiplies_validity_and_predicted_score():
-    validity, scores = torch.tensor([[0.64]]), torch.tensor([[4.0]])
-    assert crop_ranking(validity, scores).item() == pytest.approx((0.64 * 0.5) ** 0.5)
+def test_reranking_goes_by_the_predicted_scores():
+    validity, scores = torch.tensor([[0.64, 0.5, 0.1]]), torch.tensor([[4.0, 3.5, 4.5]])
+    expected = [1 / (1 + math.exp(-4 * (score - 4))) for score in (4.0, 3.5, 4.5)]
+    assert crop_ranking(validity, scores)[0].tolist() == pytest.approx(expected)
     assert crop_ranking(validity, None) is validity
 
 

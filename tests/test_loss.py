@@ -170,7 +170,9 @@ def test_padding_of_rated_crops_changes_nothing():
     config = SetCropConfig(quality_iou_threshold=0.3)
     both, _, _ = set_crop_loss(logits[0], labels, logits.device, boxes[0], config, num_good_crops=1.0)
     each = [
-        set_crop_loss(logits[0, i : i + 1], labels[i : i + 1], logits.device, boxes[0, i : i + 1], config, None, None, 1.0)
+        set_crop_loss(
+            logits[0, i : i + 1], labels[i : i + 1], logits.device, boxes[0, i : i + 1], config, num_good_crops=1.0
+        )
         for i in range(2)
     ]
     torch.testing.assert_close(both, each[0][0] + each[1][0])
