@@ -198,7 +198,8 @@ def _content_boxes(items: Sequence[Sequence[float]], picture_size: tuple[int, in
 class CropJudge:
     """Probability that people call a box a good crop, for one picture.
 
-    With a scoring function, it is the predicted score's, as in the ranking of the model's own set; without one, a box inherits the validity of a predicted crop in proportion to their IoU, best pair first.
+    With a scoring function it is the predicted score's, as in the ranking of the model's own set; without one, a box
+    inherits the validity of a predicted crop in proportion to their IoU, best pair first.
 
     Attributes:
         boxes: (N, 4) predicted crops in pixels, not rounded.

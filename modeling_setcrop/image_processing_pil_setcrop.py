@@ -102,7 +102,7 @@ class CropProcessingMixin:
 
 
 def crop_ranking(validity: torch.Tensor, pred_scores: torch.Tensor | None) -> torch.Tensor:
-    """Probability (B, N) by which crops rank: their validity or, if the model re-ranks, that of their predicted score."""
+    """Probability (B, N) by which crops rank: validity or, if the model re-ranks, that of the predicted score."""
     return validity if pred_scores is None else good_crop_probability(pred_scores.float())
 
 
