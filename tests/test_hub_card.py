@@ -14,8 +14,10 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
 from typer.testing import CliRunner
 
-from hub_card import PHOTOS, CardError, build_card, plan_upload, upload, write_card
-from hub_card.results import read_evaluations, results_table
+from hub_card.card import build_card, write_card
+from hub_card.pictures import PHOTOS
+from hub_card.publishing import plan_upload, upload
+from hub_card.results import CardError, read_evaluations, results_table
 from modeling_setcrop.cli import app
 from modeling_setcrop.hub_export import export_hub
 

@@ -21,7 +21,8 @@ def hub(
     repo_id: RepoId = None,
 ) -> None:
     """Write model, code, card and results: a folder to upload that works where SetCrop is not installed."""
-    from hub_card import CardError, write_card
+    from hub_card.card import write_card
+    from hub_card.results import CardError
     from modeling_setcrop import DEFAULT_CHECKPOINT
     from modeling_setcrop.hub_export import export_hub
 
@@ -39,7 +40,8 @@ def card(
     repo_id: RepoId = None,
 ) -> None:
     """Write the card, its pictures and .eval_results into a checkpoint folder, from the evaluations stored there."""
-    from hub_card import CardError, write_card
+    from hub_card.card import write_card
+    from hub_card.results import CardError
 
     _quiet()
     try:
@@ -62,7 +64,7 @@ def onnx(
     ] = None,
 ) -> None:
     """Write ONNX graphs for any batch, height and width, and check them against torch to 1e-4."""
-    from hub_card import PHOTOS
+    from hub_card.pictures import PHOTOS
     from modeling_setcrop import DEFAULT_CHECKPOINT
     from modeling_setcrop.onnx_export import OnnxMismatchError, export_onnx
     from modeling_setcrop.photo_run import list_photos

@@ -23,7 +23,7 @@ def publish(
     """
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
-    from hub_card import plan_upload, upload
+    from hub_card.publishing import plan_upload, upload
 
     try:
         plans = plan_upload(folder, repo_id, space)
