@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from .drawing import DRAWING_SIDE, draw_crops
-from .imaging import PictureError, load_picture, output_suffix, write_crop
+from .imaging import CropFile, PictureError, load_picture, output_suffix, write_crops
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -94,11 +94,11 @@ def _write_files(folder: Path, photo: Path, result: dict[str, Any]) -> list[str]
             shutil.rmtree(old, ignore_errors=True)
     target = Path(tempfile.mkdtemp(dir=folder))
     suffix = output_suffix(photo)
-    files = []
-    for rank, crop in enumerate(result["crops"], start=1):
-        file = target / f"{photo.stem}_{rank}{suffix}"
-        write_crop(photo, tuple(crop["box"].values()), file)
-        files.append(str(file))
+    crops = [
+        CropFile(tuple(crop["box"].values()), target / f"{photo.stem}_{rank}{suffix}")
+        for rank, crop in enumerate(result["crops"], start=1)
+    ]
+    write_crops(photo, crops)
     listing = target / f"{photo.stem}.json"
     listing.write_text(json.dumps(result, indent=2) + "\n")
-    return [*files, str(listing)]
+    return [*(str(crop.target) for crop in crops), str(listing)]

@@ -14,8 +14,9 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -270,69 +271,103 @@ def _save_options(source: Image.Image, format: str, quality: int) -> dict[str, A
     return options
 
 
-def write_crop(
-    source: str | os.PathLike[str],
-    box: tuple[int, int, int, int],
-    target: str | os.PathLike[str],
-    *,
-    size: tuple[int, int] | None = None,
-    quality: int = 92,
-) -> None:
-    """Cut a crop from the full file and write it upright, with its colour profile and cleaned EXIF.
+@dataclass(frozen=True)
+class CropFile:
+    """A crop to be written.
 
-    An animation keeps all its frames, each cut the same, where the target's format can hold them. The target appears
+    Attributes:
+        box: x1, y1, x2, y2 in whole pixels of the upright picture.
+        target: File to write; its suffix says the format.
+        size: Width and height to resize the crop to; None keeps its pixels.
+    """
+
+    box: tuple[int, int, int, int]
+    target: Path
+    size: tuple[int, int] | None = None
+
+    @property
+    def format(self) -> str:
+        """Pillow's name of the target's format.
+
+        Raises:
+            ValueError: The suffix is that of no known format.
+        """
+        format = _FORMAT_OF_SUFFIX.get(self.target.suffix.lower())
+        if format is None:
+            raise ValueError(f"{self.target}: unknown picture format {self.target.suffix!r}")
+        return format
+
+    @property
+    def final_size(self) -> tuple[int, int]:
+        """Width and height of the file's picture."""
+        return self.size or (self.box[2] - self.box[0], self.box[3] - self.box[1])
+
+
+def write_crops(source: str | os.PathLike[str], crops: Sequence[CropFile], quality: int = 92) -> None:
+    """Cut crops from the full file, decoded once, and write them upright, with colour profile and cleaned EXIF.
+
+    An animation keeps all its frames, each cut the same, where the target's format can hold them. A target appears
     under its name only when it is complete.
 
     Args:
         source: The photograph.
-        box: x1, y1, x2, y2 in whole pixels of the upright picture.
-        target: File to write; its suffix says the format.
-        size: Width and height to resize the crop to; by default the crop keeps its pixels.
+        crops: What to write.
         quality: 1..100, for JPEG, WebP and AVIF.
 
     Raises:
-        PictureError: The source cannot be read, or the crop cannot be written.
-        ValueError: The target's suffix is no known format, or the box is not inside the picture.
+        PictureError: The source cannot be read, or a crop cannot be written.
+        ValueError: A target's suffix is no known format, or a box is not inside the picture.
     """
-    target = Path(target)
-    format = _FORMAT_OF_SUFFIX.get(target.suffix.lower())
-    if format is None:
-        raise ValueError(f"{target}: unknown picture format {target.suffix!r}")
     with open_picture(source) as image:
         transpose = orientation(image)
-        width, height = image.size[::-1] if swaps_sides(transpose) else image.size
-        x1, y1, x2, y2 = box
-        if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
-            raise ValueError(f"{source}: box {box} is not inside the picture ({width} x {height})")
-        place = stored_box(box, (height, width), image)
-        final = size or (x2 - x1, y2 - y1)
-        stored_size = None if size is None else (size[::-1] if swaps_sides(transpose) else size)
-        options = _save_options(image, format, quality)
-        exif = _cleaned_exif(image, final)
-        profile = image.info.get("icc_profile")
-        if getattr(image, "is_animated", False) and {image.format, format} <= _ANIMATED_FORMATS:
-            options |= _animation_options(image, format)
-            frames = (
-                _fit_mode(_cut(frame, place, stored_size, transpose), format, profile)[0]
-                for frame in ImageSequence.Iterator(image)
-            )
-            crop = next(frames)
-            # The PNG writer goes through its frames twice.
-            options["append_images"] = list(frames) if format == "PNG" else frames
-        else:
-            if stored_size is not None:
-                place = _draft_for(image, place, stored_size)
-            crop, profile = _fit_mode(_cut(image, place, stored_size, transpose), format, profile)
-        if profile is not None:
-            options["icc_profile"] = profile
-        if len(exif) > 0 and format in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF"):
-            options["exif"] = exif
-        crop.info = {key: value for key, value in crop.info.items() if key == "transparency"}
-        with atomic_writer(target) as file:
-            try:
-                crop.save(file, format=format, **options)
-            except (OSError, ValueError) as error:
-                raise PictureError(target, f"cannot be written ({' '.join(str(error).split())})") from None
+        swapped = swaps_sides(transpose)
+        width, height = image.size[::-1] if swapped else image.size
+        for crop in crops:
+            x1, y1, x2, y2 = crop.box
+            if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
+                raise ValueError(f"{source}: box {crop.box} is not inside the picture ({width} x {height})")
+        options = [_save_options(image, crop.format, quality) for crop in crops]
+        places = [stored_box(crop.box, (height, width), image) for crop in crops]
+        sizes = [crop.size[::-1] if crop.size and swapped else crop.size for crop in crops]
+        places = _draft_for(image, places, sizes)
+        for crop, place, size, option in zip(crops, places, sizes, options, strict=True):
+            _write(image, crop, place, size, transpose, option)
+
+
+def _write(
+    image: Image.Image,
+    crop: CropFile,
+    place: tuple[float, float, float, float],
+    size: tuple[int, int] | None,
+    transpose: Image.Transpose | None,
+    options: dict[str, Any],
+) -> None:
+    """Write one crop of an opened picture; `place` and `size` are those of the picture as it is stored."""
+    format = crop.format
+    exif, profile = _cleaned_exif(image, crop.final_size), image.info.get("icc_profile")
+    if getattr(image, "is_animated", False) and {image.format, format} <= _ANIMATED_FORMATS:
+        options |= _animation_options(image, format)
+        frames = (
+            _fit_mode(_cut(frame, place, size, transpose), format, profile)[0]
+            for frame in ImageSequence.Iterator(image)
+        )
+        cut = next(frames)
+        # The PNG writer goes through its frames twice.
+        options["append_images"] = list(frames) if format == "PNG" else frames
+    else:
+        if getattr(image, "is_animated", False):
+            image.seek(0)
+        cut, profile = _fit_mode(_cut(image, place, size, transpose), format, profile)
+    if profile is not None:
+        options["icc_profile"] = profile
+    if len(exif) > 0 and format in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF"):
+        options["exif"] = exif
+    cut.info = {key: value for key, value in cut.info.items() if key == "transparency"}
+    with atomic_writer(crop.target) as file:
+        try:
+            cut.save(file, format=format, **options)
+        except (OSError, ValueError) as error:
+            raise PictureError(crop.target, f"cannot be written ({' '.join(str(error).split())})") from None
 
 
 def _animation_options(image: Image.Image, format: str) -> dict[str, Any]:
@@ -352,15 +387,19 @@ def _animation_options(image: Image.Image, format: str) -> dict[str, Any]:
 
 
 def _draft_for(
-    image: Image.Image, place: tuple[int, int, int, int], size: tuple[int, int]
-) -> tuple[float, float, float, float]:
-    """Decode a JPEG file no larger than a crop of the given final size needs, and say where the crop then lies."""
-    x1, y1, x2, y2 = place
+    image: Image.Image, places: Sequence[tuple[int, int, int, int]], sizes: Sequence[tuple[int, int] | None]
+) -> list[tuple[float, float, float, float]]:
+    """Decode a JPEG file no larger than resized crops need, and say where the crops then lie."""
+    if None in sizes:
+        return list(places)
     width, height = image.size
-    scale = min(1.0, 2 * max(size[0] / (x2 - x1), size[1] / (y2 - y1)))
+    scales = [
+        max(size[0] / (x2 - x1), size[1] / (y2 - y1)) for (x1, y1, x2, y2), size in zip(places, sizes, strict=True)
+    ]
+    scale = min(1.0, 2 * max(scales))
     image.draft(None, (math.ceil(width * scale), math.ceil(height * scale)))
     across, down = image.width / width, image.height / height
-    return x1 * across, y1 * down, x2 * across, y2 * down
+    return [(x1 * across, y1 * down, x2 * across, y2 * down) for x1, y1, x2, y2 in places]
 
 
 def _cut(

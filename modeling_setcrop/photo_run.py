@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .imaging import PictureError, atomic_writer, find_pictures, open_picture, output_suffix, write_crop
+from .imaging import CropFile, PictureError, atomic_writer, find_pictures, open_picture, output_suffix, write_crops
 from .picture_reading import Picture, read_picture
 
 if TYPE_CHECKING:
@@ -520,12 +520,15 @@ def _refuse_to_overwrite(photo: Photo, rows: list[dict[str, Any]], plan: CropPla
 
 
 def _write(photo: Photo, rows: list[dict[str, Any]], plan: CropPlan, budget: PixelBudget) -> None:
+    crops = []
     for row in rows:
         box = (row["xmin"], row["ymin"], row["xmax"], row["ymax"])
         size = (row["width"], row["height"])
-        resized = None if size == (box[2] - box[0], box[3] - box[1]) else size
-        with budget(row["picture_width"] * row["picture_height"]):
-            write_crop(photo.path, box, plan.out / row["file"], size=resized, quality=plan.quality)
+        unchanged = size == (box[2] - box[0], box[3] - box[1])
+        crops.append(CropFile(box, plan.out / row["file"], None if unchanged else size))
+    if rows:
+        with budget(rows[0]["picture_width"] * rows[0]["picture_height"]):
+            write_crops(photo.path, crops, plan.quality)
 
 
 def write_manifest(path: Path, rows: Iterable[dict[str, Any]], errors: Iterable[PictureError]) -> None:

@@ -9,10 +9,17 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
-from PIL import ExifTags, Image, ImageChops, ImageCms, ImageOps, ImageSequence
+from PIL import ExifTags, Image, ImageChops, ImageCms, ImageOps, ImageSequence, ImageStat
 
 from modeling_setcrop import imaging
-from modeling_setcrop.imaging import PictureError, atomic_writer, find_pictures, output_suffix, write_crop
+from modeling_setcrop.imaging import (
+    CropFile,
+    PictureError,
+    atomic_writer,
+    find_pictures,
+    output_suffix,
+    write_crops,
+)
 from modeling_setcrop.picture_reading import to_rgb
 
 SHORT_SIDE = 640
@@ -20,6 +27,10 @@ SHORT_SIDE = 640
 
 def load_picture(path, short_side=SHORT_SIDE):
     return imaging.load_picture(path, short_side)
+
+
+def write_crop(source, box, target, size=None, **options):
+    write_crops(source, [CropFile(box, Path(target), size)], **options)
 
 
 READABLE = {
@@ -204,6 +215,25 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["wide.png"]
 
 
+def test_several_crops_of_one_file_are_those_written_one_by_one(photos, tmp_path):
+    boxes = [(100, 50, 1300, 900), (10, 20, 610, 820)]
+    for sizes in ([None, None], [(300, 212), (150, 200)], [None, (150, 200)]):
+        for number, (box, size) in enumerate(zip(boxes, sizes, strict=True)):
+            write_crop(photos[0], box, tmp_path / f"one{number}.png", size=size)
+        write_crops(
+            photos[0],
+            [
+                CropFile(box, tmp_path / f"all{n}.png", size)
+                for n, (box, size) in enumerate(zip(boxes, sizes, strict=True))
+            ],
+        )
+        for number in range(2):
+            with Image.open(tmp_path / f"one{number}.png") as one, Image.open(tmp_path / f"all{number}.png") as other:
+                difference = ImageChops.difference(one.convert("L"), other.convert("L"))
+                # A file decoded at another scale for the larger crop differs a little in the smaller.
+                assert one.size == other.size and ImageStat.Stat(difference).mean[0] < 2
+
+
 def test_boxes_outside_the_picture_and_unknown_formats_are_refused(tmp_path):
     source = tmp_path / "source.png"
     quadrants().save(source)
@@ -234,13 +264,14 @@ def test_cmyk_goes_to_rgb_through_its_profile_only_when_the_format_asks(tmp_path
 
 PEAK = """
 import resource, sys
-from modeling_setcrop.imaging import lift_pixel_limit, load_picture, write_crop
+from pathlib import Path
+from modeling_setcrop.imaging import CropFile, lift_pixel_limit, load_picture, write_crops
 lift_pixel_limit()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 picture = load_picture(sys.argv[1], 640)
 assert picture.size == (6000, 8000), picture.size
 middle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-write_crop(sys.argv[1], (100, 100, 7900, 5900), sys.argv[2])
+write_crops(sys.argv[1], [CropFile((100, 100, 7900, 5900), Path(sys.argv[2]))])
 print(middle - before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
