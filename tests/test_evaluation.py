@@ -21,6 +21,7 @@ from modeling_setcrop.evaluation.measures import (
     label_spread,
     measure_human_agreement,
 )
+from modeling_setcrop.evaluation.predict import suppress
 from modeling_setcrop.evaluation.run import run
 from modeling_setcrop.metrics import pairwise_iou
 
@@ -206,7 +207,7 @@ def test_evaluate_command_writes_the_same_figures_in_three_forms(photo_set, tiny
     content = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert content["pictures"] == 3
     methods = content["methods"]
-    assert list(methods)[:3] == ["tiny", "tiny, scoring head", "whole picture"]
+    assert list(methods)[:4] == ["tiny", "tiny, NMS 0.9", "tiny, scoring head", "whole picture"]
     assert {"centre crop 0.9", "constant: cover at 0.85", "constant: frequency", "constant: mean score"} <= set(
         methods
     )
@@ -259,3 +260,10 @@ def test_smoothing_map_is_the_losses_own(tiny_model):
     shown = area.images[0].get_array()
     overlaps = np.linspace(0.7, 1, 121)
     assert (shown[:, overlaps < 0.849] == 0).all() and (shown[-1, overlaps > 0.851] == mu).all()
+
+
+def test_suppression_keeps_the_better_of_two_crops_that_nearly_coincide():
+    boxes = np.array([[0.0, 0.0, 0.9, 0.9], [0.0, 0.0, 0.91, 0.9], [0.3, 0.3, 1.0, 1.0]])
+    kept = suppress(Predictions([boxes], [np.array([0.5, 0.6, 0.4])]), 0.9)
+    assert kept.boxes[0].tolist() == boxes[[1, 2]].tolist()
+    assert kept.scores[0].tolist() == [0.6, 0.4]

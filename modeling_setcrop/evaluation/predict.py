@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from torch import nn
 
+from modeling_setcrop.crop_geometry import nms
 from modeling_setcrop.data.schema import Problems
 from modeling_setcrop.evaluation.labels import Labels, Predictions
 
@@ -66,6 +67,18 @@ def predict(
         [found[index][2] for index in done] if scored else None,
     )
     return predictions, done
+
+
+def suppress(predictions: Predictions, nms_iou: float) -> Predictions:
+    """The same predictions without crops that overlap a better one of their picture by more than `nms_iou`."""
+    kept = [
+        nms(torch.from_numpy(boxes), torch.from_numpy(scores), nms_iou).numpy()
+        for boxes, scores in zip(predictions.boxes, predictions.scores, strict=True)
+    ]
+    return Predictions(
+        [boxes[index] for boxes, index in zip(predictions.boxes, kept, strict=True)],
+        [scores[index] for scores, index in zip(predictions.scores, kept, strict=True)],
+    )
 
 
 @torch.inference_mode()

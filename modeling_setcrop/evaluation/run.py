@@ -22,7 +22,11 @@ from modeling_setcrop.evaluation.measures import (
     measure_human_agreement,
     measure_ranking,
 )
-from modeling_setcrop.evaluation.predict import predict
+from modeling_setcrop.evaluation.predict import predict, suppress
+
+# The model's crops are measured as ranked, and again with crops left out that nearly repeat a better one: crops that
+# overlap by more than this serve as one another's substitute in every measure.
+DIVERSE_NMS = 0.9
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ def run(
         if len(done) < len(labels):
             dataset, labels = dataset.select(done), labels.select(done)
         methods[model_name] = _result(labels, predictions)
+        methods[f"{model_name}, NMS {DIVERSE_NMS:g}"] = _result(labels, suppress(predictions, DIVERSE_NMS))
         if predictions.candidate_scores is not None and labels.scores is not None:
             ranking = estimate(measure_ranking(labels, predictions.candidate_scores), len(labels))
             methods[f"{model_name}, scoring head"] = MethodResult(ranking)
