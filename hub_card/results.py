@@ -70,7 +70,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def results_table(evaluation: dict[str, Any]) -> str:
-    """Markdown: a row a method, the model first, with 95 % intervals in brackets."""
+    """Markdown: a row a method, the model first and with 95 % intervals in brackets."""
     methods = evaluation["methods"]
     shown = [name for name in MEASURES if any(name in result["measures"] for result in methods.values())]
     order = sorted(methods, key=lambda name: not name.startswith(evaluation["model"]))
@@ -79,9 +79,9 @@ def results_table(evaluation: dict[str, Any]) -> str:
         f"|---|{'---:|' * len(shown)}",
     ]
     for method in order:
-        cells = [_cell(methods[method]["measures"].get(name)) for name in shown]
-        name = f"**{method}**" if method.startswith(evaluation["model"]) else method
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        own = method.startswith(evaluation["model"])
+        cells = [_cell(methods[method]["measures"].get(name), interval=own) for name in shown]
+        lines.append(f"| {f'**{method}**' if own else method} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -150,9 +150,9 @@ def _best_blind(evaluation: dict[str, Any], name: str) -> tuple[str, float] | No
     return best, found[best]
 
 
-def _cell(found: dict[str, float | None] | None) -> str:
+def _cell(found: dict[str, float | None] | None, interval: bool) -> str:
     if not found or found["value"] is None:
         return "–"  # noqa: RUF001
-    if found.get("low") is None or found.get("high") is None:
+    if not interval or found.get("low") is None or found.get("high") is None:
         return f"{found['value']:.3f}"
     return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"

@@ -113,7 +113,7 @@ def test_card_says_what_the_model_was_trained_on(exported):
 
 def test_figures_stand_beside_the_baselines_and_come_from_the_evaluation(exported):
     card = ModelCard.load(exported / "README.md")
-    rows = re.findall(r"^\| (\S.*?) \| (0\.\d{3}) ", card.text, flags=re.MULTILINE)
+    rows = re.findall(r"^\| (\S[^|]*?) \| (0\.\d{3}) ", card.text, flags=re.MULTILINE)
     assert rows[0] == ("**tiny**", "0.857")
     assert {("human agreement", "0.812"), ("whole picture", "0.820"), ("constant: best box", "0.830")} <= set(rows)
     assert "| the first crop's edges (tiny) | 0.010 | 0.020 | 0.030 | 0.040 |" in card.text
