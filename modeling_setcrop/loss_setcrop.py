@@ -237,22 +237,14 @@ def set_crop_loss(
     return loss, loss_dict, auxiliary
 
 
-# Differences of human scores that count as clear, on the 1..5 scale: half a point is seen, a tenth is noise.
-_SCORE_TEMPERATURE = 0.25
-
-
 def crop_scoring_loss(
     predicted: torch.Tensor, labels: list[dict[str, torch.Tensor]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Regression and ranking losses of the scoring head on all rated crops.
 
-    The regression is the mean over pictures of the mean squared error. The ranking term has two parts, both within a
-    picture and both least where predictions differ as the human scores do, with temperature T = 0.25:
-
-    - every pair's logistic loss of (predicted difference) / T, weighted by the difference of their human scores
-      (RankNet, Burges et al., 2005), which orders all crops;
-    - the cross-entropy from softmax(scores / T) to softmax(predicted / T), less the former's entropy (ListNet, Cao et
-      al., 2007), which is about the best crops.
+    The regression is the mean over pictures of the mean squared error. The ranking term is the logistic loss of every
+    pair of crops of one picture (RankNet, Burges et al., 2005), weighted by the difference of their human scores, so
+    that ties weigh nothing.
 
     Args:
         predicted: (B, S) predicted scores, in the order of `scored_boxes`, padded.
@@ -267,13 +259,7 @@ def crop_scoring_loss(
     rated = torch.arange(predicted.shape[1], device=device) < counts[:, None]
     pictures = (counts > 0).sum().clamp(min=1)
     squared = ((predicted - scores) ** 2 * rated).sum(1) / counts.clamp(min=1)
-
     weight = (scores[:, :, None] - scores[:, None, :]).clamp(min=0) * (rated[:, :, None] & rated[:, None, :])
-    gap = (predicted[:, :, None] - predicted[:, None, :]) / _SCORE_TEMPERATURE
-    pairs = (nn.functional.softplus(-gap) * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1e-6)
-
-    lowest = torch.finfo(torch.float).min
-    wanted = (scores / _SCORE_TEMPERATURE).masked_fill(~rated, lowest).log_softmax(1)
-    given = (predicted / _SCORE_TEMPERATURE).masked_fill(~rated, lowest).log_softmax(1)
-    lists = (wanted.exp() * (wanted - given) * rated).sum(1)
-    return squared.sum() / pictures, (pairs + lists).sum() / pictures
+    gap = predicted[:, :, None] - predicted[:, None, :]
+    ranking = (nn.functional.softplus(-gap) * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1e-6)
+    return squared.sum() / pictures, ranking.sum() / pictures

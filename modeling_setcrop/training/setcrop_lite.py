@@ -47,10 +47,10 @@ def new_setcrop_lite(train: Dataset, seed: int = 0) -> tuple[SetCropForImageCrop
         decoder_layers=3,
         encoder_ffn_dim=512,
         decoder_ffn_dim=512,
-        dropout=0.15,
+        dropout=0.0,
         cls_loss_coefficient=2,
         crop_score_loss_coefficient=3,
-        crop_rank_loss_coefficient=1,
+        crop_rank_loss_coefficient=3,
         anchor_sizes=True,
         crop_scoring=True,
         rerank=True,
@@ -61,7 +61,7 @@ def new_setcrop_lite(train: Dataset, seed: int = 0) -> tuple[SetCropForImageCrop
     model.model.backbone.model.load_state_dict(imagenet.state_dict())
     model.initialize_anchors(torch.from_numpy(anchor_boxes(train, config.num_queries, seed)))
     processor = SetCropImageProcessorPil(
-        size={"shortest_edge": 192, "longest_edge": 256},
+        size={"shortest_edge": 176, "longest_edge": 224},
         image_mean=[127 / 255] * 3,
         image_std=[128 / 255] * 3,
     )
