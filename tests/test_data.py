@@ -462,7 +462,7 @@ def test_convert_command_pushes_to_the_hub(tmp_path, monkeypatch):
         datasets.DatasetDict, "push_to_hub", lambda self, repo, private: pushed.update({repo: (list(self), private)})
     )
     root = gaic_v2(tmp_path / "set")
-    arguments = ["data", "convert", str(root), "--layout", "gaic", "--to", "hub", "--out", "me/crops", "--private"]
+    arguments = ["data", "convert", str(root), "--layout", "gaic", "--push-to-hub", "me/crops", "--private"]
     assert CliRunner().invoke(app, arguments).exit_code == 0
     assert pushed == {"me/crops": (["train", "validation", "test"], True)}
 

@@ -31,7 +31,6 @@ class Form(StrEnum):
 
     disk = "disk"
     parquet = "parquet"
-    hub = "hub"
 
 
 @data.command()
@@ -56,27 +55,32 @@ def inspect(folder: Folder, layout: Layout, strict: Strict = False) -> None:
 def convert(
     folder: Folder,
     layout: Layout,
-    out: Annotated[str, typer.Option(help="New folder to write, or, with --to hub, the repository's name.")],
-    to: Annotated[Form, typer.Option(help="save_to_disk folder, Parquet files, or the Hub.")] = Form.parquet,
-    private: Annotated[bool, typer.Option("--private", help="With --to hub: a private repository.")] = False,
+    out: Annotated[Path | None, typer.Option(help="New folder to write.")] = None,
+    to: Annotated[Form, typer.Option(help="save_to_disk folder or Parquet files.")] = Form.parquet,
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="REPOSITORY", help="Upload to this data set repository instead of --out.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="With --push-to-hub: a private repository.")] = False,
     strict: Strict = False,
 ) -> None:
     """Write a self-contained copy, pictures included, that loads with layout 'saved' or from the Hub."""
     from modeling_setcrop.data import DataError
     from modeling_setcrop.data.saved import save
 
+    if (out is None) == (push_to_hub is None):
+        _fail("convert", ValueError("give either --out FOLDER or --push-to-hub REPOSITORY"))
     splits, problems = _load("convert", folder, layout, strict)
     for problem in problems.found:
         print(f"setcrop data convert: {problem}", file=sys.stderr)
     try:
-        if to is Form.hub:
-            splits.push_to_hub(out, private=private)
+        if push_to_hub is not None:
+            splits.push_to_hub(push_to_hub, private=private)
         else:
             save(splits, out, to.value)
     except (DataError, OSError, ValueError) as error:
         _fail("convert", error)
     rows = ", ".join(f"{name} {len(dataset)}" for name, dataset in splits.items())
-    print(f"{out}: {rows} pictures, {len(problems.found)} problems")
+    print(f"{out or push_to_hub}: {rows} pictures, {len(problems.found)} problems")
 
 
 def _load(command: str, folder: Path, layout: str, strict: bool) -> tuple[DatasetDict, Problems]:
