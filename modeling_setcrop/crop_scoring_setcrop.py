@@ -13,6 +13,8 @@ _INSIDE = 6
 _ACROSS_EDGE = 0.06
 _CHANNELS = 16
 _CHUNK = 2048
+# The middle of the 1..5 scale of human scores, so that training starts near the labels' mean.
+_MIDDLE_SCORE = 3.0
 
 
 class SetCropScorer(nn.Module):
@@ -34,8 +36,6 @@ class SetCropScorer(nn.Module):
         self.hidden = nn.Linear(width, width)
         self.dropout = nn.Dropout(config.dropout)
         self.score = nn.Linear(width, 1)
-        # The middle of the 1..5 scale of human scores, so that training starts from the labels' mean.
-        self.mean_score, self.score_range = 3.0, 1.0
 
     def forward(
         self,
@@ -100,7 +100,7 @@ class SetCropScorer(nn.Module):
         hidden = self.sampled(sampled) + self.geometry(_geometry(boxes, picture_sizes)) + picture
         hidden = self.dropout(nn.functional.gelu(hidden))
         hidden = nn.functional.gelu(self.hidden(hidden)) + hidden
-        return self.mean_score + self.score_range * self.score(hidden)[..., 0]
+        return _MIDDLE_SCORE + self.score(hidden)[..., 0]
 
 
 def _grid_lines(centre: torch.Tensor, size: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,7 @@ from transformers.models.conditional_detr.modeling_conditional_detr import (
 )
 
 from .configuration_setcrop import SetCropConfig
-from .crop_geometry import box_iou, cxcywh_to_xyxy
+from .crop_geometry import box_iou, cxcywh_to_xyxy, xyxy_to_cxcywh
 from .crop_scoring_setcrop import SetCropScorer
 from .loss_setcrop import crop_scoring_loss, set_crop_loss
 
@@ -337,9 +337,8 @@ def _jitter(boxes: torch.Tensor) -> torch.Tensor:
     noise = (torch.rand_like(boxes) * 2 - 1) * _JITTER
     corners = cxcywh_to_xyxy(boxes)
     moved = (corners + noise).clamp(0, 1)
-    moved = torch.cat([(moved[..., :2] + moved[..., 2:]) / 2, moved[..., 2:] - moved[..., :2]], dim=-1)
-    overlap = box_iou(corners[..., None, :], cxcywh_to_xyxy(moved)[..., None, :])[..., 0]
-    return torch.where(overlap >= _JITTER_IOU, moved, boxes)
+    overlap = box_iou(corners[..., None, :], moved[..., None, :])[..., 0]
+    return torch.where(overlap >= _JITTER_IOU, xyxy_to_cxcywh(moved), boxes)
 
 
 # Checkpoints of Conditional DETR are stored under older names that transformers translates by class; here as there.

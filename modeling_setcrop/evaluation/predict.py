@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from torch import nn
 
-from modeling_setcrop.crop_geometry import nms
+from modeling_setcrop.crop_geometry import nms, xyxy_to_cxcywh
 from modeling_setcrop.data.schema import Problems
 from modeling_setcrop.evaluation.labels import Labels, Predictions
 
@@ -89,7 +89,7 @@ def _predict_batch(
     padded = None
     if candidates is not None:
         corners = [torch.as_tensor(boxes, dtype=torch.float32) for boxes in candidates]
-        boxes = [torch.cat([(b[:, :2] + b[:, 2:]) / 2, b[:, 2:] - b[:, :2]], dim=1) for b in corners]
+        boxes = [xyxy_to_cxcywh(b) for b in corners]
         padded = nn.utils.rnn.pad_sequence(boxes, batch_first=True, padding_value=0.5).to(model.device)
     outputs = model(
         pixel_values=inputs["pixel_values"].to(model.dtype), pixel_mask=inputs["pixel_mask"], candidate_boxes=padded
