@@ -1,4 +1,4 @@
-"""Many photographs through one model: decoding and writing in threads beside it, batches of one shape, resumable.
+"""Many photographs through one model: read, judged in batches of one shape and written in threads, resumable.
 
 Memory does not grow with the number of photographs: a bounded window of them is in flight, and very large ones wait
 for each other (`PixelBudget`).
@@ -140,35 +140,45 @@ def suggest_photos(
     workers: int | None = None,
     budget: PixelBudget | None = None,
 ) -> Iterator[Suggestion]:
-    """Suggest crops, decoding ahead in threads; photographs come back when they are done, not in order.
+    """Suggest crops in threads that read and judge; photographs come back when they are done, not in order.
 
     Args:
         cropper: The "image-cropping" pipeline.
         photos: Photographs, taken only as fast as they are needed.
         options: Of the pipeline's call, without `details` and `batch_size`.
         batch_size: Photographs of one shape in one forward pass.
-        workers: Decoding threads; by default as many as there are processors.
+        workers: Threads; by default as many as there are processors.
         budget: Bounds the pixels decoded at once.
     """
+    import torch
+
     workers = workers or os.cpu_count() or 1
     budget = budget or PixelBudget()
-    window = workers + 2 * batch_size
+    # Enough for every thread to have a batch while the next ones are being read.
+    window = (workers + 2) * batch_size
     source = enumerate(photos)
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    pending: deque[tuple[int, Photo, Future[_Decoded]]] = deque()
+    # Threads that each work on photographs of their own fill all processors. If every operation were spread over the
+    # processors too, its parts would wait for one another behind the other threads' work.
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(workers, "suggest", torch.set_num_threads, (1,))
+    reading: deque[tuple[int, Photo, Future[_Decoded]]] = deque()
     # Photographs that wait for others of their shape; the number says how long.
     groups: dict[tuple[int, ...], list[tuple[int, Photo, _Decoded]]] = {}
+    judging: dict[Future[list[Suggestion]], int] = {}
+
+    def waiting() -> int:
+        return sum(map(len, groups.values()))
 
     def refill() -> None:
-        room = window - len(pending) - sum(map(len, groups.values()))
+        room = window - len(reading) - waiting() - sum(judging.values())
         for number, photo in itertools.islice(source, max(room, 0)):
-            pending.append((number, photo, pool.submit(_read, cropper, photo, budget)))
+            reading.append((number, photo, pool.submit(_read, cropper, photo, budget)))
 
     try:
         refill()
-        while pending or groups:
-            if pending:
-                number, photo, future = pending.popleft()
+        while reading or groups or judging:
+            if reading:
+                number, photo, future = reading.popleft()
                 try:
                     decoded = future.result()
                 except PictureError as error:
@@ -179,15 +189,21 @@ def suggest_photos(
                 else:
                     groups.setdefault(tuple(decoded[1]["pictures"][0].shape), []).append((number, photo, decoded))
             ready = next((shape for shape, members in groups.items() if len(members) >= batch_size), None)
-            # Half the window may wait for company; the other half keeps the decoders busy.
-            if ready is None and groups and (not pending or sum(map(len, groups.values())) > window // 2):
+            # Two batches' worth may wait for company; the rest of the window keeps the threads busy.
+            if ready is None and groups and (not reading or waiting() > 2 * batch_size):
                 ready = min(groups, key=lambda shape: groups[shape][0][0])
             if ready is not None:
-                members = groups.pop(ready)
-                yield from _suggest_batch(cropper, [(photo, decoded) for _, photo, decoded in members], options)
+                members = [(photo, decoded) for _, photo, decoded in groups.pop(ready)]
+                judging[pool.submit(_suggest_batch, cropper, members, options)] = len(members)
+            if judging and not reading:
+                wait(judging, return_when=FIRST_COMPLETED)
+            for batch in [batch for batch in judging if batch.done()]:
+                del judging[batch]
+                yield from batch.result()
             refill()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(threads)
 
 
 def in_order(suggestions: Iterable[Suggestion], photos: Iterable[Photo]) -> Iterator[Suggestion]:
@@ -213,7 +229,7 @@ def _read(cropper: ImageCroppingPipeline, photo: Photo, budget: PixelBudget) -> 
 
 def _suggest_batch(
     cropper: ImageCroppingPipeline, members: list[tuple[Photo, _Decoded]], options: dict[str, Any]
-) -> Iterator[Suggestion]:
+) -> list[Suggestion]:
     import torch
 
     inputs = [inputs for _, (_, inputs) in members]
@@ -223,13 +239,15 @@ def _suggest_batch(
             "target_size": torch.cat([item["target_size"] for item in inputs]),
         }
     )
+    suggestions = []
     for index, (photo, (picture, _)) in enumerate(members):
         one = {name: value[index : index + 1] for name, value in outputs.items()}
         try:
-            yield Suggestion(photo, picture, cropper.postprocess(one, details=True, **options))
+            suggestions.append(Suggestion(photo, picture, cropper.postprocess(one, details=True, **options)))
         except ValueError as error:
             # A constraint that cannot hold for this picture: a box outside it, or `strict`.
-            yield Suggestion(photo, picture, {}, PictureError(photo.path, str(error)))
+            suggestions.append(Suggestion(photo, picture, {}, PictureError(photo.path, str(error))))
+    return suggestions
 
 
 @dataclass(frozen=True)
@@ -456,7 +474,7 @@ def crop_photos(
         overwrite: Do everything again, and replace files that no earlier run has written.
         dry_run: Write nothing.
         batch_size: Photographs of one shape in one forward pass.
-        workers: Threads for decoding, and again for writing; by default as many as there are processors.
+        workers: Threads for reading and judging, and again for writing; by default as many as there are processors.
     """
     workers = workers or os.cpu_count() or 1
     budget = PixelBudget()

@@ -45,7 +45,7 @@ Avoid = Annotated[list[str] | None, typer.Option(metavar="X1,Y1,X2,Y2", help="Bo
 Strict = Annotated[bool, typer.Option("--strict", help="Fail rather than let a constraint give way.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Photographs of one shape in one forward pass.")]
 Workers = Annotated[
-    int | None, typer.Option(min=1, help="Threads for decoding and for writing; by default one a processor.")
+    int | None, typer.Option(min=1, help="Threads to read and judge, as many to write; by default one a processor.")
 ]
 
 
