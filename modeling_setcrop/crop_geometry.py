@@ -1,4 +1,4 @@
-"""Pure functions on boxes: overlap, suppression, aspect ratios, candidate grids, diversity and focal points.
+"""Pure functions on boxes: overlap, suppression, aspect ratios, candidate grids and diversity.
 
 Boxes are float tensors in corner format `x1, y1, x2, y2` unless a name says `cxcywh`. Every function is deterministic
 and works on whole tensors of boxes; none looks at a picture.
@@ -242,17 +242,3 @@ def candidate_grid(sizes: Tensor, picture_size: tuple[int, int], stride: float, 
         corners = torch.cartesian_prod(x, y)
         grids.append(torch.cat([corners, corners + size], dim=-1))
     return torch.cat(grids) if grids else sizes.new_zeros(0, 4)
-
-
-def focus_point(boxes: Tensor, weights: Tensor, picture_size: tuple[int, int]) -> tuple[float, float]:
-    """The point (x, y), in 0..1, whose CSS `object-position` puts crops where the given ones are.
-
-    A crop of width w at position p starts at `p (W - w)`; p is the weighted least-squares answer over `boxes` (N, 4)
-    with `weights` (N,). A direction in which no box leaves any room gives the middle, 0.5.
-    """
-    limit = boxes.new_tensor([picture_size[1], picture_size[0]])
-    room = limit - (boxes[:, 2:] - boxes[:, :2])
-    evidence = (weights[:, None] * room**2).sum(dim=0)
-    position = (weights[:, None] * boxes[:, :2] * room).sum(dim=0) / evidence
-    x, y = torch.where(evidence > 0, position.clamp(0, 1), torch.full_like(position, 0.5)).tolist()
-    return x, y

@@ -12,11 +12,13 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .content_profile import ContentProfile, familiarity
 from .crop_geometry import (
     box_area,
     box_intersection,
@@ -24,7 +26,6 @@ from .crop_geometry import (
     candidate_grid,
     cxcywh_to_xyxy,
     fit_aspect_ratio,
-    focus_point,
     good_crop_probability,
     hull,
     maximal_marginal_relevance,
@@ -37,10 +38,9 @@ from .crop_geometry import (
 
 # What a broken constraint costs for each unit of its share: bounds give way first, kept content last.
 _COSTS = {"min_size": 1.0, "min_area": 1.0, "max_area": 1.0, "avoid": 10.0, "keep": 100.0}
-# Sizes that are tried: so many from the largest that is allowed down to this share of its sides. Like the crops that
-# people rated, they hold at least half of the largest area, where the model's judgement is sound; far smaller ones are
-# tried only when none of these satisfies the constraints.
-_SIZES, _SMALLEST, _LAST_RESORT = 6, 0.5**0.5, 0.2
+# Sizes that are tried: so many from the largest that the constraints allow anywhere down to this share of its sides.
+# Like the crops that people rated, they hold at least half of the largest area. Predicted crops may be smaller.
+_SIZES, _SMALLEST, _SMALLEST_FITTED = 6, 0.5**0.5, 0.2
 # Places that are tried: so many steps along the picture's longer side; the best few are then moved and scaled.
 _STEPS, _REFINED, _REFINED_SCALES = 20, 5, (0.96, 1.0, 1.04)
 # So many candidates are judged at most; the rest are the farthest from anything the model proposed.
@@ -49,8 +49,6 @@ _MOST_CANDIDATES = 4000
 _FREE_RATIOS = (16 / 9, 3 / 2, 4 / 3, 1.0, 4 / 5, 3 / 4, 2 / 3, 9 / 16)
 # A grid is dense: of crops that nearly coincide only the best is worth showing.
 _GRID_NMS = 0.8
-# Widths (heights) of the upright (lying) strips that the focus point is read from, as shares of the picture.
-_STRIPS = (0.6, 0.7, 0.8)
 
 
 class ConstraintError(ValueError):
@@ -201,6 +199,10 @@ class CropJudge:
     With a scoring function it is the predicted score's, as in the ranking of the model's own set; without one, a box
     inherits the validity of a predicted crop in proportion to their IoU, best pair first.
 
+    People have rated crops of more than half of a picture that are neither narrow nor flat, so of others the scoring
+    head knows little. Far from the rated ones a box's score is the mean of the head's and of what the scores of the
+    picture's larger crops say of the content that the box keeps ([`ContentProfile`]).
+
     Attributes:
         boxes: (N, 4) predicted crops in pixels, not rounded.
         validity: (N,) their probabilities, by which the set is ranked.
@@ -227,22 +229,47 @@ class CropJudge:
         boxes = boxes * boxes.new_tensor([width, height, width, height])
         return cls(boxes, validity.detach().double().cpu(), picture_size, score)
 
-    def __call__(self, boxes: Tensor) -> Tensor:
-        """Probabilities (M,) of boxes (M, 4) in pixels."""
+    @cached_property
+    def content(self) -> ContentProfile:
+        """Where the picture holds what people miss when it is cut."""
+        return ContentProfile.measure(self._predicted, self.picture_size)
+
+    def merit(self, boxes: Tensor) -> Tensor:
+        """What boxes (M, 4) in pixels are ordered by (M,): the score, 1..5, or without one the probability itself.
+
+        Probabilities of small crops lie so near to 0 that they would no longer tell better from worse.
+        """
         if len(boxes) == 0:
             return boxes.new_zeros(0)
-        if self.score is None:
-            values = (box_iou(boxes, self.boxes) * self.validity).amax(dim=-1)
-        else:
-            height, width = self.picture_size
-            normalised = xyxy_to_cxcywh(boxes / boxes.new_tensor([width, height, width, height])).float()
-            values = good_crop_probability(self.score(normalised).detach().double().cpu())
-        return _settled(values)
+        height, width = self.picture_size
+        shares = boxes / boxes.new_tensor([width, height, width, height])
+        merit = self._predicted(xyxy_to_cxcywh(shares))
+        if self.score is not None:
+            unknown = 1 - familiarity(shares, self.picture_size)
+            if bool((unknown > 0).any()):
+                merit = merit + unknown / 2 * (self.content(shares) - merit)
+        return _settled(merit)
+
+    def probability(self, merit: Tensor) -> Tensor:
+        """Probabilities (M,) in 0..1 that belong to what [`merit`] gives."""
+        return merit if self.score is None else _settled(good_crop_probability(merit))
+
+    def __call__(self, boxes: Tensor) -> Tensor:
+        """Probabilities (M,) of boxes (M, 4) in pixels."""
+        return self.probability(self.merit(boxes))
+
+    def _predicted(self, boxes_cxcywh: Tensor) -> Tensor:
+        """The head's scores, or the inherited validity, (M,) of boxes (M, 4) cxcywh in 0..1."""
+        if self.score is not None:
+            return self.score(boxes_cxcywh.float()).detach().double().cpu()
+        height, width = self.picture_size
+        boxes = cxcywh_to_xyxy(boxes_cxcywh) * boxes_cxcywh.new_tensor([width, height, width, height])
+        return (box_iou(boxes, self.boxes) * self.validity).amax(dim=-1)
 
 
 def _settled(values: Tensor) -> Tensor:
     """Values without their last bits, which differ between batch sizes: equal crops then rank equally in every run."""
-    return (values * 2**16).round() / 2**16
+    return (values * 2**14).round() / 2**14
 
 
 @dataclass(frozen=True)
@@ -301,19 +328,21 @@ def select_crops(
     if diversity is not None and not 0 <= diversity <= 1:
         raise ValueError(f"diversity lies in 0..1, not {diversity}")
     if constraints.is_free:
-        boxes, scores = _whole_pixels(judge.boxes, judge.picture_size), _settled(judge.validity)
+        boxes, merit = _whole_pixels(judge.boxes, judge.picture_size), _settled(judge.validity)
+        scores = merit
         broken = torch.zeros(len(boxes), len(_COSTS), dtype=torch.bool)
     else:
         boxes, broken = _search(judge, constraints)
         if strict and bool(broken.any()):
             raise ConstraintError(_names(broken[broken.sum(dim=-1).argmin()]))
-        scores = judge(boxes)
+        merit = judge.merit(boxes)
         if constraints.aspect_ratio is not None and not bool(broken.any()):
-            closer = _refinements(judge, boxes[nms(boxes, scores, _GRID_NMS, _REFINED)], constraints)
-            boxes, scores = torch.cat([boxes, closer]), torch.cat([scores, judge(closer)])
+            closer = _refinements(judge, boxes[nms(boxes, merit, _GRID_NMS, _REFINED)], constraints)
+            boxes, merit = torch.cat([boxes, closer]), torch.cat([merit, judge.merit(closer)])
             broken = torch.zeros(len(boxes), len(_COSTS), dtype=torch.bool)
+        scores = judge.probability(merit)
         nms_iou = _GRID_NMS if nms_iou is None else nms_iou
-    order = torch.argsort(scores, descending=True, stable=True)
+    order = torch.argsort(merit, descending=True, stable=True)
     kept = order[scores[order] > threshold]
     if len(kept) == 0 and not constraints.is_free:
         kept = order[:1]
@@ -323,7 +352,7 @@ def select_crops(
             maximal_marginal_relevance(boxes[kept], relevance, diversity, len(kept) if top_k is None else top_k)
         ]
     elif nms_iou is not None:
-        kept = kept[nms(boxes[kept], scores[kept], nms_iou, top_k)]
+        kept = kept[nms(boxes[kept], merit[kept], nms_iou, top_k)]
     kept = kept[:top_k]
     return Selection(boxes[kept], scores[kept], [_names(row) for row in broken[kept]])
 
@@ -337,28 +366,16 @@ def judge_picture(judge: CropJudge, crop: Tensor | None = None) -> dict[str, Any
 
     Returns:
         `keep_original`, the probability that the whole picture is a good crop; `improves`, the crop's probability
-        minus it; `focus_point`, {"x", "y"} in 0..1 for CSS `object-position` and focal points.
+        minus it; `focus_point`, {"x", "y"} in 0..1: the point about which the content lies that costs most to cut, for
+        focal points and CSS `object-position`.
     """
     height, width = judge.picture_size
     whole = torch.tensor([0, 0, width, height], dtype=torch.float64)
     if crop is None:
         crop = _whole_pixels(judge.boxes, judge.picture_size)[judge.validity.argmax()]
     best, original = judge(torch.stack([crop, whole])).tolist()
-    strips = torch.cat([_strips(judge.picture_size, share, axis) for share in _STRIPS for axis in (0, 1)])
-    # Each size of strip has its own level of scores; what counts is how they fall off from the best place.
-    weights = judge(strips).reshape(2 * len(_STRIPS), -1)
-    weights = (weights / weights.amax(dim=-1, keepdim=True).clamp(min=1e-12)) ** 2
-    x, y = focus_point(strips, weights.flatten(), judge.picture_size)
+    x, y = judge.content.focus
     return {"keep_original": original, "improves": best - original, "focus_point": {"x": x, "y": y}}
-
-
-def _strips(picture_size: tuple[int, int], share: float, axis: int, places: int = 17) -> Tensor:
-    """Boxes (17, 4) that cut the picture along one axis (0: x) only, to a share of its length."""
-    size = torch.tensor([picture_size[1], picture_size[0]], dtype=torch.float64)
-    boxes = torch.cat([torch.zeros(2, dtype=torch.float64), size]).repeat(places, 1)
-    starts = torch.linspace(0, 1, places, dtype=torch.float64) * size[axis] * (1 - share)
-    boxes[:, axis], boxes[:, axis + 2] = starts, starts + share * size[axis]
-    return boxes
 
 
 def _names(row: Tensor) -> tuple[str, ...]:
@@ -401,20 +418,41 @@ def _search(judge: CropJudge, constraints: CropConstraints) -> tuple[Tensor, Ten
     kept = hull(constraints.keep) if len(constraints.keep) else None
     if kept is not None:
         regions = regions[((regions[:, :2] <= kept[:2]) & (regions[:, 2:] >= kept[2:])).all(dim=-1)]
-    for smallest in (_SMALLEST, _LAST_RESORT):
-        pools = [_candidates(judge, region, constraints, kept, smallest) for region in regions]
-        pool = torch.cat(pools) if pools else whole.new_zeros(0, 4)
-        satisfied = (_violations(pool, constraints, picture_size) == 0).all(dim=-1)
-        if bool(satisfied.any()):
-            pool = _shortlist(judge, pool[satisfied].unique(dim=0))
-            return pool, torch.zeros(len(pool), len(_COSTS), dtype=torch.bool)
-    everywhere = torch.cat([whole[None], free])
-    pool = torch.cat([_candidates(judge, region, constraints, kept, relaxed=True) for region in everywhere])
-    pool = pool.unique(dim=0)
+    rooms = [
+        (region, sizes) for region in regions for sizes in _allowed_sizes(region, constraints, picture_size, kept)
+    ]
+    # What is a fair size is measured by the largest crop that the constraints allow anywhere.
+    largest = max((float(sizes[-1].prod()) for _, sizes in rooms), default=0.0)
+    pools = [_candidates(judge, region, sizes, largest, kept) for region, sizes in rooms]
+    if constraints.aspect_ratio is None:
+        pools += [_free_shapes(judge, region, constraints, kept) for region in regions]
+    pool = _distinct(torch.cat([whole.new_zeros(0, 4), *pools]), picture_size)
+    pool = pool[(_violations(pool, constraints, picture_size) == 0).all(dim=-1)]
+    if len(pool):
+        pool = _shortlist(judge, pool)
+        return pool, torch.zeros(len(pool), len(_COSTS), dtype=torch.bool)
+    pools = [_relaxed_candidates(region, constraints, picture_size, kept) for region in torch.cat([whole[None], free])]
+    if constraints.aspect_ratio is None:
+        pools += [_free_shapes(judge, whole, constraints, kept)]
+    pool = _distinct(torch.cat(pools), picture_size)
     violations = _violations(pool, constraints, picture_size)
     cost = (violations * violations.new_tensor(list(_COSTS.values()))).sum(dim=-1)
     least = cost <= cost.min() * (1 + 1e-9)
     return pool[least], violations[least] > 0
+
+
+def _distinct(boxes: Tensor, picture_size: tuple[int, int]) -> Tensor:
+    """The whole-pixel boxes (M, 4) without repeats, sorted; by one number a box, as sorting rows is slow."""
+    height, width = picture_size
+    radices = (width + 1, height + 1, width + 1, height + 1)
+    keys = torch.zeros(len(boxes), dtype=torch.int64)
+    for column, radix in zip(boxes.long().unbind(dim=-1), radices, strict=True):
+        keys = keys * radix + column
+    keys, columns = keys.unique(), []
+    for radix in reversed(radices):
+        columns.append(keys % radix)
+        keys = keys // radix
+    return torch.stack(columns[::-1], dim=-1).to(boxes)
 
 
 def _shortlist(judge: CropJudge, pool: Tensor) -> Tensor:
@@ -446,47 +484,27 @@ def _free_regions(whole: Tensor, avoid: Tensor) -> Tensor:
     return regions
 
 
-def _candidates(
-    judge: CropJudge,
-    region: Tensor,
-    constraints: CropConstraints,
-    keep: Tensor | None,
-    smallest: float = _LAST_RESORT,
-    relaxed: bool = False,
-) -> Tensor:
-    """Candidates (M, 4) inside a region: the predictions fitted to the constraints, and a grid of places and sizes.
+def _candidates(judge: CropJudge, region: Tensor, sizes: Tensor, largest: float, keep: Tensor | None) -> Tensor:
+    """Candidates (M, 4) of the sizes (S, 2, rising) in a region: the predictions fitted to them, and a grid of places.
 
-    Sizes go down to the share `smallest` of the largest sides. With `relaxed`, sizes that break the bounds are tried
-    too, and content that does not fit is centred.
+    `largest` is the area in pixels by which a size is fair: the grid is held to fair ones.
     """
     corner = region[:2].repeat(2)
-    region_size = height, width = int(region[3] - region[1]), int(region[2] - region[0])
-    predicted = _clipped(judge.boxes - corner, region_size)
+    region_size = _region_size(region)
     if keep is not None:
-        keep = _clipped((keep - corner)[None], region_size)[0]
-    ratio = constraints.aspect_ratio
-    stride = max(1.0, max(judge.picture_size) / (_STEPS if ratio is not None else _STEPS / 2))
+        keep = keep - corner
+    areas = sizes.prod(dim=-1)
     boxes = []
-    for shape in [ratio] if ratio is not None else _shapes(region_size, keep):
-        every = pixel_sizes(shape, region_size)
-        # Predictions are of a sound size by themselves; the grid is held to one.
-        allowed = _allowed_sizes(every, shape, constraints, judge.picture_size, keep, _LAST_RESORT)
-        if len(allowed) and ratio is not None:
-            low, high = float(allowed[0, 1]), float(allowed[-1, 1])
-            fitted = fit_aspect_ratio(predicted, shape, region_size, low, high, keep)
-            boxes.append(round_to_sizes(fitted, allowed, region_size, keep))
-        allowed = _allowed_sizes(every, shape, constraints, judge.picture_size, keep, smallest)
-        if len(allowed):
-            boxes.append(candidate_grid(_ladder(allowed), region_size, stride, keep))
-        if relaxed:
-            sizes = torch.cat([_ladder(every), _least_broken_sizes(every, constraints, judge.picture_size, keep)])
-            boxes.append(candidate_grid(sizes, region_size, stride, keep))
-            if keep is not None:
-                centres = ((keep[:2] + keep[2:]) / 2).expand_as(sizes)
-                boxes.append(place(centres, sizes, region_size, keep, pixels=True))
-    if ratio is None:
-        starts = [predicted, predicted.new_tensor([[0, 0, width, height]])] + ([] if keep is None else [keep[None]])
-        boxes.append(_adjusted(torch.cat(starts), constraints, region_size, judge.picture_size, keep))
+    usable = sizes[areas >= _SMALLEST_FITTED**2 * largest]
+    if len(usable):
+        ratio = float(usable[-1, 0] / usable[-1, 1])
+        low, high = float(usable[0, 1]), float(usable[-1, 1])
+        predicted = _clipped(judge.boxes - corner, region_size)
+        fitted = fit_aspect_ratio(predicted, ratio, region_size, low, high, keep)
+        boxes.append(round_to_sizes(fitted, usable, region_size, keep))
+    fair = sizes[areas >= _SMALLEST**2 * largest]
+    if len(fair):
+        boxes.append(candidate_grid(_ladder(fair), region_size, max(judge.picture_size) / _STEPS, keep))
     return torch.cat(boxes) + corner if boxes else region.new_zeros(0, 4)
 
 
@@ -497,38 +515,77 @@ def _clipped(boxes: Tensor, region_size: tuple[int, int]) -> Tensor:
     return torch.cat([low, torch.minimum(torch.maximum(boxes[:, 2:], low + 1), limit)], dim=-1)
 
 
-def _shapes(region_size: tuple[int, int], keep: Tensor | None) -> list[float]:
-    """Aspect ratios to try where the caller named none."""
-    shapes = {region_size[1] / region_size[0], *_FREE_RATIOS}
+def _region_size(region: Tensor) -> tuple[int, int]:
+    """Height and width of a whole-pixel box (4,)."""
+    return int(region[3] - region[1]), int(region[2] - region[0])
+
+
+def _shapes(region: Tensor, constraints: CropConstraints, keep: Tensor | None) -> list[float]:
+    """Aspect ratios to try in a region: the caller's, or common ones, the region's and that of what is kept."""
+    if constraints.aspect_ratio is not None:
+        return [constraints.aspect_ratio]
+    height, width = _region_size(region)
+    shapes = {width / height, *_FREE_RATIOS}
     if keep is not None:
         shapes.add(float((keep[2] - keep[0]) / (keep[3] - keep[1])))
     return sorted(shapes)
 
 
+def _sizes_inside(region: Tensor, shape: float, picture_size: tuple[int, int]) -> Tensor:
+    """The picture's sizes (S, 2, rising) of a shape that a region has room for; perhaps none."""
+    sizes = pixel_sizes(shape, picture_size)
+    return sizes[(sizes <= region[2:] - region[:2]).all(dim=-1)]
+
+
 def _allowed_sizes(
-    sizes: Tensor,
-    ratio: float,
-    constraints: CropConstraints,
-    picture_size: tuple[int, int],
-    keep: Tensor | None,
-    smallest: float,
+    region: Tensor, constraints: CropConstraints, picture_size: tuple[int, int], keep: Tensor | None
+) -> list[Tensor]:
+    """For each shape that can, the sizes (S, 2, rising) inside a region that satisfy the bounds and hold `keep`."""
+    allowed = []
+    for shape in _shapes(region, constraints, keep):
+        sizes = _sizes_inside(region, shape, picture_size)
+        fits = (_broken_bounds(sizes, constraints, picture_size) == 0).all(dim=-1)
+        if keep is not None:
+            fits &= (sizes >= keep[2:] - keep[:2]).all(dim=-1)
+        if bool(fits.any()):
+            allowed.append(sizes[fits])
+    return allowed
+
+
+def _broken_bounds(sizes: Tensor, constraints: CropConstraints, picture_size: tuple[int, int]) -> Tensor:
+    """By what share (S, 3) each of the sizes (S, 2) breaks `min_size`, `min_area` and `max_area`."""
+    boxes = torch.cat([torch.zeros_like(sizes), sizes], dim=-1)
+    return _violations(boxes, constraints, picture_size)[:, :3]
+
+
+def _relaxed_candidates(
+    region: Tensor, constraints: CropConstraints, picture_size: tuple[int, int], keep: Tensor | None
 ) -> Tensor:
-    """Those of the sizes (S, 2) that satisfy the bounds, leave room for `keep` and are not too small."""
-    height, width = picture_size
-    largest = min(constraints.max_area * height * width, min(width, ratio * height) ** 2 / ratio)
-    bounds = _violations(torch.cat([torch.zeros_like(sizes), sizes], dim=-1), constraints, picture_size)[:, :3]
-    fits = (bounds == 0).all(dim=-1) & (sizes.prod(dim=-1) >= smallest**2 * largest)
+    """Candidates (M, 4) in a region where no crop satisfies everything: all fair sizes, `keep` centred if cut."""
+    corner, region_size = region[:2].repeat(2), _region_size(region)
     if keep is not None:
-        fits &= (sizes >= keep[2:] - keep[:2]).all(dim=-1)
-    return sizes[fits]
+        keep = _clipped((keep - corner)[None], region_size)[0]
+    stride = max(picture_size) / _STEPS
+    boxes = [region.new_zeros(0, 4)]
+    for shape in _shapes(region, constraints, keep):
+        sizes = _sizes_inside(region, shape, picture_size)
+        if len(sizes) == 0:
+            continue
+        areas = sizes.prod(dim=-1)
+        fair = sizes[areas >= _SMALLEST_FITTED**2 * float(areas[-1])]
+        sizes = torch.cat([_ladder(fair), _least_broken_sizes(sizes, constraints, picture_size, keep)])
+        boxes.append(candidate_grid(sizes, region_size, stride, keep))
+        if keep is not None:
+            centres = ((keep[:2] + keep[2:]) / 2).expand_as(sizes)
+            boxes.append(place(centres, sizes, region_size, keep, pixels=True))
+    return torch.cat(boxes) + corner
 
 
 def _least_broken_sizes(
     sizes: Tensor, constraints: CropConstraints, picture_size: tuple[int, int], keep: Tensor | None
 ) -> Tensor:
     """The size that breaks the bounds least, and the smallest that leaves room for `keep` (1 or 2, 2)."""
-    bounds = _violations(torch.cat([torch.zeros_like(sizes), sizes], dim=-1), constraints, picture_size)[:, :3]
-    chosen = sizes[bounds.sum(dim=-1).argmin()][None]
+    chosen = sizes[_broken_bounds(sizes, constraints, picture_size).sum(dim=-1).argmin()][None]
     if keep is not None:
         roomy = sizes[(sizes >= keep[2:] - keep[:2]).all(dim=-1)]
         chosen = torch.cat([chosen, roomy[:1]])
@@ -545,18 +602,29 @@ def _ladder(sizes: Tensor) -> Tensor:
 
 def _refinements(judge: CropJudge, boxes: Tensor, constraints: CropConstraints) -> Tensor:
     """Boxes (M, 4) between the grid's places and sizes, around the given ones (N, 4), that satisfy everything."""
-    ratio, picture_size = constraints.aspect_ratio, judge.picture_size
+    picture_size = judge.picture_size
+    whole = boxes.new_tensor([0, 0, picture_size[1], picture_size[0]])
     kept = hull(constraints.keep) if len(constraints.keep) else None
-    sizes = pixel_sizes(ratio, picture_size)
-    allowed = _allowed_sizes(sizes, ratio, constraints, picture_size, kept, _LAST_RESORT)
+    (sizes,) = _allowed_sizes(whole, constraints, picture_size, kept)
     step = max(picture_size) / _STEPS / 2
     moves = torch.cartesian_prod(*[torch.tensor([-step, 0.0, step], dtype=boxes.dtype)] * 2).repeat(1, 2)
     scales = boxes.new_tensor(_REFINED_SCALES)
     centres = (boxes[:, :2] + boxes[:, 2:]).repeat(1, 2) / 2
     scaled = (centres[:, None] + (boxes - centres)[:, None] * scales[:, None]).reshape(-1, 4)
     moved = (scaled[:, None] + moves).reshape(-1, 4)
-    moved = round_to_sizes(moved, allowed, picture_size, kept).unique(dim=0)
+    moved = _distinct(round_to_sizes(moved, sizes, picture_size, kept), picture_size)
     return moved[(_violations(moved, constraints, picture_size) == 0).all(dim=-1)]
+
+
+def _free_shapes(judge: CropJudge, region: Tensor, constraints: CropConstraints, keep: Tensor | None) -> Tensor:
+    """Boxes (M, 4) in a region, from the predictions, the region and `keep`, adjusted to the bounds in any shape."""
+    corner, region_size = region[:2].repeat(2), _region_size(region)
+    height, width = region_size
+    starts = [_clipped(judge.boxes - corner, region_size), region.new_tensor([[0, 0, width, height]])]
+    if keep is not None:
+        keep = keep - corner
+        starts.append(keep[None])
+    return _adjusted(torch.cat(starts), constraints, region_size, judge.picture_size, keep) + corner
 
 
 def _adjusted(

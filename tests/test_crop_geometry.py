@@ -15,7 +15,6 @@ from modeling_setcrop.crop_geometry import (
     candidate_grid,
     cxcywh_to_xyxy,
     fit_aspect_ratio,
-    focus_point,
     hull,
     maximal_marginal_relevance,
     nms,
@@ -168,13 +167,6 @@ def test_place_centres_what_does_not_fit():
 
 def test_hull_contains_every_box():
     assert hull(torch.tensor([[1, 2, 3, 4], [0, 3, 2, 9]])).tolist() == [0, 2, 3, 9]
-
-
-def test_focus_point_is_the_object_position_of_the_crops():
-    strips = torch.tensor([[75.0, 0.0, 125.0, 100.0], [60.0, 0.0, 140.0, 100.0]])
-    x, y = focus_point(strips, torch.ones(2), (100, 200))
-    assert (x, y) == (pytest.approx((75 * 150 + 60 * 120) / (150**2 + 120**2)), 0.5)
-    assert focus_point(torch.tensor([[150.0, 50.0, 200.0, 100.0]]), torch.ones(1), (100, 200)) == (1.0, 1.0)
 
 
 def test_module_stands_alone_beside_torch():

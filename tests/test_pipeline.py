@@ -103,7 +103,7 @@ def test_details_say_whether_to_crop_and_where_to_look(cropper, photos):
 
 
 def test_ratios_are_ranked_by_the_scoring_head(cropper, photos):
-    crops = cropper(str(photos[0]), aspect_ratio="1:1", top_k=4)
+    crops = cropper(str(photos[0]), aspect_ratio="1:1", min_area=0.5, top_k=4)
     with Image.open(photos[0]) as image:
         unit = torch.tensor([image.width, image.height] * 2)
     boxes = torch.tensor([list(crop["box"].values()) for crop in crops]) / unit
