@@ -1,10 +1,13 @@
-"""EfficientNet-Lite as a transformers backbone (Lite0, Lite1, Lite2).
+"""EfficientNet-Lite (Lite0, Lite1, Lite2) and MobileNetV2 as a transformers backbone.
 
 EfficientNet-Lite is EfficientNet (Tan and Le, ICML 2019) without squeeze-and-excitation, with ReLU6, and with a stem
 and a last stage that are not scaled. It was trained with TensorFlow, whose "SAME" padding and whose batch-norm epsilon
 of 1e-3 differ from PyTorch's; both are kept, so that ImageNet weights give the features they were trained to give.
 The weights expect pixels in 0..1 normalised with mean 127/255 and standard deviation 128/255 on every channel, see
 https://github.com/tensorflow/tpu/blob/master/models/official/efficientnet/lite/efficientnet_lite_builder.py
+
+MobileNetV2 (Sandler et al., CVPR 2018) consists of the same blocks in another table of stages, so it is built here
+too. Its weights from TensorFlow expect mean 127.5/255 and standard deviation 127.5/255.
 """
 
 from __future__ import annotations
@@ -24,13 +27,22 @@ from transformers.modeling_outputs import BackboneOutput
 from transformers.utils.generic import can_return_tuple
 
 # One row a stage: repeats, kernel size, stride of the first block, expansion, output channels (of Lite0).
-_STAGES = (
+_EFFICIENTNET_LITE = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
     (2, 5, 2, 6, 40),
     (3, 3, 2, 6, 80),
     (3, 5, 1, 6, 112),
     (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+_MOBILENET_V2 = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (3, 3, 2, 6, 32),
+    (4, 3, 2, 6, 64),
+    (3, 3, 1, 6, 96),
+    (3, 3, 2, 6, 160),
     (1, 3, 1, 6, 320),
 )
 _STEM_CHANNELS = 32
@@ -44,7 +56,8 @@ class EfficientNetLiteConfig(BackboneConfigMixin, PreTrainedConfig):
     """Configuration of [`EfficientNetLiteBackbone`].
 
     Args:
-        variant: `"lite0"`, `"lite1"` or `"lite2"` (width and depth coefficients 1.0/1.0, 1.0/1.1 and 1.1/1.2).
+        variant: `"lite0"`, `"lite1"` or `"lite2"` (width and depth coefficients 1.0/1.0, 1.0/1.1 and 1.1/1.2), or
+            `"mobilenet_v2"`.
         batch_norm: `False` when batch norm is folded into biased convolutions, see [`fold_batch_norm`].
         hypercolumn: if `True`, `feature_maps` holds one map: the maps of all `out_features`, resized bilinearly to the
             grid of the finest of them and concatenated along the channels.
@@ -63,6 +76,7 @@ class EfficientNetLiteConfig(BackboneConfigMixin, PreTrainedConfig):
         "lite0": (1.0, 1.0),
         "lite1": (1.0, 1.1),
         "lite2": (1.1, 1.2),
+        "mobilenet_v2": (1.0, 1.0),
     }
 
     variant: str = "lite0"
@@ -71,7 +85,7 @@ class EfficientNetLiteConfig(BackboneConfigMixin, PreTrainedConfig):
     num_channels: int = 3
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.stage_names = ["stem", *(f"stage{number}" for number in range(1, len(_STAGES) + 1))]
+        self.stage_names = ["stem", *(f"stage{number}" for number in range(1, len(_EFFICIENTNET_LITE) + 1))]
         self.set_output_features_output_indices(
             out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
         )
@@ -83,16 +97,21 @@ class EfficientNetLiteConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(f"variant must be one of {', '.join(self.coefficients)}, not {self.variant!r}")
 
     @property
+    def stages(self) -> tuple[tuple[int, int, int, int, int], ...]:
+        """A row a stage: repeats, kernel size, stride of the first block, expansion, channels; before scaling."""
+        return _MOBILENET_V2 if self.variant == "mobilenet_v2" else _EFFICIENTNET_LITE
+
+    @property
     def stage_channels(self) -> list[int]:
         """Channels of the stem and of each stage."""
         width, _ = self.coefficients[self.variant]
-        return [_STEM_CHANNELS, *(_scale_channels(channels, width) for *_, channels in _STAGES)]
+        return [_STEM_CHANNELS, *(_scale_channels(channels, width) for *_, channels in self.stages)]
 
     @property
     def stage_depths(self) -> list[int]:
         """Blocks in each stage, the stem not counted."""
         _, depth = self.coefficients[self.variant]
-        repeats = [stage[0] for stage in _STAGES]
+        repeats = [stage[0] for stage in self.stages]
         return [repeats[0], *(math.ceil(depth * number) for number in repeats[1:-1]), repeats[-1]]
 
 
@@ -214,7 +233,7 @@ class EfficientNetLiteBackbone(BackboneMixin, EfficientNetLitePreTrainedModel):
             config.num_channels, _STEM_CHANNELS, kernel_size=3, stride=2, batch_norm=config.batch_norm
         )
         self.stages = nn.ModuleList()
-        for index, (_, kernel_size, stride, expansion, _) in enumerate(_STAGES[:deepest]):
+        for index, (_, kernel_size, stride, expansion, _) in enumerate(config.stages[:deepest]):
             in_channels, out_channels = self.num_features[index : index + 2]
             self.stages.append(
                 nn.Sequential(

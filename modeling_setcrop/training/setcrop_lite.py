@@ -1,6 +1,8 @@
-"""The small model that ships with the package, before training: its shape, ImageNet weights and first anchors."""
+"""The small model that ships with the package, before training: its shape, backbone weights and first anchors."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,42 +14,47 @@ from ..backbone_efficientnet_lite import EfficientNetLiteBackbone, EfficientNetL
 from ..configuration_setcrop import SetCropConfig
 from ..image_processing_pil_setcrop import SetCropImageProcessorPil
 from ..modeling_setcrop import SetCropForImageCropping
+from .convert_coco_ssd import load_coco_weights
 from .convert_efficientnet_lite import load_imagenet_weights
 
 _KMEANS_CROPS = 100_000
 _KMEANS_STEPS = 30
+# Of strides 16 and 32.
+_STAGES = ("stage5", "stage7")
 
 
-def new_setcrop_lite(train: Dataset, seed: int = 0) -> tuple[SetCropForImageCropping, SetCropImageProcessorPil]:
+def new_setcrop_lite(
+    train: Dataset, seed: int = 0, coco_weights: str | Path | None = None
+) -> tuple[SetCropForImageCropping, SetCropImageProcessorPil]:
     """setcrop-lite as training starts it.
 
-    EfficientNet-Lite0 with ImageNet weights and folded batch norm; strides 16 and 32 as one map; three encoder and
-    three decoder layers of width 128; anchors at the k-means centres of the training split's good crops and of their
-    mirror images.
+    A backbone with folded batch norm; strides 16 and 32 as one map; three encoder and three decoder layers of width
+    128; anchors at the k-means centres of the training split's good crops and of their mirror images.
 
     Args:
         train: training rows of the shared schema, for the anchors.
         seed: of the new weights and of k-means.
+        coco_weights: folder of a coco-ssd model (see [`load_coco_weights`]), for a MobileNetV2 that learned to detect
+            objects; without it the backbone is EfficientNet-Lite0 with ImageNet weights.
 
     Returns:
         The model and its image processor.
 
     Raises:
         ImportError: the package with the ImageNet weights is not installed; the message names it.
-        ValueError: fewer different good crops than anchors.
+        FileNotFoundError: `coco_weights` has no model.
+        ValueError: fewer different good crops than anchors, or `coco_weights` holds another model.
     """
     set_seed(seed)
-    backbone = EfficientNetLiteConfig(
-        batch_norm=False, hypercolumn=True, out_features=["stage5", "stage7"], variant="lite0"
-    )
+    backbone, middle, spread = _imagenet_backbone() if coco_weights is None else _coco_backbone(coco_weights)
     config = SetCropConfig(
-        backbone_config=backbone,
+        backbone_config=backbone.config,
         d_model=128,
         encoder_layers=3,
         decoder_layers=3,
         encoder_ffn_dim=512,
         decoder_ffn_dim=512,
-        dropout=0.0,
+        dropout=0.0 if coco_weights is None else 0.1,
         cls_loss_coefficient=2,
         crop_score_loss_coefficient=3,
         crop_rank_loss_coefficient=3,
@@ -56,16 +63,26 @@ def new_setcrop_lite(train: Dataset, seed: int = 0) -> tuple[SetCropForImageCrop
         rerank=True,
     )
     model = SetCropForImageCropping(config)
-    with_batch_norm = EfficientNetLiteConfig(hypercolumn=True, out_features=["stage5", "stage7"], variant="lite0")
-    imagenet = fold_batch_norm(load_imagenet_weights(EfficientNetLiteBackbone(with_batch_norm)))
-    model.model.backbone.model.load_state_dict(imagenet.state_dict())
+    model.model.backbone.model.load_state_dict(backbone.state_dict())
     model.initialize_anchors(torch.from_numpy(anchor_boxes(train, config.num_queries, seed)))
     processor = SetCropImageProcessorPil(
-        size={"shortest_edge": 176, "longest_edge": 224},
-        image_mean=[127 / 255] * 3,
-        image_std=[128 / 255] * 3,
+        size={"shortest_edge": 176, "longest_edge": 224}, image_mean=[middle] * 3, image_std=[spread] * 3
     )
     return model, processor
+
+
+def _imagenet_backbone() -> tuple[EfficientNetLiteBackbone, float, float]:
+    """EfficientNet-Lite0 with the mean and standard deviation of its pixels."""
+    config = EfficientNetLiteConfig(hypercolumn=True, out_features=list(_STAGES))
+    return fold_batch_norm(load_imagenet_weights(EfficientNetLiteBackbone(config))), 127 / 255, 128 / 255
+
+
+def _coco_backbone(folder: str | Path) -> tuple[EfficientNetLiteBackbone, float, float]:
+    """MobileNetV2 with the mean and standard deviation of its pixels."""
+    config = EfficientNetLiteConfig(
+        variant="mobilenet_v2", batch_norm=False, hypercolumn=True, out_features=list(_STAGES)
+    )
+    return load_coco_weights(EfficientNetLiteBackbone(config), folder), 0.5, 0.5
 
 
 def anchor_boxes(train: Dataset, count: int, seed: int) -> np.ndarray:
