@@ -181,7 +181,7 @@ def test_auto_classes_build_and_files_restore_the_backbone(tmp_path):
 
 
 def test_wrong_configurations_are_named():
-    with pytest.raises(StrictDataclassError, match="variant must be one of lite0, .* mobilenet_v2, not 'lite9'"):
+    with pytest.raises(StrictDataclassError, match=r"variant must be one of lite0, .* mobilenet_v2, not 'lite9'"):
         EfficientNetLiteConfig(variant="lite9")
     with pytest.raises(ValueError, match="stage8"):
         EfficientNetLiteConfig(out_features=["stage8"])
