@@ -45,6 +45,9 @@ _SIZES, _SMALLEST, _SMALLEST_FITTED = 6, 0.5**0.5, 0.2
 _STEPS, _REFINED, _REFINED_SCALES = 20, 5, (0.96, 1.0, 1.04)
 # So many candidates are judged at most; the rest are the farthest from anything the model proposed.
 _MOST_CANDIDATES = 4000
+# The part that content has in the score of a crop unlike any that people rated. Over narrow crops of 318 photographs
+# with detected objects, a third kept the most heads whole, and cut no more elsewhere than a half did.
+_CONTENT_WEIGHT = 1 / 3
 # Shapes that are tried when the caller bounds a crop but names no aspect ratio.
 _FREE_RATIOS = (16 / 9, 3 / 2, 4 / 3, 1.0, 4 / 5, 3 / 4, 2 / 3, 9 / 16)
 # A grid is dense: of crops that nearly coincide only the best is worth showing.
@@ -200,8 +203,9 @@ class CropJudge:
     inherits the validity of a predicted crop in proportion to their IoU, best pair first.
 
     People have rated crops of more than half of a picture that are neither narrow nor flat, so of others the scoring
-    head knows little. Far from the rated ones a box's score is the mean of the head's and of what the scores of the
-    picture's larger crops say of the content that the box keeps ([`ContentProfile`]).
+    head knows little. Far from the rated ones a part of a box's score is what the scores of the picture's larger crops
+    say of the content that the box keeps ([`ContentProfile`]); the rest is the head's, which knows better which part
+    to keep of something that does not fit.
 
     Attributes:
         boxes: (N, 4) predicted crops in pixels, not rounded.
@@ -247,7 +251,7 @@ class CropJudge:
         if self.score is not None:
             unknown = 1 - familiarity(shares, self.picture_size)
             if bool((unknown > 0).any()):
-                merit = merit + unknown / 2 * (self.content(shares) - merit)
+                merit = merit + _CONTENT_WEIGHT * unknown * (self.content(shares) - merit)
         return _settled(merit)
 
     def probability(self, merit: Tensor) -> Tensor:

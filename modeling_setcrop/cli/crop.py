@@ -58,7 +58,7 @@ def crop(
     model: shared.Model = None,
     device: shared.Device = None,
     runtime: shared.Runtime = "torch",
-    batch_size: shared.BatchSize = 8,
+    batch_size: shared.BatchSize = None,
     workers: shared.Workers = None,
 ) -> None:
     """Crop photographs: the best crops of each, cut from the full file, into a folder; the originals stay as they are.
@@ -144,7 +144,7 @@ class _Run:
         options: dict[str, Any],
         overwrite: bool,
         dry_run: bool,
-        batch_size: int,
+        batch_size: int | None,
         workers: int | None,
     ) -> None:
         from modeling_setcrop.photo_run import Journal, crop_photos

@@ -40,7 +40,7 @@ def suggest(
     model: shared.Model = None,
     device: shared.Device = None,
     runtime: shared.Runtime = "torch",
-    batch_size: shared.BatchSize = 8,
+    batch_size: shared.BatchSize = None,
     workers: shared.Workers = None,
 ) -> None:
     """Suggest crops of photographs: ranked boxes with the probability that a person would call each one good."""
