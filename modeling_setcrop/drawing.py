@@ -50,3 +50,39 @@ def draw_crops(picture: Picture, crops: Sequence[dict[str, Any]], long_side: int
             draw.rectangle((label_x, label_y, label_x + width, label_y + height), fill=colour)
             draw.text((label_x + line - left, label_y + line - top), text, fill="black", font=font)
     return canvas
+
+
+def contact_sheet(rows: Sequence[tuple[Picture, Sequence[dict[str, Any]]]], height: int = 220) -> Image.Image:
+    """A row a photograph, all of one height: the photograph with its crops outlined, then each crop by itself.
+
+    Args:
+        rows: Photographs, and their crops as the pipeline returns them for a list of aspect ratios.
+        height: Pixels of each picture.
+    """
+    gap = max(4, height // 20)
+    font = ImageFont.load_default(max(10, height // 14))
+    strips = []
+    for picture, crops in rows:
+        across = picture.image.width / picture.size[1]
+        down = picture.image.height / picture.size[0]
+        cells = [("", draw_crops(picture, crops))]
+        for crop in crops:
+            x1, y1, x2, y2 = (crop["box"][edge] for edge in ("xmin", "ymin", "xmax", "ymax"))
+            cut = picture.image.crop((round(x1 * across), round(y1 * down), round(x2 * across), round(y2 * down)))
+            cells.append((f"{crop.get('aspect_ratio', '')}  {crop['score']:.2f}".strip(), cut))
+        strips.append([(text, _of_height(cell, height)) for text, cell in cells])
+    width = max(sum(cell.width + gap for _, cell in strip) for strip in strips) + gap
+    label = round(1.5 * font.size)
+    sheet = Image.new("RGB", (width, len(strips) * (height + label) + gap), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, strip in enumerate(strips):
+        x, y = gap, row * (height + label)
+        for text, cell in strip:
+            draw.text((x, y + label // 6), text, fill="black", font=font)
+            sheet.paste(cell, (x, y + label))
+            x += cell.width + gap
+    return sheet
+
+
+def _of_height(image: Image.Image, height: int) -> Image.Image:
+    return image.resize((max(1, round(image.width * height / image.height)), height), Image.Resampling.LANCZOS)

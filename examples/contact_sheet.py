@@ -1,0 +1,51 @@
+"""A contact sheet: the best crop of each photograph in several aspect ratios, on one picture.
+
+python examples/contact_sheet.py examples/photos --out docs/contact-sheet.jpg
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from modeling_setcrop.cli.options import load_cropper
+from modeling_setcrop.drawing import DRAWING_SIDE, contact_sheet
+from modeling_setcrop.imaging import PictureError, atomic_writer
+from modeling_setcrop.photo_run import in_order, list_photos, suggest_photos
+from modeling_setcrop.picture_reading import read_picture
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run; returns the exit status: 1 when a photograph failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO|FOLDER")
+    parser.add_argument("--out", type=Path, required=True, help="JPEG file")
+    parser.add_argument("--aspect-ratio", default="16:9,1:1,4:5,9:16", help="with commas")
+    parser.add_argument("--height", type=int, default=220, help="of each picture, in pixels")
+    parser.add_argument("--model", help="checkpoint; by default the one that comes with SetCrop")
+    args = parser.parse_args(arguments)
+
+    errors: list[PictureError] = []
+    photos = list_photos(args.photos, errors.append)
+    cropper = load_cropper(args.model, None)
+    options = {"aspect_ratio": args.aspect_ratio.split(","), "top_k": 1}
+    rows = []
+    for suggestion in in_order(suggest_photos(cropper, photos, options), photos):
+        if suggestion.error is not None:
+            errors.append(suggestion.error)
+            continue
+        with Image.open(suggestion.photo.path) as image:
+            rows.append((read_picture(image, DRAWING_SIDE), suggestion.result["crops"]))
+    for error in errors:
+        print(error, file=sys.stderr)
+    if rows:
+        with atomic_writer(args.out) as file:
+            contact_sheet(rows, args.height).save(file, format="JPEG", quality=85)
+    return 1 if errors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
