@@ -10,6 +10,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -187,6 +188,27 @@ def test_predictions_are_the_processors_crops_whatever_the_batch(photo_set, tiny
     assert [len(scores) for scores in one.candidate_scores] == [3, 3, 3]
 
 
+def test_a_model_that_reranks_is_measured_by_its_validities_too(photo_set, tiny_model, tiny_processor):
+    rows = load("folder", photo_set)["test"]
+    found, _ = predict(tiny_model, tiny_processor, rows, Labels.from_dataset(rows))
+    with torch.no_grad():
+        logits = tiny_model(**tiny_processor(rows[1]["image"], return_tensors="pt")).logits[0, :, 0]
+    np.testing.assert_allclose(found.by_validity.scores[1], logits.sigmoid().sort(descending=True).values, atol=1e-5)
+    reranked, by_validity = (np.sort(answer.boxes[1], axis=0) for answer in (found, found.by_validity))
+    np.testing.assert_array_equal(reranked, by_validity)
+    assert found.scores[1].tolist() != found.by_validity.scores[1].tolist()
+
+
+def test_score_calibration_is_the_mean_human_score_by_bins_of_the_predicted():
+    plots = pytest.importorskip("modeling_setcrop.evaluation.plots")
+    labels = make_labels([[[0, 0, 1, 1]] * 4], [[2.0, 3.0, 4.0, 5.0]])
+    predictions = Predictions(labels.boxes, labels.scores, [np.array([2.30, 2.40, 4.10, 4.20])])
+    top, bottom = plots.score_calibration(labels, predictions).axes
+    np.testing.assert_allclose(top.lines[1].get_xydata(), [[2.35, 2.5], [4.15, 4.5]])
+    assert "mean distance 0.25" in top.get_title()  # (0.15 + 0.35) / 2
+    assert [patch.get_height() for patch in bottom.patches] == [2, 2]
+
+
 def test_a_picture_that_does_not_decode_is_named_and_left_out(photo_set, tmp_path, tiny_model, tiny_processor):
     root = tmp_path / "set"
     root.mkdir()
@@ -207,7 +229,7 @@ def test_evaluate_command_writes_the_same_figures_in_three_forms(photo_set, tiny
     content = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert content["pictures"] == 3
     methods = content["methods"]
-    assert list(methods)[:4] == ["tiny", "tiny, NMS 0.9", "tiny, scoring head", "whole picture"]
+    assert list(methods)[:5] == ["tiny", "tiny, NMS 0.9", "tiny, by validity", "tiny, scoring head", "whole picture"]
     assert {"centre crop 0.9", "constant: cover at 0.85", "constant: frequency", "constant: mean score"} <= set(
         methods
     )
@@ -241,7 +263,7 @@ def test_report_is_one_page_with_everything_in_it(photo_set, tiny_checkpoint, tm
     arguments = ["report", "--model", str(tiny_checkpoint), "--data", str(photo_set), "--layout", "folder"]
     result = CliRunner().invoke(app, [*arguments, "--out", str(out), "--pictures", "2"])
     assert result.exit_code == 0, result.output
-    figures = ("contact_sheet", "quality_validity", "precision_recall", "smoothing_map")
+    figures = ("contact_sheet", "quality_validity", "score_calibration", "precision_recall", "smoothing_map")
     for name in figures:
         assert Image.open(out / f"{name}.png").size[0] > 300
     page = (out / "index.html").read_text()

@@ -19,6 +19,7 @@ from modeling_setcrop.evaluation.run import Evaluation
 _HEADINGS = {
     "contact_sheet": "Pictures",
     "quality_validity": "Quality and validity",
+    "score_calibration": "Calibration of the scoring head",
     "precision_recall": "Precision and recall",
     "smoothing_map": "Smoothing map",
 }
@@ -71,9 +72,14 @@ def _figures(evaluation: Evaluation, config: Any, train: Labels | None, pictures
     found["contact_sheet"] = (_png(sheet), f"Left: {left}.{right} The first one is drawn widest.")
     if predictions is not None and labels.scores is not None:
         found["quality_validity"] = (
-            _png(plots.quality_validity(labels, predictions)),
+            _png(plots.quality_validity(labels, predictions.by_validity or predictions)),
             "Every predicted crop that overlaps a labelled one by at least 0.85 IoU.",
         )
+        if predictions.candidate_scores is not None:
+            found["score_calibration"] = (
+                _png(plots.score_calibration(labels, predictions)),
+                "The scoring head on every labelled crop: above the dotted line people rate higher than it.",
+            )
     answers: dict[str, Predictions] = {}
     if predictions is not None:
         answers[str(evaluation.description.get("model", "model"))] = predictions

@@ -17,6 +17,7 @@ from modeling_setcrop.loss_setcrop import quality_targets
 from modeling_setcrop.metrics.functional import RECALL_LEVELS
 
 _QUALITY_IOU = 0.85
+_SCORE_BIN = 0.25
 _CELL = 300
 _MARGIN = 12
 _TILES_A_ROW = 4
@@ -49,6 +50,30 @@ def quality_validity(labels: Labels, predictions: Predictions) -> Figure:
         axes.legend(frameon=False)
     axes.set(xlabel="human score of the nearest labelled crop", ylabel="predicted validity")
     axes.set_title(f"Quality and validity, {len(quality)} predictions")
+    return figure
+
+
+def score_calibration(labels: Labels, predictions: Predictions) -> Figure:
+    """Mean human score of the labelled crops that a model gives about the same score, and how many there are.
+
+    Args:
+        labels: with human scores.
+        predictions: with `candidate_scores`.
+    """
+    predicted, rated = np.concatenate(predictions.candidate_scores), np.concatenate(labels.scores)
+    bins = np.floor(predicted / _SCORE_BIN).astype(int)
+    found, inverse, counts = np.unique(bins, return_inverse=True, return_counts=True)
+    means = [np.bincount(inverse, weights=values) / counts for values in (predicted, rated)]
+    error = np.abs(means[0] - means[1]) @ counts / counts.sum()
+    figure = Figure(figsize=(5, 5.5), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    ends = [min(means[0].min(), means[1].min()), max(means[0].max(), means[1].max())]
+    top.plot(ends, ends, color="grey", linestyle=":", label="equal")
+    top.plot(*means, color="#0072b2", marker="o", markersize=4, label=f"bins of {_SCORE_BIN}")
+    top.set(ylabel="mean human score", title=f"Scoring head, {len(rated)} crops: mean distance {error:.2f}")
+    top.legend(frameon=False)
+    bottom.bar((found + 0.5) * _SCORE_BIN, counts, width=0.9 * _SCORE_BIN, color="#0072b2")
+    bottom.set(xlabel="predicted score", ylabel="crops")
     return figure
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ def predict(
     model = model.to(device).eval()
     images = dataset.select_columns("image")
     order = np.argsort(labels.sizes[:, 0] / labels.sizes[:, 1], kind="stable")
-    found: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray | None]] = {}
+    found: dict[int, _Answer] = {}
     for start in range(0, len(order), batch_size):
         batch = [int(index) for index in order[start : start + batch_size]]
         pictures, indices = [], []
@@ -60,11 +60,14 @@ def predict(
         if progress is not None:
             progress(len(batch))
     done = sorted(found)
-    scored = bool(done) and found[done[0]][2] is not None
+    answers = [found[index] for index in done]
+    scored = bool(done) and answers[0].candidate_scores is not None
+    reranked = bool(done) and answers[0].by_validity is not None
     predictions = Predictions(
-        [found[index][0] for index in done],
-        [found[index][1] for index in done],
-        [found[index][2] for index in done] if scored else None,
+        [answer.crops[0] for answer in answers],
+        [answer.crops[1] for answer in answers],
+        [answer.candidate_scores for answer in answers] if scored else None,
+        Predictions(*map(list, zip(*(answer.by_validity for answer in answers), strict=True))) if reranked else None,
     )
     return predictions, done
 
@@ -81,10 +84,16 @@ def suppress(predictions: Predictions, nms_iou: float) -> Predictions:
     )
 
 
+class _Answer(NamedTuple):
+    """A model's answer for one picture: (N, 4) crops and (N,) what they rank by, and what `Predictions` has beside."""
+
+    crops: tuple[np.ndarray, np.ndarray]
+    candidate_scores: np.ndarray | None
+    by_validity: tuple[np.ndarray, np.ndarray] | None
+
+
 @torch.inference_mode()
-def _predict_batch(
-    model: Any, processor: Any, pictures: list, candidates: list[np.ndarray] | None
-) -> list[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
+def _predict_batch(model: Any, processor: Any, pictures: list, candidates: list[np.ndarray] | None) -> list[_Answer]:
     inputs = processor(pictures, return_tensors="pt").to(model.device)
     padded = None
     if candidates is not None:
@@ -94,14 +103,19 @@ def _predict_batch(
     outputs = model(
         pixel_values=inputs["pixel_values"].to(model.dtype), pixel_mask=inputs["pixel_mask"], candidate_boxes=padded
     )
+    crops = _ranked(outputs, processor)
+    by_validity = [None] * len(crops)
+    if outputs.pred_scores is not None:
+        outputs.pred_scores = None
+        by_validity = _ranked(outputs, processor)
+    scores = [None] * len(crops)
+    if candidates is not None:
+        predicted = outputs.crop_scores.double().cpu().numpy()
+        scores = [row[: len(boxes)] for row, boxes in zip(predicted, candidates, strict=True)]
+    return [_Answer(*parts) for parts in zip(crops, scores, by_validity, strict=True)]
+
+
+def _ranked(outputs: Any, processor: Any) -> list[tuple[np.ndarray, np.ndarray]]:
     # Below any probability: nothing is left out.
     crops = processor.post_process_image_cropping(outputs, threshold=-1.0)
-    scores = None if padded is None else outputs.crop_scores.float().cpu().numpy()
-    return [
-        (
-            crop["boxes"].double().cpu().numpy(),
-            crop["scores"].double().cpu().numpy(),
-            None if scores is None else scores[row, : len(candidates[row])].astype(np.float64),
-        )
-        for row, crop in enumerate(crops)
-    ]
+    return [(crop["boxes"].double().cpu().numpy(), crop["scores"].double().cpu().numpy()) for crop in crops]

@@ -88,6 +88,8 @@ def run(
             dataset, labels = dataset.select(done), labels.select(done)
         methods[model_name] = _result(labels, predictions)
         methods[f"{model_name}, NMS {DIVERSE_NMS:g}"] = _result(labels, suppress(predictions, DIVERSE_NMS))
+        if predictions.by_validity is not None:
+            methods[f"{model_name}, by validity"] = _result(labels, predictions.by_validity)
         if predictions.candidate_scores is not None and labels.scores is not None:
             ranking = estimate(measure_ranking(labels, predictions.candidate_scores), len(labels))
             methods[f"{model_name}, scoring head"] = MethodResult(ranking)
