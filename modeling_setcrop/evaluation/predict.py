@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,12 +63,12 @@ def predict(
     done = sorted(found)
     answers = [found[index] for index in done]
     scored = bool(done) and answers[0].candidate_scores is not None
-    reranked = bool(done) and answers[0].by_validity is not None
     predictions = Predictions(
         [answer.crops[0] for answer in answers],
         [answer.crops[1] for answer in answers],
         [answer.candidate_scores for answer in answers] if scored else None,
-        Predictions(*map(list, zip(*(answer.by_validity for answer in answers), strict=True))) if reranked else None,
+        _collected([answer.by_validity for answer in answers]),
+        _collected([answer.as_set for answer in answers]),
     )
     return predictions, done
 
@@ -84,12 +85,18 @@ def suppress(predictions: Predictions, nms_iou: float) -> Predictions:
     )
 
 
+def _collected(rankings: list[tuple[np.ndarray, np.ndarray] | None]) -> Predictions | None:
+    """Rankings of all pictures as predictions, if the model gives them."""
+    return Predictions(*map(list, zip(*rankings, strict=True))) if rankings and rankings[0] is not None else None
+
+
 class _Answer(NamedTuple):
     """A model's answer for one picture: (N, 4) crops and (N,) what they rank by, and what `Predictions` has beside."""
 
     crops: tuple[np.ndarray, np.ndarray]
     candidate_scores: np.ndarray | None
     by_validity: tuple[np.ndarray, np.ndarray] | None
+    as_set: tuple[np.ndarray, np.ndarray] | None
 
 
 @torch.inference_mode()
@@ -105,14 +112,18 @@ def _predict_batch(model: Any, processor: Any, pictures: list, candidates: list[
     )
     crops = _ranked(outputs, processor)
     by_validity = [None] * len(crops)
-    if outputs.pred_scores is not None:
-        outputs.pred_scores = None
-        by_validity = _ranked(outputs, processor)
+    if model.config.rerank:
+        by_validity = _ranked(SimpleNamespace(logits=outputs.logits, pred_boxes=outputs.pred_boxes), processor)
+    as_set = [None] * len(crops)
+    if model.config.crop_choice:
+        chosen = processor.post_process_image_cropping(outputs, threshold=-1.0, as_set=True)
+        boxes = [crop["boxes"].double().cpu().numpy() for crop in chosen]
+        as_set = [(box, np.linspace(1, 0, len(box), endpoint=False)) for box in boxes]
     scores = [None] * len(crops)
     if candidates is not None:
         predicted = outputs.crop_scores.double().cpu().numpy()
         scores = [row[: len(boxes)] for row, boxes in zip(predicted, candidates, strict=True)]
-    return [_Answer(*parts) for parts in zip(crops, scores, by_validity, strict=True)]
+    return [_Answer(*parts) for parts in zip(crops, scores, by_validity, as_set, strict=True)]
 
 
 def _ranked(outputs: Any, processor: Any) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -19,8 +19,9 @@ class MomentumTeacher(AveragedModel):
     def label(self, batch: dict[str, Any]) -> None:
         """Adds `teacher_validity` (N,), probabilities in [0, 1], to the labels of every picture of a batch.
 
-        The teacher sees the same pixels as the model, in eval mode and without gradient.
+        The teacher sees the same pixels (or, frozen before, the same `encoder_outputs`) as the model, in eval mode and
+        without gradient.
         """
-        outputs = self.model(pixel_values=batch["pixel_values"], pixel_mask=batch["pixel_mask"])
+        outputs = self.model(**{name: value for name, value in batch.items() if name != "labels"})
         for label, logits in zip(batch["labels"], outputs.logits[..., 0], strict=True):
             label["teacher_validity"] = logits.float().sigmoid()
