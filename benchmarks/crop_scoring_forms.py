@@ -80,6 +80,13 @@ class AttentionForm(nn.Module):
         return 3 + self.score(self.hidden(*inputs))[..., 0]
 
 
+class SamplingForm(SetCropScorer):
+    """(b) The model's own head: features sampled inside the crop and around it."""
+
+    def forward(self, *inputs):
+        return super().forward(*inputs)[0]
+
+
 class CombinedForm(nn.Module):
     """(c) The sum of the attention form's and the sampling form's scores."""
 
@@ -88,13 +95,13 @@ class CombinedForm(nn.Module):
         self.attention, self.sampling = AttentionForm(config, layers=1), SetCropScorer(config)
 
     def forward(self, *inputs):
-        return self.attention(*inputs) + self.sampling(*inputs) - 3
+        return self.attention(*inputs) + self.sampling(*inputs)[0] - 3
 
 
 FORMS = {
     "geometry alone (blind)": GeometryForm,
     "(a) cross-attention": AttentionForm,
-    "(b) sampling inside and outside": SetCropScorer,
+    "(b) sampling inside and outside": SamplingForm,
     "(c) both": CombinedForm,
 }
 

@@ -53,6 +53,11 @@ class SetCropConfig(ConditionalDetrConfig):
             Width of that head's hidden layers.
         crop_score_loss_coefficient, crop_rank_loss_coefficient (`float`, defaults to 1.0):
             Weights of its regression and ranking losses.
+        crop_choice (`bool`, defaults to `False`):
+            Add to the scoring head the probability that a box is the picture's best crop (needs `crop_scoring`); sets
+            of crops are then chosen to contain the best one as probably as possible.
+        crop_choice_loss_coefficient (`float`, defaults to 1.0):
+            Weight of its cross-entropy.
         rerank (`bool`, defaults to `False`):
             Rank the set by the predicted scores instead of the validities (needs `crop_scoring`).
     """
@@ -80,6 +85,8 @@ class SetCropConfig(ConditionalDetrConfig):
     crop_scoring_dim: int = 192
     crop_score_loss_coefficient: int | float = 1.0
     crop_rank_loss_coefficient: int | float = 1.0
+    crop_choice: bool = False
+    crop_choice_loss_coefficient: int | float = 1.0
     rerank: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -122,6 +129,8 @@ class SetCropConfig(ConditionalDetrConfig):
             raise ValueError(f"focal_gamma must not be negative, not {self.focal_gamma}")
         if self.rerank and not self.crop_scoring:
             raise ValueError("rerank=True needs the scoring head: set crop_scoring=True")
+        if self.crop_choice and not self.crop_scoring:
+            raise ValueError("crop_choice=True needs the scoring head: set crop_scoring=True")
 
 
 __all__ = ["SetCropConfig"]

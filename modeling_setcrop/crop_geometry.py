@@ -9,6 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# Two crops that overlap so much are the same to a person (the stricter threshold of the paper's ACC).
+_COVER_IOU = 0.9
+
 
 def cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
     """Centre format (..., 4) to corner format (..., 4), in the same units."""
@@ -242,3 +245,48 @@ def candidate_grid(sizes: Tensor, picture_size: tuple[int, int], stride: float, 
         corners = torch.cartesian_prod(x, y)
         grids.append(torch.cat([corners, corners + size], dim=-1))
     return torch.cat(grids) if grids else sizes.new_zeros(0, 4)
+
+
+def choice_grid() -> Tensor:
+    """The crops that a picture's best one is looked for among: the grid anchors of GAIC (Zeng et al., 2019).
+
+    Corners lie at the centres of 12 x 12 bins, the upper left one in the first four bins of each axis and the lower
+    right one in the last four, and a crop covers at least half of the picture.
+
+    Returns:
+        (90, 4) corners in [0, 1] of the picture.
+    """
+    near, far = range(4), range(8, 12)
+    corners = [(x1, y1, x2, y2) for x1 in near for y1 in near for x2 in far for y2 in far]
+    bins = [(x1, y1, x2, y2) for x1, y1, x2, y2 in corners if 2 * (x2 - x1) * (y2 - y1) >= 12 * 12]
+    return (torch.tensor(bins, dtype=torch.float32) + 0.5) / 12
+
+
+def covering_order(boxes: Tensor, probabilities: Tensor, count: int | None = None) -> Tensor:
+    """Chooses boxes so that the picture's best crop is among them as probably as possible.
+
+    A box covers the crops of [`choice_grid`] that it overlaps by at least 0.9. The first box stays first; each next
+    one covers most of the probability that is left (greedy, within 1 - 1/e of the best such set: Nemhauser et al.,
+    1978). Of boxes that cover equally much the one given earlier comes first.
+
+    Args:
+        boxes: (N, 4) corners in [0, 1], better ones first.
+        probabilities: (90,) of each crop of the grid being the best.
+        count: how many to choose; all if left out.
+
+    Returns:
+        (min(count, N),) indices.
+    """
+    count = len(boxes) if count is None else min(count, len(boxes))
+    covers = box_iou(boxes, choice_grid().to(boxes)) >= _COVER_IOU
+    left = probabilities.to(boxes)
+    taken = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+    chosen: list[int] = []
+    while len(chosen) < count:
+        gain = (covers * left).sum(dim=1).masked_fill(taken, -1)
+        # With a tolerance, so that rounding decides nothing.
+        index = int((gain >= gain.max() - 1e-6).int().argmax()) if chosen else 0
+        chosen.append(index)
+        taken[index] = True
+        left = torch.where(covers[index], 0.0, left)
+    return torch.tensor(chosen, dtype=torch.long, device=boxes.device)

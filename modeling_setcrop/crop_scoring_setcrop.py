@@ -36,6 +36,8 @@ class SetCropScorer(nn.Module):
         self.hidden = nn.Linear(width, width)
         self.dropout = nn.Dropout(config.dropout)
         self.score = nn.Linear(width, 1)
+        if config.crop_choice:
+            self.choice = nn.Linear(width, 1)
 
     def forward(
         self,
@@ -44,7 +46,7 @@ class SetCropScorer(nn.Module):
         mask: torch.Tensor,
         picture_sizes: torch.Tensor,
         picture_shares: torch.Tensor,
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Score boxes.
 
         Args:
@@ -55,7 +57,8 @@ class SetCropScorer(nn.Module):
             picture_shares: (B, 2) share of the padded width and height that is picture.
 
         Returns:
-            (B, M) scores on the labels' scale.
+            (B, M) scores on the labels' scale, and with `config.crop_choice` (B, M) logits of being the picture's best
+            crop, to be compared by a softmax over the crops that there are to choose from.
         """
         features = self.reduce(memory) * mask[..., None]
         features = features.permute(0, 3, 1, 2)
@@ -63,11 +66,13 @@ class SetCropScorer(nn.Module):
         mean = (memory * weights).sum((1, 2)) / weights.sum((1, 2)).clamp(min=1)
         picture = self.picture(mean)[:, None]
         chunks = [
-            self._score(part, features, picture, picture_sizes, picture_shares) for part in boxes.split(_CHUNK, dim=1)
+            self._hidden(part, features, picture, picture_sizes, picture_shares) for part in boxes.split(_CHUNK, dim=1)
         ]
-        return torch.cat(chunks, dim=1)
+        hidden = torch.cat(chunks, dim=1)
+        choice = self.choice(hidden)[..., 0] if hasattr(self, "choice") else None
+        return _MIDDLE_SCORE + self.score(hidden)[..., 0], choice
 
-    def _score(
+    def _hidden(
         self,
         boxes: torch.Tensor,
         features: torch.Tensor,
@@ -99,8 +104,7 @@ class SetCropScorer(nn.Module):
         sampled = sampled.permute(0, 2, 1, 3, 4).flatten(2)
         hidden = self.sampled(sampled) + self.geometry(_geometry(boxes, picture_sizes)) + picture
         hidden = self.dropout(nn.functional.gelu(hidden))
-        hidden = nn.functional.gelu(self.hidden(hidden)) + hidden
-        return _MIDDLE_SCORE + self.score(hidden)[..., 0]
+        return nn.functional.gelu(self.hidden(hidden)) + hidden
 
 
 def _grid_lines(centre: torch.Tensor, size: torch.Tensor) -> torch.Tensor:

@@ -24,6 +24,7 @@ from .crop_geometry import (
     box_intersection,
     box_iou,
     candidate_grid,
+    covering_order,
     cxcywh_to_xyxy,
     fit_aspect_ratio,
     good_crop_probability,
@@ -212,12 +213,14 @@ class CropJudge:
         validity: (N,) their probabilities, by which the set is ranked.
         picture_size: Height and width in pixels.
         score: Maps (M, 4) cxcywh in 0..1 to (M,) human scores 1..5.
+        choices: (90,) for each crop of `choice_grid` the probability that it is the picture's best.
     """
 
     boxes: Tensor
     validity: Tensor
     picture_size: tuple[int, int]
     score: Callable[[Tensor], Tensor] | None = None
+    choices: Tensor | None = None
 
     @classmethod
     def from_prediction(
@@ -226,12 +229,14 @@ class CropJudge:
         validity: Tensor,
         picture_size: tuple[int, int],
         score: Callable[[Tensor], Tensor] | None = None,
+        choices: Tensor | None = None,
     ) -> CropJudge:
         """From the model's output for one picture: boxes (N, 4) cxcywh in 0..1 and validity (N,)."""
         height, width = picture_size
         boxes = cxcywh_to_xyxy(pred_boxes.detach().double().cpu()).clamp(0, 1)
         boxes = boxes * boxes.new_tensor([width, height, width, height])
-        return cls(boxes, validity.detach().double().cpu(), picture_size, score)
+        choices = None if choices is None else choices.detach().double().cpu()
+        return cls(boxes, validity.detach().double().cpu(), picture_size, score, choices)
 
     @cached_property
     def content(self) -> ContentProfile:
@@ -312,6 +317,7 @@ def select_crops(
     threshold: float = 0.0,
     nms_iou: float | None = None,
     diversity: float | None = None,
+    as_set: bool = False,
     strict: bool = False,
 ) -> Selection:
     """The best crops of a picture under constraints.
@@ -323,12 +329,18 @@ def select_crops(
         threshold: Crops judged no better than this are dropped; under constraints the best one always stays.
         nms_iou: Of crops that overlap by more than this the better one stays.
         diversity: 0..1, instead of suppression: maximal marginal relevance between score and overlap.
+        as_set: Instead of both, after the best crop each next one makes it most probable that the crop that a person
+            would choose is among them (`covering_order`).
         strict: Raise instead of letting a constraint give way.
 
     Raises:
         ConstraintError: With `strict`, when nothing satisfies everything.
-        ValueError: `diversity` is out of range.
+        ValueError: `diversity` is out of range; `as_set` with constraints, or with a model that cannot.
     """
+    if as_set and judge.choices is None:
+        raise ValueError("as_set needs a model that was made with crop_choice=True")
+    if as_set and not constraints.is_free:
+        raise ValueError("as_set chooses among crops of any shape: leave out aspect ratio, bounds, keep and avoid")
     if diversity is not None and not 0 <= diversity <= 1:
         raise ValueError(f"diversity lies in 0..1, not {diversity}")
     if constraints.is_free:
@@ -350,7 +362,10 @@ def select_crops(
     kept = order[scores[order] > threshold]
     if len(kept) == 0 and not constraints.is_free:
         kept = order[:1]
-    if diversity is not None:
+    if as_set:
+        height, width = judge.picture_size
+        kept = kept[covering_order(boxes[kept] / boxes.new_tensor([width, height] * 2), judge.choices, top_k)]
+    elif diversity is not None:
         relevance = scores[kept] / scores[kept].max().clamp(min=1e-12) if len(kept) else scores[kept]
         kept = kept[
             maximal_marginal_relevance(boxes[kept], relevance, diversity, len(kept) if top_k is None else top_k)

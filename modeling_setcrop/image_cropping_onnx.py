@@ -67,6 +67,7 @@ class SetCropOnnxModel:
             logits=found["logits"],
             pred_boxes=found["pred_boxes"],
             pred_scores=found.get("pred_scores"),
+            choice_probabilities=found.get("choice_probabilities"),
             crop_scores=None if candidate_boxes is None else self.score_crops(candidate_boxes, encoded),
             encoder_last_hidden_state=encoded.last_hidden_state,
             encoder_outputs=encoded,

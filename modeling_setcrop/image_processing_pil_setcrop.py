@@ -10,7 +10,7 @@ from transformers import BatchFeature
 from transformers.image_utils import SizeDict, get_image_size, make_flat_list_of_images
 from transformers.models.conditional_detr.image_processing_pil_conditional_detr import ConditionalDetrImageProcessorPil
 
-from .crop_geometry import cxcywh_to_xyxy, good_crop_probability, nms, xyxy_to_cxcywh
+from .crop_geometry import covering_order, cxcywh_to_xyxy, good_crop_probability, nms, xyxy_to_cxcywh
 
 # The coarsest stride of the backbones: a thinner picture would leave less than one cell of features.
 _MIN_SIDE = 32
@@ -64,6 +64,7 @@ class CropProcessingMixin:
         threshold: float = 0.0,
         top_k: int | None = None,
         nms_iou: float | None = None,
+        as_set: bool = False,
     ) -> list[dict[str, torch.Tensor]]:
         """Turn the model's output into crops.
 
@@ -74,28 +75,37 @@ class CropProcessingMixin:
             threshold: crops whose probability is not above it are dropped.
             top_k: at most so many crops a picture.
             nms_iou: of crops that overlap by more than this the better one stays.
+            as_set: choose the crops together: after the one with the highest probability each next one makes it most
+                probable that the picture's best crop is among them. Needs a model with `crop_choice`; the scores of
+                the result then do not fall.
 
         Returns:
             A dict a picture: `scores` (K,) probabilities in [0, 1] that a person would call the crop good, falling,
             and `boxes` (K, 4), corner format, inside the picture.
 
         Raises:
-            ValueError: as many target sizes as pictures are needed.
+            ValueError: as many target sizes as pictures are needed; `as_set` without `choice_probabilities`.
         """
         validity = outputs.logits[..., 0].float().sigmoid()
         ranking = crop_ranking(validity, getattr(outputs, "pred_scores", None))
         boxes = cxcywh_to_xyxy(outputs.pred_boxes.float()).clamp(0, 1)
+        choices = getattr(outputs, "choice_probabilities", None) if as_set else None
+        if as_set and choices is None:
+            raise ValueError("as_set needs a model that was made with crop_choice=True")
+        unit_boxes = boxes
         if target_sizes is not None:
             if len(target_sizes) != len(boxes):
                 raise ValueError(f"{len(boxes)} pictures, but {len(target_sizes)} target sizes")
             height, width = torch.as_tensor(target_sizes, device=boxes.device, dtype=boxes.dtype).unbind(-1)
             boxes = boxes * torch.stack([width, height, width, height], dim=-1)[:, None]
         results = []
-        for score, box in zip(ranking, boxes, strict=True):
+        for row, (score, box) in enumerate(zip(ranking, boxes, strict=True)):
             order = torch.argsort(score, descending=True, stable=True)
             order = order[score[order] > threshold]
             if nms_iou is not None:
                 order = order[nms(box[order], score[order], nms_iou)]
+            if choices is not None:
+                order = order[covering_order(unit_boxes[row][order], choices[row], top_k)]
             order = order[:top_k]
             results.append({"scores": score[order], "boxes": box[order]})
         return results

@@ -263,3 +263,27 @@ def crop_scoring_loss(
     gap = predicted[:, :, None] - predicted[:, None, :]
     ranking = (nn.functional.softplus(-gap) * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1e-6)
     return squared.sum() / pictures, ranking.sum() / pictures
+
+
+def crop_choice_loss(logits: torch.Tensor, labels: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+    """Cross-entropy of choosing the picture's best crop among its rated ones (McFadden's conditional logit, 1974).
+
+    Args:
+        logits: (B, S), in the order of `scored_boxes`, padded.
+        labels: a dict a picture with `scores` (S_i,); crops that share the highest score share the choice.
+
+    Returns:
+        The mean over the pictures that have a rated crop; 0 where none has.
+    """
+    device, logits = logits.device, logits.float()
+    if logits.shape[1] == 0:
+        return logits.sum()
+    counts = torch.tensor([len(label["scores"]) for label in labels], device=device)
+    scores = _pad(labels, "scores", logits.shape[1], device)
+    rated = torch.arange(logits.shape[1], device=device) < counts[:, None]
+    scores = scores.masked_fill(~rated, float("-inf"))
+    best = rated & (scores == scores.amax(dim=1, keepdim=True))
+    log_probability = logits.masked_fill(~rated, float("-inf")).log_softmax(dim=1)
+    # Only the best crops' terms: minus infinity times zero is not zero.
+    terms = torch.where(best, log_probability, 0.0).sum(dim=1) / best.sum(dim=1).clamp(min=1)
+    return -terms.sum() / (counts > 0).sum().clamp(min=1)

@@ -22,9 +22,9 @@ from transformers.models.conditional_detr.modeling_conditional_detr import (
 )
 
 from .configuration_setcrop import SetCropConfig
-from .crop_geometry import box_iou, cxcywh_to_xyxy, xyxy_to_cxcywh
+from .crop_geometry import box_iou, choice_grid, cxcywh_to_xyxy, xyxy_to_cxcywh
 from .crop_scoring_setcrop import SetCropScorer
-from .loss_setcrop import crop_scoring_loss, set_crop_loss
+from .loss_setcrop import crop_choice_loss, crop_scoring_loss, set_crop_loss
 
 # Training moves the edges of rated crops by up to this share of the picture and keeps a crop's score where the moved
 # one still overlaps it by this IoU, so that the scoring head sees more places than the labels' grid.
@@ -71,11 +71,14 @@ class SetCropImageCroppingOutput(ConditionalDetrObjectDetectionOutput):
     Args:
         crop_scores: (B, M) predicted scores of `candidate_boxes`.
         pred_scores: (B, N) predicted scores of `pred_boxes`, outside training, when the config has `rerank`.
+        choice_probabilities: (B, 90) for each crop of [`choice_grid`] the probability that it is the picture's best
+            one, outside training, when the config has `crop_choice`.
         encoder_outputs: [`SetCropEncoderOutput`], which `score_crops` takes.
     """
 
     crop_scores: torch.Tensor | None = None
     pred_scores: torch.Tensor | None = None
+    choice_probabilities: torch.Tensor | None = None
     encoder_outputs: SetCropEncoderOutput | None = None
 
 
@@ -231,6 +234,7 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
                 loss = loss + self._scoring_loss(encoded, labels, loss_dict)
         crop_scores = None if candidate_boxes is None else self.score_crops(candidate_boxes, encoded)
         rerank = self.config.rerank and not self.training
+        choose = self.config.crop_choice and not self.training
         output = SetCropImageCroppingOutput(
             loss=loss,
             loss_dict=loss_dict,
@@ -246,6 +250,7 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
             encoder_attentions=outputs.encoder_attentions,
             crop_scores=crop_scores,
             pred_scores=self.score_crops(pred_boxes, encoded) if rerank else None,
+            choice_probabilities=self._choice_probabilities(encoded) if choose else None,
             encoder_outputs=encoded,
         )
         return output.to_tuple() if return_dict is False else output
@@ -276,11 +281,26 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
             if pixel_values is None:
                 raise ValueError("give encoder_outputs or pixel_values")
             encoder_outputs = self.model.encode(pixel_values, pixel_mask)
-        mask = encoder_outputs.feature_mask
-        memory = encoder_outputs.last_hidden_state.unflatten(1, mask.shape[1:])
-        return self.crop_scorer(
-            boxes, memory, mask, encoder_outputs.picture_sizes, encoder_outputs.picture_shares
-        )
+        return self._judge(boxes, encoder_outputs)[0]
+
+    def _judge(
+        self, boxes: torch.Tensor, encoded: SetCropEncoderOutput
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The scoring head's two answers."""
+        mask = encoded.feature_mask
+        memory = encoded.last_hidden_state.unflatten(1, mask.shape[1:])
+        return self.crop_scorer(boxes, memory, mask, encoded.picture_sizes, encoded.picture_shares)
+
+    def _choice_probabilities(self, encoded: SetCropEncoderOutput) -> torch.Tensor:
+        """(B, 90) over the grid of choices; crops narrower than 1:2 or 2:1 are not among what there is to choose."""
+        sizes = encoded.picture_sizes
+        boxes = xyxy_to_cxcywh(choice_grid()).to(sizes).expand(len(sizes), -1, -1)
+        logits = self._judge(boxes, encoded)[1].float()
+        ratio = (boxes[..., 2] * sizes[:, :1]) / (boxes[..., 3] * sizes[:, 1:])
+        allowed = (ratio >= 0.5) & (ratio <= 2)
+        # In a very long picture no crop has such a shape; then any will do.
+        allowed = allowed | ~allowed.any(dim=1, keepdim=True)
+        return logits.masked_fill(~allowed, float("-inf")).softmax(dim=-1)
 
     @torch.no_grad()
     def initialize_anchors(self, boxes: torch.Tensor) -> None:
@@ -322,14 +342,19 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
     def _scoring_loss(
         self, encoded: SetCropEncoderOutput, labels: list[dict[str, torch.Tensor]], loss_dict: dict[str, torch.Tensor]
     ) -> torch.Tensor:
-        """Adds the scoring head's two losses to `loss_dict` and returns their weighted sum."""
+        """Adds the scoring head's losses to `loss_dict` and returns their weighted sum."""
         boxes = nn.utils.rnn.pad_sequence([label["scored_boxes"] for label in labels], batch_first=True)
         boxes = boxes.to(encoded.last_hidden_state)
         if self.training:
             boxes = _jitter(boxes)
-        score, rank = crop_scoring_loss(self.score_crops(boxes, encoded), labels)
+        predicted, choice = self._judge(boxes, encoded)
+        score, rank = crop_scoring_loss(predicted, labels)
         loss_dict["loss_crop_score"], loss_dict["loss_crop_rank"] = score, rank
-        return self.config.crop_score_loss_coefficient * score + self.config.crop_rank_loss_coefficient * rank
+        loss = self.config.crop_score_loss_coefficient * score + self.config.crop_rank_loss_coefficient * rank
+        if choice is not None:
+            loss_dict["loss_crop_choice"] = crop_choice_loss(choice, labels)
+            loss = loss + self.config.crop_choice_loss_coefficient * loss_dict["loss_crop_choice"]
+        return loss
 
 
 def _jitter(boxes: torch.Tensor) -> torch.Tensor:

@@ -149,6 +149,8 @@ class _Proposer(nn.Module):
         self.output_names = ["logits", "pred_boxes"]
         if model.config.rerank:
             self.output_names.append("pred_scores")
+        if model.config.crop_choice:
+            self.output_names.append("choice_probabilities")
         self.output_names += ["memory", "feature_mask", "picture_sizes", "picture_shares"]
 
     def forward(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -158,6 +160,7 @@ class _Proposer(nn.Module):
             "logits": output.logits,
             "pred_boxes": output.pred_boxes,
             "pred_scores": output.pred_scores,
+            "choice_probabilities": output.choice_probabilities,
             "memory": encoded.last_hidden_state,
             "feature_mask": encoded.feature_mask,
             "picture_sizes": encoded.picture_sizes,
@@ -200,7 +203,7 @@ class _Scorer(nn.Module):
         picture_sizes: torch.Tensor,
         picture_shares: torch.Tensor,
     ) -> torch.Tensor:
-        return self.scorer(boxes, memory, feature_mask, picture_sizes, picture_shares)
+        return self.scorer(boxes, memory, feature_mask, picture_sizes, picture_shares)[0]
 
 
 def _write_graph(
@@ -246,6 +249,8 @@ def check_agreement(
             pairs = {name: (expected[name], actual[name]) for name in ("logits", "pred_boxes")}
             if model.config.rerank:
                 pairs["pred_scores"] = (expected.pred_scores, actual.pred_scores)
+            if model.config.crop_choice:
+                pairs["choice_probabilities"] = (expected.choice_probabilities, actual.choice_probabilities)
             if model.config.crop_scoring:
                 boxes = expected.pred_boxes
                 scores = model.score_crops(boxes, expected.encoder_outputs)

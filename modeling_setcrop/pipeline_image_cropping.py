@@ -20,7 +20,9 @@ from .picture_reading import Picture, read_picture
 # Photographs are decoded at no less than this many times the model's size, so that resizing still averages pixels.
 _READ_FACTOR = 2
 _CONSTRAINTS = ("width", "height", "min_area", "max_area", "min_size", "keep", "avoid")
-_SELECTION = ("top_k", "threshold", "nms_iou", "diversity", "strict", "aspect_ratio", "details")
+# Of the model's output, a row a picture.
+_PREDICTED = ("logits", "pred_boxes", "pred_scores", "choice_probabilities")
+_SELECTION = ("top_k", "threshold", "nms_iou", "diversity", "as_set", "strict", "aspect_ratio", "details")
 
 
 class ImageCroppingPipeline(Pipeline):
@@ -55,6 +57,8 @@ class ImageCroppingPipeline(Pipeline):
             threshold (`float`, defaults to 0): only crops with a probability above it; the list may then be empty.
             nms_iou (`float`, defaults to 0.8): of crops that overlap by more than this the better one is returned.
             diversity (`float`): 0..1, instead of `nms_iou`: maximal marginal relevance between score and overlap.
+            as_set (`bool`): instead of both, after the best crop each next one makes it most probable that the crop
+                that a person would choose is among them (models with `crop_choice`, no aspect ratio or bounds).
             aspect_ratio: width over height as a number, "16:9", "square" or "original", or a list of these. Crops have
                 the ratio to one pixel and are chosen from all places and sizes.
             width, height (`int`): pixels at which the crop will be shown; both together are also the aspect ratio.
@@ -105,7 +109,7 @@ class ImageCroppingPipeline(Pipeline):
         for shape in dict.fromkeys(shapes):
             members = [i for i, other in enumerate(shapes) if other == shape]
             output = self.model(pixel_values=torch.stack([pictures[i] for i in members]).to(self.dtype))
-            kept = {k: output[k] for k in ("logits", "pred_boxes", "pred_scores") if output.get(k) is not None}
+            kept = {name: output[name] for name in _PREDICTED if output.get(name) is not None}
             encoded = output.encoder_outputs if self.model.config.crop_scoring else {}
             for row, i in enumerate(members):
                 results[i] = {name: value[row] for name, value in kept.items()}
@@ -120,6 +124,7 @@ class ImageCroppingPipeline(Pipeline):
         threshold: float = 0.0,
         nms_iou: float | None = 0.8,
         diversity: float | None = None,
+        as_set: bool = False,
         strict: bool = False,
         aspect_ratio: float | str | Sequence[float | str] | None = None,
         details: bool = False,
@@ -137,6 +142,7 @@ class ImageCroppingPipeline(Pipeline):
                 threshold=threshold,
                 nms_iou=nms_iou,
                 diversity=diversity,
+                as_set=as_set,
                 strict=strict,
             )
             crops += [crop | ({"aspect_ratio": ratio} if several else {}) for crop in selection.as_dicts()]
@@ -152,7 +158,10 @@ class ImageCroppingPipeline(Pipeline):
         encoding = encoding[0] if isinstance(encoding, list) else encoding
         size = tuple(model_outputs["target_size"][0].tolist())
         score = self._scorer(encoding) if encoding else None
-        return CropJudge.from_prediction(model_outputs["pred_boxes"][0], ranking, size, score)
+        choices = model_outputs.get("choice_probabilities")
+        return CropJudge.from_prediction(
+            model_outputs["pred_boxes"][0], ranking, size, score, None if choices is None else choices[0]
+        )
 
     def _scorer(self, encoding: dict[str, torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
         """Human scores (M,) of boxes (M, 4) of one encoded picture."""

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from modeling_setcrop.crop_geometry import (
     box_iou,
     candidate_grid,
+    choice_grid,
+    covering_order,
     cxcywh_to_xyxy,
     fit_aspect_ratio,
     hull,
@@ -173,3 +175,36 @@ def test_module_stands_alone_beside_torch():
     source = Path(importlib.util.find_spec("modeling_setcrop.crop_geometry").origin).read_text()
     imports = [line for line in source.splitlines() if line.startswith(("import ", "from "))]
     assert imports == ["from __future__ import annotations", "import torch", "from torch import Tensor"]
+
+
+def test_choice_grid_is_gaics():
+    """12 x 12 bins, corners at their centres, four bins from each side, at least half the picture: 90 crops."""
+    grid = choice_grid()
+    expected = {
+        (a, b, c, d)
+        for a in range(4)
+        for b in range(4)
+        for c in range(8, 12)
+        for d in range(8, 12)
+        if (c - a) * (d - b) >= 72
+    }
+    assert {tuple(row) for row in (grid * 12 - 0.5).round().int().tolist()} == expected
+    assert len(grid) == len(expected) == 90
+
+
+@given(seed=st.integers(0, 10_000), boxes=st.integers(1, 12))
+def test_covering_order_keeps_the_first_and_then_covers_most_of_what_is_left(seed, boxes):
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(boxes, 2, generator=generator) * 0.3
+    crops = torch.cat([corner, 1 - torch.rand(boxes, 2, generator=generator) * 0.3], dim=1)
+    probabilities = torch.rand(90, generator=generator).softmax(dim=0)
+    covers = box_iou(crops, choice_grid()) >= 0.9
+    order = covering_order(crops, probabilities).tolist()
+    assert sorted(order) == list(range(boxes))
+    assert order[0] == 0
+    left = probabilities * ~covers[0]
+    for rank, index in enumerate(order[1:], start=1):
+        gains = (covers * left).sum(dim=1)
+        assert gains[index] >= max(float(gains[other]) for other in order[rank:]) - 2e-6
+        left = left * ~covers[index]
+    assert covering_order(crops, probabilities, 3).tolist() == order[:3]

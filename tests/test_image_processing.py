@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from transformers import AutoImageProcessor
 from transformers.modeling_outputs import ModelOutput
 
 from modeling_setcrop import SetCropImageProcessorPil
+from modeling_setcrop.crop_geometry import choice_grid, xyxy_to_cxcywh
 from modeling_setcrop.image_processing_pil_setcrop import crop_ranking, encode_crops, resized_size
 
 
@@ -104,3 +106,25 @@ def test_the_auto_class_finds_the_processor(tiny_checkpoint, tiny_processor):
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (70, 90, 3), dtype=np.uint8))
     ours, again = tiny_processor(picture, return_tensors="pt"), loaded(picture, return_tensors="pt")
     assert torch.equal(ours["pixel_values"], again["pixel_values"])
+
+
+def test_a_set_starts_with_the_best_crop_and_goes_on_with_what_it_does_not_cover():
+    """Two near copies of the best crop and one elsewhere: the third crop comes second."""
+    boxes = torch.tensor([[[0.5, 0.5, 0.9, 0.9], [0.51, 0.5, 0.9, 0.9], [5 / 12, 5 / 12, 0.75, 0.75]]])
+    choices = torch.zeros(1, 90)
+    grid = xyxy_to_cxcywh(choice_grid())
+    for centre, probability in (((0.5, 0.5, 11 / 12, 11 / 12), 0.7), ((5 / 12, 5 / 12, 9 / 12, 9 / 12), 0.3)):
+        nearest = (grid - torch.tensor(centre)).abs().sum(1).argmin()
+        choices[0, nearest] = probability
+    outputs = SimpleNamespace(
+        logits=torch.zeros(1, 3, 1), pred_boxes=boxes, pred_scores=torch.tensor([[4.5, 4.4, 3.0]])
+    )
+    processor = SetCropImageProcessorPil()
+    with pytest.raises(ValueError, match="crop_choice"):
+        processor.post_process_image_cropping(outputs, as_set=True)
+    outputs.choice_probabilities = choices
+    (found,) = processor.post_process_image_cropping(outputs, [(100, 200)], as_set=True)
+    torch.testing.assert_close(found["boxes"][1], torch.tensor([200 / 24, 100 / 24, 200 * 19 / 24, 100 * 19 / 24]))
+    assert found["scores"].argmax() == 0 and found["scores"][1] < found["scores"][2]
+    (two,) = processor.post_process_image_cropping(outputs, as_set=True, top_k=2)
+    assert len(two["boxes"]) == 2

@@ -125,3 +125,12 @@ def test_threshold_may_leave_nothing_and_bad_options_are_named(cropper, photos):
     assert cropper(str(photos[0]), threshold=1.0) == []
     with pytest.raises(ValueError, match="aspect ratio 'wide'"):
         cropper(str(photos[0]), aspect_ratio="wide")
+
+
+def test_a_set_holds_the_best_crop_and_needs_a_free_shape(cropper, photos):
+    best, *rest = cropper(str(photos[0]), top_k=4, as_set=True)
+    assert len(rest) == 3
+    assert best == cropper(str(photos[0]), top_k=1)[0]
+    assert len({tuple(crop["box"].values()) for crop in (best, *rest)}) == 4
+    with pytest.raises(ValueError, match="as_set"):
+        cropper(str(photos[0]), as_set=True, aspect_ratio="1:1")

@@ -35,6 +35,10 @@ NmsIou = Annotated[float, typer.Option(min=0, max=1, help="Of crops overlapping 
 Diversity = Annotated[
     float | None, typer.Option(min=0, max=1, help="Instead of --nms-iou: 0 looks at scores only, 1 at overlap only.")
 ]
+AsSet = Annotated[
+    bool,
+    typer.Option("--as-set", help="Instead of --nms-iou: crops most probable to hold the one you would pick."),
+]
 MinArea = Annotated[float | None, typer.Option(min=0, max=1, help="Least share of the picture.")]
 MaxArea = Annotated[float | None, typer.Option(min=0, max=1, help="Largest share of the picture.")]
 MinSize = Annotated[str | None, typer.Option(metavar="PIXELS|WxH", help="Least width and height of a crop.")]
@@ -74,6 +78,7 @@ def selection_options(
     threshold: float,
     nms_iou: float,
     diversity: float | None,
+    as_set: bool,
     min_area: float | None,
     max_area: float | None,
     min_size: str | None,
@@ -94,6 +99,7 @@ def selection_options(
         "threshold": threshold,
         "nms_iou": nms_iou,
         "diversity": diversity,
+        "as_set": as_set,
         "strict": strict,
         "aspect_ratio": None if not ratios else ratios[0] if len(ratios) == 1 else ratios,
         "width": width,

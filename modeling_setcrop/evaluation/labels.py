@@ -63,13 +63,15 @@ class Predictions:
     """A method's answer for I pictures: (N, 4) boxes in parts of the picture and (N,) validity for each.
 
     candidate_scores: (S,) the method's own score of every labelled crop, when it can score given crops; by_validity:
-    the same crops ranked by validity, of a model that ranks them by predicted score.
+    the same crops ranked by validity, of a model that ranks them by predicted score; as_set: the same crops in the
+    order in which they are chosen as a set, of a model that can (their scores say the order and nothing else).
     """
 
     boxes: list[np.ndarray]
     scores: list[np.ndarray]
     candidate_scores: list[np.ndarray] | None = None
     by_validity: Predictions | None = None
+    as_set: Predictions | None = None
 
 
 def _lists(column: pa.ChunkedArray) -> list[np.ndarray]:

@@ -88,6 +88,8 @@ def run(
             dataset, labels = dataset.select(done), labels.select(done)
         methods[model_name] = _result(labels, predictions)
         methods[f"{model_name}, NMS {DIVERSE_NMS:g}"] = _result(labels, suppress(predictions, DIVERSE_NMS))
+        if predictions.as_set is not None:
+            methods[f"{model_name}, as a set"] = _result(labels, predictions.as_set)
         if predictions.by_validity is not None:
             methods[f"{model_name}, by validity"] = _result(labels, predictions.by_validity)
         if predictions.candidate_scores is not None and labels.scores is not None:
