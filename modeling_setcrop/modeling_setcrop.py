@@ -294,7 +294,7 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
     def _choice_probabilities(self, encoded: SetCropEncoderOutput) -> torch.Tensor:
         """(B, 90) over the grid of choices; crops narrower than 1:2 or 2:1 are not among what there is to choose."""
         sizes = encoded.picture_sizes
-        boxes = xyxy_to_cxcywh(choice_grid()).to(sizes).expand(len(sizes), -1, -1)
+        boxes = xyxy_to_cxcywh(choice_grid()).to(sizes).expand(sizes.shape[0], -1, -1)
         logits = self._judge(boxes, encoded)[1].float()
         ratio = (boxes[..., 2] * sizes[:, :1]) / (boxes[..., 3] * sizes[:, 1:])
         allowed = (ratio >= 0.5) & (ratio <= 2)

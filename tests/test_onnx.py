@@ -36,7 +36,7 @@ def folder(report_and_folder) -> Path:
 
 def test_outputs_agree_on_photographs_of_several_sizes(report_and_folder):
     report, _ = report_and_folder
-    assert report["agreement"].keys() == {"logits", "pred_boxes", "pred_scores", "scores"}
+    assert report["agreement"].keys() == {"logits", "pred_boxes", "pred_scores", "choice_probabilities", "scores"}
     assert max(report["agreement"].values()) <= 1e-4
 
 
