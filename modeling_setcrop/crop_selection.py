@@ -46,9 +46,9 @@ _SIZES, _SMALLEST, _SMALLEST_FITTED = 6, 0.5**0.5, 0.2
 _STEPS, _REFINED, _REFINED_SCALES = 20, 5, (0.96, 1.0, 1.04)
 # So many candidates are judged at most; the rest are the farthest from anything the model proposed.
 _MOST_CANDIDATES = 4000
-# The part that content has in the score of a crop unlike any that people rated. Over narrow crops of 318 photographs
-# with detected objects, a third kept the most heads whole, and cut no more elsewhere than a half did.
-_CONTENT_WEIGHT = 1 / 3
+# The part that content has in the score of a crop unlike any that people rated. Over narrow crops of photographs with
+# detected objects, more keeps more of the main object, but beyond a half it cuts heads; nothing cuts both.
+_CONTENT_WEIGHT = 0.45
 # Shapes that are tried when the caller bounds a crop but names no aspect ratio.
 _FREE_RATIOS = (16 / 9, 3 / 2, 4 / 3, 1.0, 4 / 5, 3 / 4, 2 / 3, 9 / 16)
 # A grid is dense: of crops that nearly coincide only the best is worth showing.
