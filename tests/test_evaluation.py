@@ -199,7 +199,7 @@ def test_a_model_that_reranks_is_measured_by_its_validities_too(photo_set, tiny_
     assert found.scores[1].tolist() != found.by_validity.scores[1].tolist()
 
 
-def test_score_calibration_is_the_mean_human_score_by_bins_of_the_predicted():
+def test_score_calibration_is_the_mean_labelled_score_by_bins_of_the_predicted():
     plots = pytest.importorskip("modeling_setcrop.evaluation.plots")
     labels = make_labels([[[0, 0, 1, 1]] * 4], [[2.0, 3.0, 4.0, 5.0]])
     predictions = Predictions(labels.boxes, labels.scores, [np.array([2.30, 2.40, 4.10, 4.20])])

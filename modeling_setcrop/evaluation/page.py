@@ -78,7 +78,7 @@ def _figures(evaluation: Evaluation, config: Any, train: Labels | None, pictures
         if predictions.candidate_scores is not None:
             found["score_calibration"] = (
                 _png(plots.score_calibration(labels, predictions)),
-                "The scoring head on every labelled crop: above the dotted line people rate higher than it.",
+                "The scoring head on every labelled crop: above the dotted line the labels are higher.",
             )
     answers: dict[str, Predictions] = {}
     if predictions is not None:

@@ -54,7 +54,7 @@ def quality_validity(labels: Labels, predictions: Predictions) -> Figure:
 
 
 def score_calibration(labels: Labels, predictions: Predictions) -> Figure:
-    """Mean human score of the labelled crops that a model gives about the same score, and how many there are.
+    """Mean labelled score of the crops that a model gives about the same score, and how many there are.
 
     Args:
         labels: with human scores.
@@ -70,7 +70,7 @@ def score_calibration(labels: Labels, predictions: Predictions) -> Figure:
     ends = [min(means[0].min(), means[1].min()), max(means[0].max(), means[1].max())]
     top.plot(ends, ends, color="grey", linestyle=":", label="equal")
     top.plot(*means, color="#0072b2", marker="o", markersize=4, label=f"bins of {_SCORE_BIN}")
-    top.set(ylabel="mean human score", title=f"Scoring head, {len(rated)} crops: mean distance {error:.2f}")
+    top.set(ylabel="mean labelled score", title=f"Scoring head, {len(rated)} crops: mean distance {error:.2f}")
     top.legend(frameon=False)
     bottom.bar((found + 0.5) * _SCORE_BIN, counts, width=0.9 * _SCORE_BIN, color="#0072b2")
     bottom.set(xlabel="predicted score", ylabel="crops")
