@@ -5,12 +5,13 @@
 From a trained checkpoint, feature maps and encoder memories are computed once, for augmented training pictures as
 `setcrop train` draws them and for the validation and test splits. From these every variant trains with every seed:
 
-- label smoothings: backbone and encoder as in the checkpoint and frozen, a new decoder and new heads;
-- set with and without the scoring head: the backbone frozen, a new encoder too, which is what the two tasks share.
+- label smoothings: a new validity head; decoder and box head train on, backbone and encoder stay as they are;
+- set with and without a (new) scoring head: the encoder trains on too, because that is what the two tasks share.
 
-New anchors start at k-means centres of the good crops. A seed gives all variants the same order and first weights. The
-figures are those of the last step on the test split, crops ranked by validity. A finished run is not repeated. Writes
-`ablations.json`, `ablations.md` and, with matplotlib, `mu.png`.
+With `--new_decoder` decoder and anchors are new as well, the anchors at k-means centres of the good crops; that takes
+many more pictures to converge. A seed gives all variants the same order and first weights. The figures are those of
+the last step on the test split, crops ranked by validity. A finished run is not repeated. Writes `ablations.json`,
+`ablations.md` and, with matplotlib, `mu.png`.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from modeling_setcrop.data import load
 from modeling_setcrop.data.collation import AspectRatioBatchSampler, CropCollator, CropPictures
 from modeling_setcrop.evaluation import Labels, Predictions, baselines
 from modeling_setcrop.evaluation.tables import write_text
+from modeling_setcrop.metrics import functional
 from modeling_setcrop.modeling_setcrop import SetCropEncoderOutput
 from modeling_setcrop.training.setcrop_lite import anchor_boxes
 from modeling_setcrop.training.teacher import MomentumTeacher
@@ -58,10 +60,10 @@ HEAD_MEASURES = {"set_loss": "set loss"} | MEASURES | {"srcc_head": "SRCC of the
 
 
 class Variant(NamedTuple):
-    """What is compared: fields of the model's config, and whether the encoder is new and trains too."""
+    """What is compared: fields of the model's config, and whether the encoder trains too."""
 
     config: dict[str, Any]
-    new_encoder: bool = False
+    trains_encoder: bool = False
 
 
 # mu = 0 gives no anchor a soft label: it is the hard labels' run.
@@ -142,6 +144,7 @@ class Cache:
             collate_fn=CropCollator(processor),
             num_workers=1,
         )
+        model.model.backbone.to(memory_format=torch.channels_last)
         tensors = {}
         for number, batch in enumerate(tqdm(loader, desc=file.stem, unit="batch")):
             labels = batch["labels"]
@@ -149,7 +152,8 @@ class Cache:
             hook = model.model.backbone.register_forward_hook(
                 lambda module, inputs, output, maps=maps: maps.append(output[-1][0])
             )
-            encoded = model.model.encode(batch["pixel_values"], batch["pixel_mask"])
+            pixels = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
+            encoded = model.model.encode(pixels, batch["pixel_mask"])
             hook.remove()
             values = {name: getattr(encoded, name) for name in cls.ENCODED} | {"maps": maps[0]}
             half = ("maps", "last_hidden_state", "position_embeddings")
@@ -164,27 +168,32 @@ class Cache:
         unfinished.replace(file)
 
 
-def new_model(checkpoint: str, variant: Variant, seed: int, anchors: torch.Tensor) -> SetCropForImageCropping:
-    """The checkpoint with a new decoder and new heads, and a new encoder if the variant has one."""
-    trained = SetCropForImageCropping.from_pretrained(checkpoint)
-    fields = trained.config.to_dict() | {"crop_scoring": False, "crop_choice": False, "rerank": False} | variant.config
+def new_model(
+    options: argparse.Namespace, variant: Variant, seed: int, anchors: torch.Tensor
+) -> SetCropForImageCropping:
+    """The checkpoint, its backbone frozen, with new heads for validity and score and, if asked for, a new decoder."""
+    trained = SetCropForImageCropping.from_pretrained(options.model)
+    fields = {**trained.config.to_dict(), "crop_scoring": False, "crop_choice": False, "rerank": False}
     torch.manual_seed(seed)
-    model = SetCropForImageCropping(SetCropConfig.from_dict(fields))
-    if model.config.anchor_sizes:
-        model.initialize_anchors(anchors)
+    model = SetCropForImageCropping(SetCropConfig.from_dict(fields | variant.config))
+    new = ["class_labels_classifier", "crop_scorer"]
+    if options.new_decoder:
+        new += ["model.decoder", "model.query_position_embeddings", "bbox_predictor", "anchor_sizes"]
+        if model.config.anchor_sizes:
+            model.initialize_anchors(anchors)
+    kept = {name: value for name, value in trained.state_dict().items() if not name.startswith(tuple(new))}
+    model.load_state_dict(kept, strict=False)
     model.model.backbone.requires_grad_(False)
-    if not variant.new_encoder:
-        for part in ("input_projection", "encoder"):
-            module = getattr(model.model, part)
-            module.load_state_dict(getattr(trained.model, part).state_dict())
-            module.requires_grad_(False)
+    if not variant.trains_encoder:
+        model.model.input_projection.requires_grad_(False)
+        model.model.encoder.requires_grad_(False)
     return model
 
 
 def encode(model: SetCropForImageCropping, batch: Batch, variant: Variant) -> SetCropEncoderOutput:
-    """The batch's encoding, by the model's own encoder where that is new."""
+    """The batch's encoding, by the model's own encoder where that trains."""
     encoded = batch.encoded
-    if not variant.new_encoder:
+    if not variant.trains_encoder:
         return encoded
     hidden = model.model.encoder(
         inputs_embeds=model.model.input_projection(batch.maps).flatten(2).transpose(1, 2),
@@ -218,7 +227,7 @@ def evaluate(
                 ratings[index] = row[: len(label["scores"])]
     figures = {"set_loss": loss / total, **measure(labels, Predictions(crops, validity))}
     if model.config.crop_scoring:
-        figures["srcc_head"] = metrics.mean_where_defined(metrics.spearman(ratings, labels.scores))
+        figures["srcc_head"] = functional.mean_where_defined(metrics.spearman(ratings, labels.scores))
     return figures
 
 
@@ -248,7 +257,7 @@ def measure(labels: Labels, answer: Predictions) -> dict[str, float]:
     hits = metrics.accuracy(*crops, labels.boxes, labels.scores, 5, 0.90)
     ratings = metrics.overlap_scores(*crops, labels.boxes)
     figures["acc_1/5@0.90"] = 100 * float(hits.mean())
-    figures["srcc"] = metrics.mean_where_defined(metrics.spearman(ratings, labels.scores))
+    figures["srcc"] = functional.mean_where_defined(metrics.spearman(ratings, labels.scores))
     return figures
 
 
@@ -262,7 +271,7 @@ def train(options: argparse.Namespace, name: str, seed: int) -> None:
     labels = {split: Labels.from_dataset(rows[split]) for split in ("validation", "test")}
     processor = AutoImageProcessor.from_pretrained(options.model)
     anchors = torch.tensor(json.loads((folder / "anchors.json").read_text()))
-    model = new_model(options.model, variant, seed, anchors)
+    model = new_model(options, variant, seed, anchors)
     order = np.random.default_rng(seed)
     batches = np.concatenate([order.permutation(len(caches["train"])) for _ in range(options.epochs)])
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -308,7 +317,7 @@ def run_file(folder: Path, name: str, seed: int) -> Path:
 def prepare(options: argparse.Namespace, rows: dict[str, Dataset]) -> None:
     """Writes the caches that are not there yet; refuses a folder that was made with other options."""
     folder = options.output_dir
-    kept = ("model", "data", "views", "epochs", "lr", "clip")
+    kept = ("model", "data", "views", "epochs", "lr", "clip", "new_decoder")
     settings = {name: getattr(options, name) for name in kept}
     if (folder / "settings.json").is_file() and json.loads((folder / "settings.json").read_text()) != settings:
         raise SystemExit(f"{folder} was made with other options, see its settings.json; give another --output_dir")
@@ -402,10 +411,11 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="NAME")
-    parser.add_argument("--views", type=int, default=10_000, help="augmented training pictures")
+    parser.add_argument("--views", type=int, default=10_000, help="augmented training pictures, at most one epoch")
     parser.add_argument("--epochs", type=int, default=1, help="passes over them")
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=4e-4)
     parser.add_argument("--clip", type=float, default=0.1)
+    parser.add_argument("--new_decoder", action="store_true", help="do not start from the checkpoint's decoder")
     parser.add_argument("--processes", type=int, default=2, help="runs at a time, each on one thread")
     options = parser.parse_args()
     rows = load(options.layout, options.data)

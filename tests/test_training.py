@@ -8,6 +8,9 @@ import json
 import math
 import os
 import signal
+import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -410,9 +413,41 @@ class TestInitialization:
 
 class TestReporting:
     def test_tensorboard_gets_the_figures_of_the_log(self, arguments):
+        events = pytest.importorskip("tensorboardX.proto.event_pb2")
         args = arguments(report_to=["tensorboard"], max_steps=2)
         CropTraining(args).train()
-        assert list((Path(args.output_dir) / "setcrop").glob("events.out.tfevents.*"))
+        (file,) = (Path(args.output_dir) / "setcrop").glob("events.out.tfevents.*")
+        content, found = file.read_bytes(), []
+        while content:  # records of a length, its checksum, an event and its checksum
+            length = int.from_bytes(content[:8], "little")
+            event = events.Event.FromString(content[12 : 12 + length])
+            found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+            content = content[16 + length :]
+        losses = [(line["step"], "loss", pytest.approx(line["loss"], abs=1e-5)) for line in log_of(args)[:2]]
+        assert [value for value in found if value[1] == "loss"] == losses
+        assert any(tag == "validation_loss" for _, tag, _ in found)
+
+    def test_trackio_gets_the_figures_of_the_log(self, arguments, tmp_path):
+        pytest.importorskip("trackio")
+        args = arguments(max_steps=2)
+        command = [sys.executable, str(RECIPES.parent / "train_setcrop.py"), "--report_to", "trackio"]
+        for name in (
+            "data",
+            "model_name_or_path",
+            "output_dir",
+            "max_steps",
+            "batch_size",
+            "num_workers",
+            "log_every",
+        ):
+            command += [f"--{name}", str(getattr(args, name))]
+        environment = {**os.environ, "TRACKIO_DIR": str(tmp_path / "trackio")}
+        subprocess.run(command, env=environment, check=True, timeout=120)
+        with sqlite3.connect(tmp_path / "trackio" / "setcrop.db") as database:
+            rows = database.execute("SELECT step, metrics FROM metrics").fetchall()
+        found = [(step, json.loads(figures)) for step, figures in rows]
+        losses = [(line["step"], pytest.approx(line["loss"], abs=1e-5)) for line in log_of(args)[:2]]
+        assert [(step, figures["loss"]) for step, figures in found if "loss" in figures] == losses
 
     def test_the_profile_tells_where_all_the_time_went(self, arguments):
         args = arguments(profile=True, max_steps=2)
