@@ -263,6 +263,8 @@ def test_ctrl_c_leaves_whole_files_and_the_next_run_goes_on(tiny_checkpoint, tmp
         [sys.executable, "-m", "modeling_setcrop.cli", *map(str, arguments)],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
+        # Where the tests themselves run in a shell's background, SIGINT is ignored, and that would be inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     deadline = time.monotonic() + 300
     while not list(out.glob("*.png")) and time.monotonic() < deadline and process.poll() is None:
