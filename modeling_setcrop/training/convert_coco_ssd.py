@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ..backbone_efficientnet_lite import EfficientNetLiteBackbone
+from .convert_efficientnet_lite import block_convolutions
 
 _PREFIX = "FeatureExtractor/MobilenetV2/"
 
@@ -71,12 +72,5 @@ def _read(folder: Path) -> dict[str, np.ndarray]:
 def _module_names(backbone: EfficientNetLiteBackbone) -> Iterator[tuple[str, str, str]]:
     """Yields our convolution's name, TensorFlow's, and which of the block's convolutions it is."""
     yield "stem", "Conv", "stem"
-    number = 0
-    for stage, blocks in enumerate(backbone.stages):
-        for block, module in enumerate(blocks):
-            ours, theirs = f"stages.{stage}.{block}", f"expanded_conv_{number}" if number else "expanded_conv"
-            if not isinstance(module.expand, torch.nn.Identity):
-                yield f"{ours}.expand", f"{theirs}/expand", "expand"
-            yield f"{ours}.depthwise", f"{theirs}/depthwise", "depthwise"
-            yield f"{ours}.project", f"{theirs}/project", "project"
-            number += 1
+    for ours, number, part in block_convolutions(backbone):
+        yield ours, f"expanded_conv{f'_{number}' if number else ''}/{part}", part

@@ -47,18 +47,26 @@ def load_imagenet_weights(backbone: EfficientNetLiteBackbone | str) -> Efficient
     return backbone
 
 
-def _module_names(backbone: EfficientNetLiteBackbone) -> Iterator[tuple[str, str, str]]:
-    """Yields our convolution's name, and the names of the package's convolution and batch norm."""
-    yield "stem", "_conv_stem", "_bn0"
+def block_convolutions(backbone: EfficientNetLiteBackbone) -> Iterator[tuple[str, int, str]]:
+    """Yields each block convolution's name, its block's number over all stages, and its part in the block.
+
+    The parts are "expand" (not in blocks that do not), "depthwise" and "project".
+    """
     number = 0
     for stage, blocks in enumerate(backbone.stages):
         for block, module in enumerate(blocks):
-            ours, theirs = f"stages.{stage}.{block}", f"_blocks.{number}"
-            if not isinstance(module.expand, torch.nn.Identity):
-                yield f"{ours}.expand", f"{theirs}._expand_conv", f"{theirs}._bn0"
-            yield f"{ours}.depthwise", f"{theirs}._depthwise_conv", f"{theirs}._bn1"
-            yield f"{ours}.project", f"{theirs}._project_conv", f"{theirs}._bn2"
+            for part in ("expand", "depthwise", "project"):
+                if not isinstance(getattr(module, part), torch.nn.Identity):
+                    yield f"stages.{stage}.{block}.{part}", number, part
             number += 1
+
+
+def _module_names(backbone: EfficientNetLiteBackbone) -> Iterator[tuple[str, str, str]]:
+    """Yields our convolution's name, and the names of the package's convolution and batch norm."""
+    yield "stem", "_conv_stem", "_bn0"
+    norms = {"expand": "_bn0", "depthwise": "_bn1", "project": "_bn2"}
+    for ours, number, part in block_convolutions(backbone):
+        yield ours, f"_blocks.{number}._{part}_conv", f"_blocks.{number}.{norms[part]}"
 
 
 def _weights_file(variant: str) -> Path:
