@@ -18,6 +18,7 @@ from modeling_setcrop.imaging import atomic_writer
 from .pictures import write_examples
 from .results import (
     CardError,
+    comparison_table,
     eval_results_yaml,
     model_index,
     read_evaluations,
@@ -77,14 +78,21 @@ def build_card(folder: str | Path, repo_id: str | None = None) -> ModelCard:
         examples=[f"{_EXAMPLES}/{path.name}" for path in sorted((folder / _EXAMPLES).glob("*.jpg"))],
         evaluations=[
             {
-                "title": f"{found['data']}, {found['split']}: {found['pictures']} pictures",
+                "title": _title(found),
                 "table": results_table(found),
+                "comparison": comparison_table(found),
                 "spread": spread_table(found),
             }
             for found in evaluations
         ],
         notices=_notices(config),
     )
+
+
+def _title(evaluation: dict[str, Any]) -> str:
+    title = f"{evaluation['data']}, {evaluation['split']}: {evaluation['pictures']} pictures"
+    equals = evaluation.get("share_with_equal_best")
+    return title if not equals else f"{title}, on {equals:.0%} of them several crops share the best score"
 
 
 def write_card(folder: str | Path, repo_id: str | None = None) -> list[Path]:

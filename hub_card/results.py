@@ -16,6 +16,7 @@ MEASURES = {
     "bde": "BDE of the first crop",
     "bde_mean": "BDE, mean over annotators",
     "acc_1/1@0.90": "ACC 1/1 (0.90)",
+    "acc_1/1_any@0.90": "ACC 1/1 (0.90), any best",
     "acc_1/5@0.85": "ACC 1/5 (0.85)",
     "acc_1/5@0.90": "ACC 1/5 (0.90)",
     "acc_1/10@0.85": "ACC 1/10 (0.85)",
@@ -85,6 +86,26 @@ def results_table(evaluation: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def comparison_table(evaluation: dict[str, Any]) -> str | None:
+    """Markdown: the model's measures less those of the best blind baseline, with paired 95 % intervals."""
+    compared = {
+        method: result["less_best_blind"]
+        for method, result in evaluation["methods"].items()
+        if result.get("less_best_blind") and method.startswith(evaluation["model"])
+    }
+    shown = [name for name in MEASURES if any(name in found for found in compared.values())]
+    if not shown:
+        return None
+    lines = [
+        f"| less the best blind baseline | {' | '.join(MEASURES[name] for name in shown)} |",
+        f"|---|{'---:|' * len(shown)}",
+    ]
+    for method, found in compared.items():
+        cells = [_cell(found.get(name), interval=True, signed=True) for name in shown]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def spread_table(evaluation: dict[str, Any]) -> str | None:
     """Markdown: how far the first crop's edges move from picture to picture, beside the labels' best crops."""
     spread = evaluation["methods"][evaluation["model"]].get("spread")
@@ -150,9 +171,10 @@ def _best_blind(evaluation: dict[str, Any], name: str) -> tuple[str, float] | No
     return best, found[best]
 
 
-def _cell(found: dict[str, float | None] | None, interval: bool) -> str:
+def _cell(found: dict[str, float | None] | None, interval: bool, signed: bool = False) -> str:
     if not found or found["value"] is None:
         return "–"  # noqa: RUF001
+    form = "+.3f" if signed else ".3f"
     if not interval or found.get("low") is None or found.get("high") is None:
-        return f"{found['value']:.3f}"
-    return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+        return f"{found['value']:{form}}"
+    return f"{found['value']:{form}} ({found['low']:{form}} to {found['high']:{form}})"

@@ -283,9 +283,7 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
             encoder_outputs = self.model.encode(pixel_values, pixel_mask)
         return self._judge(boxes, encoder_outputs)[0]
 
-    def _judge(
-        self, boxes: torch.Tensor, encoded: SetCropEncoderOutput
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _judge(self, boxes: torch.Tensor, encoded: SetCropEncoderOutput) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The scoring head's two answers."""
         mask = encoded.feature_mask
         memory = encoded.last_hidden_state.unflatten(1, mask.shape[1:])

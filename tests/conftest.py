@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 
 # The same examples in every run.
-settings.register_profile("deterministic", derandomize=True)
+settings.register_profile("deterministic", derandomize=True, deadline=None)
 settings.load_profile("deterministic")
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -27,7 +27,7 @@ def marked_picture(width: int, height: int, box: tuple[int, int, int, int]) -> I
 
 class TestMirror:
     @given(st.integers(2, 40), st.integers(1, 10), st.data())
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     def test_the_box_still_frames_what_it_framed(self, width, height, data):
         x1 = data.draw(st.integers(0, width - 1))
         x2 = data.draw(st.integers(x1 + 1, width))

@@ -46,7 +46,7 @@ def test_crops_are_familiar_within_the_bounds_of_rated_ones():
     assert familiarity(boxes, (200, 300)).tolist() == pytest.approx([1, 1, 0, 0.8299], abs=1e-3)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(height=sides, width=sides, seed=st.integers(0, 99))
 def test_any_picture_has_a_profile_and_a_focus_inside_it(height, width, seed):
     generator = torch.Generator().manual_seed(seed)

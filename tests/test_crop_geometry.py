@@ -78,7 +78,7 @@ def test_diversity_goes_from_the_order_of_scores_to_the_least_overlap():
     assert maximal_marginal_relevance(boxes[:0], scores[:0], 0.5, 3).tolist() == []
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data(), height=sides, width=sides, ratio=ratios)
 def test_no_box_of_the_ratio_overlaps_more_than_the_fitted_one(data, height, width, ratio):
     box = data.draw(inner_box(height, width))
@@ -95,7 +95,7 @@ def test_no_box_of_the_ratio_overlaps_more_than_the_fitted_one(data, height, wid
     assert box_iou(others, box[None]).max() <= box_iou(fitted[None], box[None]).item() + 1e-9
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data(), height=sides, width=sides, ratio=ratios, low=shares, high=shares)
 def test_fitting_under_bounds_keeps_what_it_must_and_is_still_the_best(data, height, width, ratio, low, high):
     box, keep = data.draw(inner_box(height, width)), data.draw(inner_box(height, width))
@@ -119,7 +119,7 @@ def test_fitting_under_bounds_keeps_what_it_must_and_is_still_the_best(data, hei
     assert box_iou(others, box[None]).max() <= box_iou(fitted[None], box[None]).item() + 1e-6
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(height=sides, width=sides, ratio=ratios)
 def test_pixel_sizes_fit_and_have_the_ratio_to_one_pixel(height, width, ratio):
     sizes = pixel_sizes(ratio, (height, width))
@@ -133,7 +133,7 @@ def test_pixel_sizes_fit_and_have_the_ratio_to_one_pixel(height, width, ratio):
     assert (long > width or short > height) if ratio >= 1 else (long > height or short > width)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data(), height=sides, width=sides, ratio=ratios)
 def test_whole_pixel_boxes_are_inside_allowed_and_keep_what_fits(data, height, width, ratio):
     box, keep = data.draw(inner_box(height, width)), data.draw(inner_box(height, width))

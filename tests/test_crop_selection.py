@@ -51,7 +51,7 @@ def assert_sound(selection, size: tuple[int, int], ratio: float | None) -> None:
     assert selection.scores.tolist() == sorted(selection.scores.tolist(), reverse=True)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), height=sides, width=sides, ratio=ratios, seed=st.integers(0, 99))
 def test_any_ratio_bounds_and_content_give_sound_crops_that_satisfy_or_say_so(data, height, width, ratio, seed):
     size = (height, width)
@@ -76,7 +76,7 @@ def test_any_ratio_bounds_and_content_give_sound_crops_that_satisfy_or_say_so(da
         assert (share <= high + 1e-9) == ("max_area" not in gave_way)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), height=sides, width=sides, ratio=ratios, seed=st.integers(0, 99))
 def test_content_that_fits_is_never_cut(data, height, width, ratio, seed):
     keep = data.draw(inner_box(height, width))
@@ -88,7 +88,7 @@ def test_content_that_fits_is_never_cut(data, height, width, ratio, seed):
     assert all(gave_way == (() if fits else ("keep",)) for gave_way in selection.gave_way)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(height=st.integers(20, 700), width=st.integers(20, 700), ratio=ratios, seed=st.integers(0, 999))
 def test_no_crop_of_the_ratio_overlaps_the_prediction_more(height, width, ratio, seed):
     assume(min(width, ratio * height) * min(1, 1 / ratio) >= 20)
@@ -109,7 +109,7 @@ def test_no_crop_of_the_ratio_overlaps_the_prediction_more(height, width, ratio,
     assert float(box_iou(others, judge.boxes).max()) <= best + 2 / short
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data(), height=st.integers(10, 400), width=st.integers(10, 400), ratio=ratios)
 def test_avoided_boxes_stay_outside_wherever_a_crop_can(data, height, width, ratio):
     avoid = data.draw(st.lists(inner_box(height, width), min_size=1, max_size=3))
@@ -170,7 +170,7 @@ def keeps(left: float, right: float):
     return score
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(height=st.integers(60, 600), longer=st.floats(1.2, 2.5), ratio=st.floats(0.25, 0.6), place=st.floats(0, 1))
 def test_narrow_crops_keep_what_larger_crops_lose_score_without(height, longer, ratio, place):
     """Although the head says of narrow crops the contrary, as it may of crops that nobody has rated."""

@@ -391,7 +391,7 @@ def test_kept_boxes_always_lie_inside_the_picture(values):
     assert (np.abs(kept - boxes[keep]) <= 1).all()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(text=st.text(alphabet="0123456789 .-na\n", max_size=60))
 def test_any_annotation_text_is_read_without_an_exception(tmp_path_factory, text):
     file = tmp_path_factory.getbasetemp() / "any.txt"

@@ -18,6 +18,7 @@ from modeling_setcrop.cli import app
 from modeling_setcrop.data import Problems, load
 from modeling_setcrop.evaluation import Labels, Predictions, baselines, estimate, measure, predict
 from modeling_setcrop.evaluation.measures import (
+    difference,
     first_crop_spread,
     label_spread,
     measure_human_agreement,
@@ -159,6 +160,42 @@ def test_undefined_pictures_are_left_out_of_means_and_intervals():
     assert np.isnan(found["none"].value)
 
 
+def test_a_difference_on_the_same_pictures_is_sharper_than_its_two_sides():
+    rng = np.random.default_rng(0)
+    easiness = rng.random(400)
+    one, other = easiness + 0.02, easiness + rng.normal(0, 0.01, 400)
+    found = difference(one, other, 400)
+    assert found.value == pytest.approx((one - other).mean())
+    assert 0.015 < found.low < found.value < found.high < 0.025
+    alone = estimate({"one": one, "other": other}, 400)
+    assert alone["one"].low < alone["other"].high
+    same = difference(one, one, 400)
+    assert same == (0, 0, 0)
+
+
+def test_a_difference_of_average_precisions_is_that_of_the_pooled_ones():
+    labels = make_labels([[[0, 0, 1, 1], [0.2, 0, 1, 1]], [[0.1, 0.1, 1, 1], [0, 0, 0.8, 0.8]]], [[5, 4], [4, 2]])
+    whole, small = baselines.whole_picture(2), baselines.centre_crop(2, 0.5)
+    one, other = (measure(labels, answer)["ap_5@0.85"] for answer in (whole, small))
+    expected = estimate({"a": one}, 2)["a"].value - estimate({"b": other}, 2)["b"].value
+    assert expected > 0 and difference(one, other, 2).value == pytest.approx(expected)
+
+
+def test_methods_that_look_stand_against_the_best_that_do_not(photo_set, tiny_model, tiny_processor):
+    splits = load("folder", photo_set)
+    found = run(splits["test"], tiny_model, tiny_processor, "tiny", Labels.from_dataset(splits["train"]))
+    blind = [name for name, result in found.methods.items() if result.blind]
+    assert "whole picture" in blind and "constant: frequency" in blind and "tiny" not in blind
+    compared = found.against_blind("tiny", "iou")
+    best = max(blind, key=lambda name: found.methods[name].estimates["iou"].value)
+    assert compared.against == best
+    values = [found.methods[name].estimates["iou"].value for name in ("tiny", best)]
+    assert compared.difference.value == pytest.approx(values[0] - values[1])
+    assert found.against_blind("tiny", "no such measure") is None
+    # The last picture's scores are 3, 4.5, 4: no two alike in any picture.
+    assert found.equals == 0
+
+
 def test_spread_tells_a_constant_answer_from_a_moving_one():
     labels = make_labels([[[0, 0, 1, 1]], [[0.5, 0, 1, 1]]], [[5.0], [5.0]])
     np.testing.assert_allclose(label_spread(labels), [0.25, 0, 0, 0])
@@ -238,7 +275,13 @@ def test_evaluate_command_writes_the_same_figures_in_three_forms(photo_set, tiny
         rows = {(row["method"], row["measure"]): row for row in csv.DictReader(file)}
     iou = methods["whole picture"]["measures"]["iou"]
     assert float(rows["whole picture", "iou"]["value"]) == pytest.approx(iou["value"], abs=1e-6)
+    compared = methods["tiny"]["less_best_blind"]["iou"]
+    assert compared["value"] == pytest.approx(
+        methods["tiny"]["measures"]["iou"]["value"] - methods[compared["against"]]["measures"]["iou"]["value"]
+    )
+    assert "less_best_blind" not in methods["whole picture"] and content["share_with_equal_best"] == 0
     text = (tmp_path / "out" / "evaluation.md").read_text()
+    assert "| less the best blind baseline |" in text and f"{compared['value']:+.3f}" in text
     for shown in (text, result.output):
         assert f"{iou['value']:.3f}" in shown and "whole picture" in shown
 

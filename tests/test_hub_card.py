@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from hub_card.card import build_card, write_card
 from hub_card.pictures import PHOTOS
 from hub_card.publishing import plan_upload, upload
-from hub_card.results import CardError, read_evaluations, results_table
+from hub_card.results import CardError, comparison_table, read_evaluations, results_table
 from modeling_setcrop.cli import app
 from modeling_setcrop.hub_export import export_hub
 
@@ -41,6 +41,9 @@ EVALUATION = {
                 "srcc": {"value": None, "low": None, "high": None},
             },
             "spread": {"left": 0.01, "top": 0.02, "right": 0.03, "bottom": 0.04},
+            "less_best_blind": {
+                "iou": {"value": 0.0266, "low": 0.0099, "high": 0.04, "against": "constant: best box"}
+            },
         },
     },
 }
@@ -98,7 +101,7 @@ def test_card_has_its_pattern(exported):
     assert "{%" not in card.content
     assert "None |" not in card.text
     assert "\n\n\n" not in card.text
-    assert "|\n\n|" not in card.text.replace("\n\n| standard", "")
+    assert "|\n\n|" not in re.sub(r"\n\n\| (standard|less)", "", card.text)
 
 
 def test_card_says_what_the_model_was_trained_on(exported):
@@ -174,6 +177,12 @@ def test_bad_training_facts_are_named(checkpoint, tmp_path):
 
 def test_the_model_leads_the_table():
     assert results_table(EVALUATION).splitlines()[2].startswith("| **tiny** |")
+
+
+def test_differences_from_the_best_blind_baseline_are_signed():
+    assert comparison_table(EVALUATION).splitlines()[2] == "| tiny | +0.027 (+0.010 to +0.040) |"
+    without = EVALUATION | {"methods": {"tiny": {"measures": {}}}}
+    assert comparison_table(without) is None
 
 
 class FakeHub:

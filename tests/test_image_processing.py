@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from transformers import AutoImageProcessor
@@ -68,7 +68,6 @@ def test_as_many_annotations_as_pictures(tiny_processor):
         tiny_processor(Image.new("RGB", (50, 50)), annotations=[], return_tensors="pt")
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 1000), top_k=st.integers(1, 9), nms_iou=st.sampled_from([None, 0.5, 0.8]))
 def test_crops_are_ranked_inside_and_at_most_so_many(seed, top_k, nms_iou):
     generator = torch.Generator().manual_seed(seed)

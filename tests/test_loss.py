@@ -142,7 +142,7 @@ def _iou(a, b):
     return inner / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inner)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10_000), mu=st.floats(0, 1), threshold=st.floats(0.2, 0.9))
 def test_quality_guidance_is_the_map_of_section_3_3(seed, mu, threshold):
     generator = torch.Generator().manual_seed(seed)

@@ -127,6 +127,34 @@ def test_first_crop_iou_is_with_the_best_rated_crop():
     np.testing.assert_allclose(metrics.first_crop_iou(PRED_BOXES, PRED_SCORES, BOXES, SCORES), [0.9, 0.75])
 
 
+def test_where_several_crops_share_the_best_score_each_of_them_may_count():
+    # The first picture's two best crops are [0, 0, 10, 10] and [0, 0, 10, 5]; the prediction is exactly the second.
+    boxes = [np.array([[0, 0, 5, 5], [0, 0, 10, 10], [0, 0, 10, 5]], float), np.array([[0, 0, 4, 4]], float)]
+    scores = [np.array([3.0, 4.5, 4.5]), np.array([2.0])]
+    predicted = [np.array([[0, 0, 10, 5]], float), np.array([[0, 0, 4, 3]], float)], [np.ones(1), np.ones(1)]
+    assert metrics.has_equals(scores).tolist() == [True, False]
+    np.testing.assert_allclose(metrics.first_crop_iou(*predicted, boxes, scores), [0.5, 0.75])
+    np.testing.assert_allclose(metrics.first_crop_iou(*predicted, boxes, scores, equals=True), [1, 0.75])
+    assert metrics.accuracy(*predicted, boxes, scores, n=1, eps=0.9).tolist() == [False, False]
+    assert metrics.accuracy(*predicted, boxes, scores, n=1, eps=0.9, equals=True).tolist() == [True, False]
+
+
+@given(st.integers(0, 2**31))
+def test_counting_equals_changes_nothing_where_there_are_none_and_never_lowers_a_measure(seed):
+    pred_boxes, pred_scores, boxes, scores, _ = random_set(seed, pictures=4)
+    rounded = [np.round(values) for values in scores]
+    for rated in (scores, rounded):
+        arguments = pred_boxes, pred_scores, boxes, rated
+        first, with_equals = metrics.first_crop_iou(*arguments), metrics.first_crop_iou(*arguments, equals=True)
+        assert (with_equals >= first).all()
+        np.testing.assert_array_equal(first[~metrics.has_equals(rated)], with_equals[~metrics.has_equals(rated)])
+
+
+def test_two_of_five_pictures_of_gaic_have_no_single_best_crop(shared_data):
+    _, scores = gaic_labels(shared_data, "test")
+    assert metrics.has_equals(scores).sum() == 77 and len(scores) == 200
+
+
 def test_average_precision_by_hand():
     # By validity: p0 0.9 hit (IoU 0.9), p1 0.8 hit, p0 0.6 miss, p1 0.3 hit, p0 0.2 miss (its crop is taken). Three
     # good crops: precision 1 up to recall 2/3 (67 of the 101 levels), then 3/4 for the other 34.
@@ -159,7 +187,7 @@ def test_average_precision_agrees_with_pycocotools_on_random_crops(eps, k):
     assert metrics.average_precision(pred_boxes, pred_scores, boxes, good, eps, k) == pytest.approx(expected, abs=1e-6)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**31), eps=st.sampled_from([0.5, 0.75, 0.85]), k=st.integers(1, 12))
 def test_average_precision_agrees_with_pycocotools_with_ties(seed, eps, k):
     # Boxes on a coarse lattice and validity in tenths: equal overlaps and equal scores.
@@ -334,6 +362,10 @@ def test_every_metric_loads_with_evaluate_and_equals_its_function(tmp_path):
         "accuracy_1@0.85": 0.5,
         "transposed_accuracy_1@0.85": 0.5,
     }
+    tied = [{"boxes": row["boxes"], "scores": [4.0] * len(row["boxes"])} for row in rated]
+    equal = metrics.first_crop_iou(PRED_BOXES, PRED_SCORES, BOXES, [np.full(len(b), 4.0) for b in BOXES], equals=True)
+    result = compute("crop_accuracy", predictions, tied, n=[1], eps=[0.85], equals=True)
+    assert result["first_crop_iou"] == pytest.approx(equal.mean())
     result = compute("crop_average_precision", predictions, good, k=[1], eps=[0.85])
     assert result == {"average_precision_1@0.85": pytest.approx(67 / 101)}
     result = compute("crop_ranking", [[1.0, 2.0, 3.0]], [[1.0, 3.0, 2.0]], k=[1], n=[1])

@@ -65,7 +65,8 @@ def evaluate(
     )
     # Piped output has no width of its own: leave the table whole.
     console = Console() if sys.stdout.isatty() else Console(width=220)
-    console.print(tables.terminal_table(found.evaluation))
+    for table in tables.terminal_tables(found.evaluation):
+        console.print(table)
     if out is not None:
         for file in tables.write(found.evaluation, out):
             print(file)

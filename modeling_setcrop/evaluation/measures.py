@@ -28,10 +28,11 @@ class Estimate(NamedTuple):
 def measure(labels: Labels, predictions: Predictions) -> dict[str, Measured]:
     """Every measure that the labels allow, by name.
 
-    With human scores (GAIC, CPC): `iou` (first crop with the best-rated one), `acc_1/N@eps`, `acc_N/1@eps` (the
-    transpose), `ap_K@eps`, `ap_release_K@eps` (matched as in the authors' code), `srcc` and `acc_K/N` over the
-    labelled crops. Without (FLMS, FCDB): `iou`, `iou_mean`, `bde`, `bde_mean` of the first crop with the nearest
-    annotator and with all of them, and `iou_best_of_5`. For both: `recall_K@eps` and `pairwise_iou_5`.
+    With human scores (GAIC, CPC): `iou` (first crop with the best-rated one), `acc_1/N@eps`, both again as `iou_any`
+    and `acc_1/N_any@eps` (any of the crops that share the highest score), `acc_N/1@eps` (the transpose), `ap_K@eps`,
+    `ap_release_K@eps` (matched as in the authors' code), `srcc` and `acc_K/N` over the labelled crops. Without (FLMS,
+    FCDB): `iou`, `iou_mean`, `bde`, `bde_mean` of the first crop with the nearest annotator and with all of them, and
+    `iou_best_of_5`. For both: `recall_K@eps` and `pairwise_iou_5`.
     """
     crops = (predictions.boxes, predictions.scores)
     against = _against_annotators if labels.scores is None else _against_scores
@@ -86,8 +87,18 @@ def estimate(measured: Mapping[str, Measured], pictures: int, seed: int = 0) -> 
 
     Pictures are drawn with replacement, the same draws for every method, so that methods can be compared.
     """
-    weights = np.random.default_rng(seed).multinomial(pictures, np.full(pictures, 1 / pictures), RESAMPLES)
-    return {name: _estimate(values, weights) for name, values in measured.items()}
+    weights = _draws(pictures, seed)
+    return {name: _interval(*_samples(values, weights)) for name, values in measured.items()}
+
+
+def difference(one: Measured, other: Measured, pictures: int, seed: int = 0) -> Estimate:
+    """A measure of one method less the same of another on the same pictures, with its paired bootstrap interval.
+
+    Narrower than the two intervals apart from each other, because both methods meet the same easy and hard pictures.
+    """
+    weights = _draws(pictures, seed)
+    (value, samples), (other_value, other_samples) = _samples(one, weights), _samples(other, weights)
+    return _interval(value - other_value, samples - other_samples)
 
 
 def first_crop_spread(predictions: Predictions) -> np.ndarray:
@@ -107,10 +118,15 @@ def label_spread(labels: Labels) -> np.ndarray:
 
 def _against_scores(labels: Labels, predictions: Predictions) -> dict[str, Measured]:
     crops = (predictions.boxes, predictions.scores)
-    found: dict[str, Measured] = {"iou": metrics.first_crop_iou(*crops, labels.boxes, labels.scores)}
+    found: dict[str, Measured] = {}
+    for suffix, equals in (("", False), ("_any", True)):
+        found[f"iou{suffix}"] = metrics.first_crop_iou(*crops, labels.boxes, labels.scores, equals)
+        for eps in EPS:
+            for n in (1, 5, 10):
+                found[f"acc_1/{n}{suffix}@{eps:.2f}"] = metrics.accuracy(
+                    *crops, labels.boxes, labels.scores, n, eps, equals
+                )
     for eps in EPS:
-        for n in (1, 5, 10):
-            found[f"acc_1/{n}@{eps:.2f}"] = metrics.accuracy(*crops, labels.boxes, labels.scores, n, eps)
         for n in (5, 10):
             found[f"acc_{n}/1@{eps:.2f}"] = metrics.transposed_accuracy(*crops, labels.boxes, labels.scores, n, eps)
         for k in (5, 10, 40):
@@ -137,17 +153,26 @@ def _against_annotators(labels: Labels, predictions: Predictions) -> dict[str, M
     }
 
 
-def _estimate(values: Measured, weights: np.ndarray) -> Estimate:
+def _draws(pictures: int, seed: int) -> np.ndarray:
+    """(RESAMPLES, I) how often each picture is in each resample."""
+    return np.random.default_rng(seed).multinomial(pictures, np.full(pictures, 1 / pictures), RESAMPLES)
+
+
+def _samples(values: Measured, weights: np.ndarray) -> tuple[float, np.ndarray]:
+    """A measure over all pictures and over each resample; NaN where it is undefined."""
     if isinstance(values, metrics.Matches):
         value = metrics.precision_at_recall(values).mean()
-        samples = metrics.precision_at_recall(values, weights).mean(axis=1)
-    else:
-        values = np.asarray(values, np.float64)
-        defined = np.isfinite(values)
-        if not defined.any():
-            return Estimate(np.nan, np.nan, np.nan)
-        value = values[defined].mean()
-        counts = weights[:, defined].sum(axis=1)
-        samples = (weights[:, defined] @ values[defined])[counts > 0] / counts[counts > 0]
+        return float(value), metrics.precision_at_recall(values, weights).mean(axis=1)
+    values = np.asarray(values, np.float64)
+    defined = np.isfinite(values)
+    counts = weights[:, defined].sum(axis=1)
+    sums = weights[:, defined] @ values[defined]
+    samples = np.divide(sums, counts, out=np.full(len(weights), np.nan), where=counts > 0)
+    return float(values[defined].mean()) if defined.any() else np.nan, samples
+
+
+def _interval(value: float, samples: np.ndarray) -> Estimate:
+    if np.isnan(samples).all():
+        return Estimate(value, np.nan, np.nan)
     low, high = np.nanpercentile(samples, [2.5, 97.5])
     return Estimate(float(value), float(low), float(high))

@@ -109,8 +109,16 @@ def _page(evaluation: Evaluation, figures: dict[str, tuple[bytes, str]]) -> str:
         "<p>Each figure stands beside answers that do not look at the picture. Small: 95&nbsp;% bootstrap intervals "
         "over pictures. Spread: standard deviation over pictures of the first crop's left, top, right and bottom "
         "edge, in parts of the picture's side.</p>",
-        _table(evaluation),
+        _table(*tables.cells(evaluation)),
     ]
+    compared = tables.comparison_cells(evaluation)
+    if compared:
+        parts += [
+            "<h2>Better than every blind baseline?</h2>",
+            "<p>Each measure less that of the blind baseline that is best by it, with paired 95&nbsp;% intervals; of "
+            "BDE less is better.</p>",
+            _table(*compared),
+        ]
     for name, (content, caption) in figures.items():
         heading = _HEADINGS[name]
         data = base64.b64encode(content).decode("ascii")
@@ -121,9 +129,7 @@ def _page(evaluation: Evaluation, figures: dict[str, tuple[bytes, str]]) -> str:
     return "\n".join([*parts, "</body></html>", ""])
 
 
-def _table(evaluation: Evaluation) -> str:
-    header, rows = tables.cells(evaluation)
-
+def _table(header: list[str], rows: list[list[str]]) -> str:
     def cell(text: str) -> str:
         value, _, interval = text.partition("\n")
         return html.escape(value) + (f"<br><small>{html.escape(interval)}</small>" if interval else "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset
@@ -15,6 +15,8 @@ from modeling_setcrop.evaluation.labels import Labels, Predictions
 from modeling_setcrop.evaluation.measures import (
     EPS,
     Estimate,
+    Measured,
+    difference,
     estimate,
     first_crop_spread,
     label_spread,
@@ -23,6 +25,7 @@ from modeling_setcrop.evaluation.measures import (
     measure_ranking,
 )
 from modeling_setcrop.evaluation.predict import predict, suppress
+from modeling_setcrop.metrics import has_equals
 
 # The model's crops are measured as ranked, and again with crops left out that nearly repeat a better one: crops that
 # overlap by more than this serve as one another's substitute in every measure.
@@ -31,10 +34,22 @@ DIVERSE_NMS = 0.9
 
 @dataclass(frozen=True)
 class MethodResult:
-    """A method's measures, and the spread (4,) of its first crop's edges where it answers with crops."""
+    """A method's measures, and the spread (4,) of its first crop's edges where it answers with crops.
+
+    measured: the same before averaging; blind: the method never looks at the picture.
+    """
 
     estimates: dict[str, Estimate]
+    measured: dict[str, Measured]
     spread: np.ndarray | None = None
+    blind: bool = False
+
+
+class Comparison(NamedTuple):
+    """A method's measure less that of `against`, the best of the blind baselines by this measure."""
+
+    difference: Estimate
+    against: str
 
 
 @dataclass
@@ -51,6 +66,33 @@ class Evaluation:
     label_spread: np.ndarray
     predictions: Predictions | None = None
     description: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def equals(self) -> float | None:
+        """The share of the pictures on which several crops share the best score; None without scores."""
+        return None if self.labels.scores is None else float(has_equals(self.labels.scores).mean())
+
+    def compared(self) -> list[str]:
+        """The methods that look at the picture, which are to be better than those that do not."""
+        blind = any(result.blind for result in self.methods.values())
+        return [name for name, result in self.methods.items() if blind and not result.blind]
+
+    def against_blind(self, method: str, measure: str) -> Comparison | None:
+        """How much better than every blind baseline a method is, by one measure, on the same pictures.
+
+        None for a method without this measure, or where no blind baseline has it. A boundary displacement is better
+        when it is smaller: there a negative difference says that the method is better.
+        """
+        own = self.methods[method].measured.get(measure)
+        blind = {
+            name: result.estimates[measure].value
+            for name, result in self.methods.items()
+            if result.blind and measure in result.estimates and not np.isnan(result.estimates[measure].value)
+        }
+        if own is None or not blind:
+            return None
+        best = (min if measure.startswith("bde") else max)(blind, key=blind.__getitem__)
+        return Comparison(difference(own, self.methods[best].measured[measure], len(self.labels)), best)
 
 
 def run(
@@ -93,16 +135,19 @@ def run(
         if predictions.by_validity is not None:
             methods[f"{model_name}, by validity"] = _result(labels, predictions.by_validity)
         if predictions.candidate_scores is not None and labels.scores is not None:
-            ranking = estimate(measure_ranking(labels, predictions.candidate_scores), len(labels))
-            methods[f"{model_name}, scoring head"] = MethodResult(ranking)
+            ranking = measure_ranking(labels, predictions.candidate_scores)
+            methods[f"{model_name}, scoring head"] = MethodResult(estimate(ranking, len(labels)), ranking)
     if labels.scores is None:
-        methods["human agreement"] = MethodResult(estimate(measure_human_agreement(labels), len(labels)))
-    for name, answer in _baselines(dataset, len(labels), train, centre_scale).items():
-        methods[name] = _result(labels, answer)
+        agreement = measure_human_agreement(labels)
+        methods["human agreement"] = MethodResult(estimate(agreement, len(labels)), agreement)
+    for name, answer in _blind_baselines(len(labels), train, centre_scale).items():
+        methods[name] = _result(labels, answer, blind=True)
+    for name, crop in baselines.saliency_croppers().items():
+        methods[f"{name} {centre_scale:g}"] = _result(labels, crop(dataset, centre_scale))
     return Evaluation(dataset, labels, methods, label_spread(labels), predictions)
 
 
-def _baselines(dataset: Dataset, pictures: int, train: Labels | None, scale: float) -> dict[str, Predictions]:
+def _blind_baselines(pictures: int, train: Labels | None, scale: float) -> dict[str, Predictions]:
     found = {
         "whole picture": baselines.whole_picture(pictures),
         f"centre crop {scale:g}": baselines.centre_crop(pictures, scale),
@@ -116,10 +161,9 @@ def _baselines(dataset: Dataset, pictures: int, train: Labels | None, scale: flo
         found["constant: frequency"] = baselines.constant(*baselines.frequent_set(train), pictures)
         if train.scores is not None:
             found["constant: mean score"] = baselines.constant(*baselines.mean_score_set(train), pictures)
-    for name, crop in baselines.saliency_croppers().items():
-        found[f"{name} {scale:g}"] = crop(dataset, scale)
     return found
 
 
-def _result(labels: Labels, answer: Predictions) -> MethodResult:
-    return MethodResult(estimate(measure(labels, answer), len(labels)), first_crop_spread(answer))
+def _result(labels: Labels, answer: Predictions, blind: bool = False) -> MethodResult:
+    measured = measure(labels, answer)
+    return MethodResult(estimate(measured, len(labels)), measured, first_crop_spread(answer), blind)

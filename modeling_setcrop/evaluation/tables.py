@@ -14,7 +14,7 @@ import numpy as np
 from rich.table import Table
 
 from modeling_setcrop.evaluation.measures import RESAMPLES, Estimate
-from modeling_setcrop.evaluation.run import Evaluation
+from modeling_setcrop.evaluation.run import Comparison, Evaluation
 
 EDGES = ("left", "top", "right", "bottom")
 # What a reader looks at first; the files hold every measure.
@@ -25,6 +25,7 @@ _SHOWN = {
     "bde_mean": "BDE, mean",
     "iou_best_of_5": "best of 5",
     "acc_1/1@0.90": "ACC 1/1\n0.90",
+    "acc_1/1_any@0.90": "the same,\nany best",
     "acc_1/5@0.85": "ACC 1/5\n0.85",
     "acc_1/10@0.85": "ACC 1/10\n0.85",
     "acc_1/5@0.90": "ACC 1/5\n0.90",
@@ -48,17 +49,41 @@ def cells(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
+def comparison_cells(evaluation: Evaluation) -> tuple[list[str], list[list[str]]] | None:
+    """Header and rows: each method that looks, less the blind baseline that is best by that measure.
+
+    Each difference stands over its paired 95 % interval; None where there is nothing to compare.
+    """
+    header, _ = cells(evaluation)
+    shown = [name for name in _SHOWN if _SHOWN[name] in header]
+    rows = [
+        [method, *(_difference(evaluation.against_blind(method, name)) for name in shown)]
+        for method in evaluation.compared()
+    ]
+    return (["less the best blind baseline", *(_SHOWN[name] for name in shown)], rows) if rows else None
+
+
 def title(evaluation: Evaluation) -> str:
     """Which pictures of which data set were evaluated."""
     about = evaluation.description
     place = ", ".join(str(about[key]) for key in ("data", "layout", "split") if key in about)
-    return f"{place + ': ' if place else ''}{len(evaluation.labels)} pictures"
+    equals = evaluation.equals
+    several = "" if not equals else f", on {equals:.0%} of them several crops share the best score"
+    return f"{place + ': ' if place else ''}{len(evaluation.labels)} pictures{several}"
 
 
-def terminal_table(evaluation: Evaluation) -> Table:
-    """The main measures as a table for the terminal."""
-    header, rows = cells(evaluation)
-    table = Table(title=title(evaluation), caption="95 % bootstrap intervals over pictures", title_justify="left")
+def terminal_tables(evaluation: Evaluation) -> list[Table]:
+    """The main measures, and the differences from the best blind baselines, as tables for the terminal."""
+    tables = [_terminal_table(*cells(evaluation), title(evaluation), "95 % bootstrap intervals over pictures")]
+    compared = comparison_cells(evaluation)
+    if compared:
+        caption = "paired 95 % bootstrap intervals; of BDE less is better"
+        tables.append(_terminal_table(*compared, "better than every blind baseline?", caption))
+    return tables
+
+
+def _terminal_table(header: list[str], rows: list[list[str]], title: str, caption: str) -> Table:
+    table = Table(title=title, caption=caption, title_justify="left")
     for number, name in enumerate(header):
         table.add_column(name, justify="right" if number else "left", no_wrap=number > 0)
     for row in rows:
@@ -67,11 +92,17 @@ def terminal_table(evaluation: Evaluation) -> Table:
 
 
 def markdown(evaluation: Evaluation) -> str:
-    """The main measures as a Markdown table."""
-    header, rows = cells(evaluation)
+    """The main measures, and the differences from the best blind baselines, as Markdown tables."""
+    intervals = f"In brackets: 95 % bootstrap intervals over pictures ({RESAMPLES} resamples)"
+    parts = [f"{title(evaluation)}. {intervals}.", "", *_markdown_table(*cells(evaluation))]
+    compared = comparison_cells(evaluation)
+    if compared:
+        parts += ["", f"{intervals}, paired; of BDE less is better.", "", *_markdown_table(*compared)]
+    return "\n".join(parts) + "\n"
+
+
+def _markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
     lines = [
-        f"{title(evaluation)}. In brackets: 95 % bootstrap intervals over pictures ({RESAMPLES} resamples).",
-        "",
         f"| {' | '.join(name.replace(chr(10), ' ') for name in header)} |",
         f"|---|{'---:|' * (len(header) - 1)}",
     ]
@@ -79,7 +110,7 @@ def markdown(evaluation: Evaluation) -> str:
         parts = [text.partition("\n") for text in row]
         texts = [f"{value} ({interval})" if interval else value for value, _, interval in parts]
         lines.append(f"| {' | '.join(texts)} |")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def csv_text(evaluation: Evaluation) -> str:
@@ -108,15 +139,22 @@ def json_text(evaluation: Evaluation) -> str:
     def edges(spread: np.ndarray) -> dict[str, float]:
         return dict(zip(EDGES, map(float, spread), strict=True))
 
+    def against(method: str) -> dict[str, dict]:
+        found = {name: evaluation.against_blind(method, name) for name in _SHOWN}
+        return {name: entry(one.difference) | {"against": one.against} for name, one in found.items() if one}
+
+    compared = evaluation.compared()
     content = {
         **evaluation.description,
         "pictures": len(evaluation.labels),
+        "share_with_equal_best": evaluation.equals,
         "resamples": RESAMPLES,
         "label_spread": edges(evaluation.label_spread),
         "methods": {
             method: {
                 "measures": {name: entry(found) for name, found in result.estimates.items()},
                 "spread": None if result.spread is None else edges(result.spread),
+                **({"less_best_blind": against(method)} if method in compared else {}),
             }
             for method, result in evaluation.methods.items()
         },
@@ -154,6 +192,13 @@ def _cell(found: Estimate | None) -> str:
     if found is None or math.isnan(found.value):
         return "-"
     return f"{found.value:.3f}\n{found.low:.3f}-{found.high:.3f}"
+
+
+def _difference(found: Comparison | None) -> str:
+    if found is None or math.isnan(found.difference.value):
+        return "-"
+    value, low, high = found.difference
+    return f"{value:+.3f}\n{low:+.3f} to {high:+.3f}"
 
 
 def _spread(spread: np.ndarray | None) -> str:

@@ -3,7 +3,8 @@
 Plain functions over NumPy arrays, in `modeling_setcrop.metrics.functional`, where their common arguments are described
 and importable from here:
 
-- `accuracy`, `transposed_accuracy`, `first_crop_iou`: the most valid crops against the best-rated ones;
+- `accuracy`, `transposed_accuracy`, `first_crop_iou`: the most valid crops against the best-rated ones
+  (`has_equals`: where several crops share the highest score);
 - `average_precision` (over `match` and `precision_at_recall`): against the good crops;
 - `spearman`, `candidate_accuracy`: rankings of fixed candidates; `overlap_scores` ranks them with a set prediction;
 - `iou_with_annotators`, `boundary_displacement`: FLMS and FCDB;
@@ -24,6 +25,7 @@ from modeling_setcrop.metrics.functional import (
     candidate_accuracy,
     edge_spread,
     first_crop_iou,
+    has_equals,
     iou_with_annotators,
     match,
     mean_pairwise_iou,
@@ -45,6 +47,7 @@ __all__ = [
     "candidate_accuracy",
     "edge_spread",
     "first_crop_iou",
+    "has_equals",
     "iou_with_annotators",
     "match",
     "mean_pairwise_iou",

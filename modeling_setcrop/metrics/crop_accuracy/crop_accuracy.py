@@ -23,7 +23,8 @@ _CITATION = """\
 _INPUTS = """\
 predictions: one dict a picture: "boxes" (corners x1, y1, x2, y2), "scores" (validity of each).
 references: one dict a picture: "boxes" in the same unit, "scores" (human score of each).
-n: numbers of crops looked at. eps: IoU at which a crop is met.
+n: numbers of crops looked at. eps: IoU at which a crop is met. equals: of crops that share the highest human score,
+count each as the best one, not the first alone (the transpose stays as it is).
 """
 
 
@@ -48,6 +49,7 @@ class CropAccuracy(evaluate.Metric):
         references: list[dict],
         n: tuple[int, ...] = (1, 5, 10),
         eps: tuple[float, ...] = (0.85, 0.90),
+        equals: bool = False,
     ) -> dict[str, float]:
         arguments = (
             [np.array(row["boxes"]) for row in predictions],
@@ -55,11 +57,11 @@ class CropAccuracy(evaluate.Metric):
             [np.array(row["boxes"]) for row in references],
             [np.array(row["scores"]) for row in references],
         )
-        results = {"first_crop_iou": float(functional.first_crop_iou(*arguments).mean())}
+        results = {"first_crop_iou": float(functional.first_crop_iou(*arguments, equals=equals).mean())}
         for count in n:
             for threshold in eps:
                 results[f"accuracy_{count}@{threshold:.2f}"] = float(
-                    functional.accuracy(*arguments, n=count, eps=threshold).mean()
+                    functional.accuracy(*arguments, n=count, eps=threshold, equals=equals).mean()
                 )
                 results[f"transposed_accuracy_{count}@{threshold:.2f}"] = float(
                     functional.transposed_accuracy(*arguments, n=count, eps=threshold).mean()
