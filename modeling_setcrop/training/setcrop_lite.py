@@ -12,6 +12,7 @@ from transformers import set_seed
 
 from ..backbone_efficientnet_lite import EfficientNetLiteBackbone, EfficientNetLiteConfig, fold_batch_norm
 from ..configuration_setcrop import SetCropConfig
+from ..crop_geometry import choice_grid, xyxy_to_cxcywh
 from ..image_processing_pil_setcrop import SetCropImageProcessorPil
 from ..modeling_setcrop import SetCropForImageCropping
 from .convert_coco_ssd import load_coco_weights
@@ -24,15 +25,16 @@ _STAGES = ("stage5", "stage7")
 
 
 def new_setcrop_lite(
-    train: Dataset, seed: int = 0, coco_weights: str | Path | None = None
+    train: Dataset | None = None, seed: int = 0, coco_weights: str | Path | None = None
 ) -> tuple[SetCropForImageCropping, SetCropImageProcessorPil]:
     """setcrop-lite as training starts it.
 
     A backbone with folded batch norm; strides 16 and 32 as one map; three encoder and three decoder layers of width
-    128; anchors at the k-means centres of the training split's good crops and of their mirror images.
+    128; anchors at the crops of GAIC's grid, where every good crop of GAIC lies.
 
     Args:
-        train: training rows of the shared schema, for the anchors.
+        train: training rows of the shared schema, of data with crops elsewhere: the anchors then start at the k-means
+            centres of the good crops and of their mirror images.
         seed: of the new weights and of k-means.
         coco_weights: folder of a coco-ssd model (see [`load_coco_weights`]), for a MobileNetV2 that learned to detect
             objects; without it the backbone is EfficientNet-Lite0 with ImageNet weights.
@@ -60,11 +62,17 @@ def new_setcrop_lite(
         crop_rank_loss_coefficient=3,
         anchor_sizes=True,
         crop_scoring=True,
+        crop_choice=True,
         rerank=True,
     )
     model = SetCropForImageCropping(config)
     model.model.backbone.model.load_state_dict(backbone.state_dict())
-    model.initialize_anchors(torch.from_numpy(anchor_boxes(train, config.num_queries, seed)))
+    anchors = (
+        xyxy_to_cxcywh(choice_grid())
+        if train is None
+        else torch.from_numpy(anchor_boxes(train, config.num_queries, seed))
+    )
+    model.initialize_anchors(anchors)
     processor = SetCropImageProcessorPil(
         size={"shortest_edge": 176, "longest_edge": 224}, image_mean=[middle] * 3, image_std=[spread] * 3
     )
