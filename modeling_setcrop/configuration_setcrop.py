@@ -46,7 +46,7 @@ class SetCropConfig(ConditionalDetrConfig):
             Exponent of the focal loss.
         anchor_sizes (`bool`, defaults to `False`):
             Give every anchor a learnable size beside its learnable centre. Off in the paper's model; with it anchors
-            can start from k-means of the good crops ([`SetCropForImageCropping.initialize_anchors`]).
+            can start from given crops ([`SetCropForImageCropping.initialize_anchors`]).
         crop_scoring (`bool`, defaults to `False`):
             Add the head that predicts the human score of any box from the same encoded picture.
         crop_scoring_dim (`int`, defaults to 192):
