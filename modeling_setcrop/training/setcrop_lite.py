@@ -62,7 +62,6 @@ def new_setcrop_lite(
         crop_rank_loss_coefficient=3,
         anchor_sizes=True,
         crop_scoring=True,
-        crop_choice=True,
         rerank=True,
     )
     model = SetCropForImageCropping(config)
