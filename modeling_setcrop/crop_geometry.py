@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Two crops that overlap so much are the same to a person. A little above 0.9, the stricter threshold of the paper's ACC:
-# crops nine and ten bins of the grid wide overlap by exactly that, and rounding to pixels would decide.
+# Two crops that overlap so much are the same to a person. A little above 0.9, the stricter threshold of the paper's
+# ACC: crops nine and ten bins of the grid wide overlap by exactly that, and rounding to pixels would decide.
 _COVER_IOU = 0.905
 
 

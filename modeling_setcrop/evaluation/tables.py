@@ -35,6 +35,8 @@ _SHOWN = {
     "srcc": "SRCC",
     "pairwise_iou_5": "IoU among\nthe first 5",
 }
+# How different the crops of a set are is not better or worse.
+_COMPARED = [name for name in _SHOWN if name != "pairwise_iou_5"]
 
 
 def cells(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
@@ -55,7 +57,7 @@ def comparison_cells(evaluation: Evaluation) -> tuple[list[str], list[list[str]]
     Each difference stands over its paired 95 % interval; None where there is nothing to compare.
     """
     header, _ = cells(evaluation)
-    shown = [name for name in _SHOWN if _SHOWN[name] in header]
+    shown = [name for name in _COMPARED if _SHOWN[name] in header]
     rows = [
         [method, *(_difference(evaluation.against_blind(method, name)) for name in shown)]
         for method in evaluation.compared()
@@ -140,7 +142,7 @@ def json_text(evaluation: Evaluation) -> str:
         return dict(zip(EDGES, map(float, spread), strict=True))
 
     def against(method: str) -> dict[str, dict]:
-        found = {name: evaluation.against_blind(method, name) for name in _SHOWN}
+        found = {name: evaluation.against_blind(method, name) for name in _COMPARED}
         return {name: entry(one.difference) | {"against": one.against} for name, one in found.items() if one}
 
     compared = evaluation.compared()
