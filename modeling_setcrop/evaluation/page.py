@@ -115,8 +115,8 @@ def _page(evaluation: Evaluation, figures: dict[str, tuple[bytes, str]]) -> str:
     if compared:
         parts += [
             "<h2>Better than every blind baseline?</h2>",
-            "<p>Each measure less that of the blind baseline that is best by it, with paired 95&nbsp;% intervals; of "
-            "BDE less is better.</p>",
+            "<p>By how much each method differs from the blind baseline that is best by a measure, with paired "
+            "95&nbsp;% intervals; of BDE less is better.</p>",
             _table(*compared),
         ]
     for name, (content, caption) in figures.items():

@@ -52,17 +52,20 @@ def cells(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
 
 
 def comparison_cells(evaluation: Evaluation) -> tuple[list[str], list[list[str]]] | None:
-    """Header and rows: each method that looks, less the blind baseline that is best by that measure.
+    """Header and rows, a row a measure: the best blind baseline, and by how much each method that looks beats it.
 
     Each difference stands over its paired 95 % interval; None where there is nothing to compare.
     """
-    header, _ = cells(evaluation)
-    shown = [name for name in _COMPARED if _SHOWN[name] in header]
-    rows = [
-        [method, *(_difference(evaluation.against_blind(method, name)) for name in shown)]
-        for method in evaluation.compared()
-    ]
-    return (["less the best blind baseline", *(_SHOWN[name] for name in shown)], rows) if rows else None
+    methods, rows = evaluation.compared(), []
+    for name in _COMPARED:
+        found = [evaluation.against_blind(method, name) for method in methods]
+        if any(found):
+            against = next(one.against for one in found if one)
+            value = evaluation.methods[against].estimates[name].value
+            rows.append(
+                [_SHOWN[name].replace("\n", " "), f"{against}\n{value:.3f}", *(_difference(one) for one in found)]
+            )
+    return (["", "best blind baseline", *methods], rows) if rows else None
 
 
 def title(evaluation: Evaluation) -> str:
