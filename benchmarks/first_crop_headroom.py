@@ -28,10 +28,8 @@ SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 def _row(name: str, labels: Labels, crops: list[np.ndarray], ranking: list[np.ndarray]) -> list[str]:
     answer = (crops, ranking, labels.boxes, labels.scores)
     first = metrics.ranked(crops, ranking, 1)[0][:, 0]
-    nearest = [
-        int(metrics.pairwise_iou(box[None], own)[0].argmax()) for box, own in zip(first, labels.boxes, strict=True)
-    ]
-    lost = np.mean([scores.max() - scores[index] for scores, index in zip(labels.scores, nearest, strict=True)])
+    nearest = metrics.overlap_scores(labels.boxes, labels.scores, first[:, None])
+    lost = np.mean([scores.max() - score[0] for scores, score in zip(labels.scores, nearest, strict=True)])
     srcc = np.nanmean(metrics.spearman(metrics.overlap_scores(crops, ranking, labels.boxes), labels.scores))
     measured = [
         metrics.first_crop_iou(*answer).mean(),

@@ -75,15 +75,13 @@ def results_table(evaluation: dict[str, Any]) -> str:
     methods = evaluation["methods"]
     shown = [name for name in MEASURES if any(name in result["measures"] for result in methods.values())]
     order = sorted(methods, key=lambda name: not name.startswith(evaluation["model"]))
-    lines = [
-        f"| | {' | '.join(MEASURES[name] for name in shown)} |",
-        f"|---|{'---:|' * len(shown)}",
-    ]
+    rows = {}
     for method in order:
         own = method.startswith(evaluation["model"])
-        cells = [_cell(methods[method]["measures"].get(name), interval=own) for name in shown]
-        lines.append(f"| {f'**{method}**' if own else method} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows[f"**{method}**" if own else method] = [
+            _cell(methods[method]["measures"].get(name), interval=own) for name in shown
+        ]
+    return _table("", [MEASURES[name] for name in shown], rows)
 
 
 def comparison_table(evaluation: dict[str, Any]) -> str | None:
@@ -96,14 +94,11 @@ def comparison_table(evaluation: dict[str, Any]) -> str | None:
     shown = [name for name in MEASURES if any(name in found for found in compared.values())]
     if not shown:
         return None
-    lines = [
-        f"| less the best blind baseline | {' | '.join(MEASURES[name] for name in shown)} |",
-        f"|---|{'---:|' * len(shown)}",
-    ]
-    for method, found in compared.items():
-        cells = [_cell(found.get(name), interval=True, signed=True) for name in shown]
-        lines.append(f"| {method} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    rows = {
+        method: [_cell(found.get(name), interval=True, signed=True) for name in shown]
+        for method, found in compared.items()
+    }
+    return _table("less the best blind baseline", [MEASURES[name] for name in shown], rows)
 
 
 def spread_table(evaluation: dict[str, Any]) -> str | None:
@@ -115,9 +110,8 @@ def spread_table(evaluation: dict[str, Any]) -> str | None:
         f"the first crop's edges ({evaluation['model']})": spread,
         "the labels' best crops' edges": evaluation["label_spread"],
     }
-    lines = [f"| standard deviation of | {' | '.join(spread)} |", f"|---|{'---:|' * len(spread)}"]
-    lines += [f"| {name} | {' | '.join(f'{row[edge]:.3f}' for edge in spread)} |" for name, row in rows.items()]
-    return "\n".join(lines)
+    cells = {name: [f"{row[edge]:.3f}" for edge in spread] for name, row in rows.items()}
+    return _table("standard deviation of", list(spread), cells)
 
 
 def model_index(evaluations: list[dict[str, Any]]) -> list[EvalResult]:
@@ -158,17 +152,15 @@ def _model_values(evaluation: dict[str, Any]) -> dict[str, float]:
 
 
 def _best_blind(evaluation: dict[str, Any], name: str) -> tuple[str, float] | None:
-    """The best method that never looks at the picture, and its value (displacement errors are better when small)."""
-    found = {
-        method: result["measures"][name]["value"]
-        for method, result in evaluation["methods"].items()
-        if method.startswith(("whole picture", "centre crop", "constant"))
-        and (result["measures"].get(name) or {}).get("value") is not None
-    }
-    if not found:
-        return None
-    best = (min if name.startswith("bde") else max)(found, key=found.__getitem__)
-    return best, found[best]
+    """The best method that never looks at the picture by a measure, as the evaluation says, and its value."""
+    methods = evaluation["methods"]
+    found = (methods[evaluation["model"]].get("less_best_blind") or {}).get(name)
+    return found and (found["against"], methods[found["against"]]["measures"][name]["value"])
+
+
+def _table(corner: str, header: list[str], rows: dict[str, list[str]]) -> str:
+    lines = [f"| {corner + ' ' if corner else ''}| {' | '.join(header)} |", f"|---|{'---:|' * len(header)}"]
+    return "\n".join([*lines, *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items())])
 
 
 def _cell(found: dict[str, float | None] | None, interval: bool, signed: bool = False) -> str:

@@ -150,6 +150,16 @@ def _pad(labels: list[dict[str, torch.Tensor]], key: str, width: int, device: to
     return padded
 
 
+def _rated_scores(
+    labels: list[dict[str, torch.Tensor]], predicted: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Scores (B, S) padded to the shape of `predicted`, which of them are rated crops', and how many, (B,)."""
+    width, device = predicted.shape[1], predicted.device
+    counts = torch.tensor([len(label["scores"]) for label in labels], device=device)
+    rated = torch.arange(width, device=device) < counts[:, None]
+    return _pad(labels, "scores", width, device), rated, counts
+
+
 def set_crop_loss(
     logits: torch.Tensor,
     labels: list[dict[str, torch.Tensor]],
@@ -253,10 +263,8 @@ def crop_scoring_loss(
     Returns:
         The two scalars; 0 where no picture has a rated crop.
     """
-    device, predicted = predicted.device, predicted.float()
-    counts = torch.tensor([len(label["scores"]) for label in labels], device=device)
-    scores = _pad(labels, "scores", predicted.shape[1], device)
-    rated = torch.arange(predicted.shape[1], device=device) < counts[:, None]
+    predicted = predicted.float()
+    scores, rated, counts = _rated_scores(labels, predicted)
     pictures = (counts > 0).sum().clamp(min=1)
     squared = ((predicted - scores) ** 2 * rated).sum(1) / counts.clamp(min=1)
     weight = (scores[:, :, None] - scores[:, None, :]).clamp(min=0) * (rated[:, :, None] & rated[:, None, :])
@@ -275,12 +283,10 @@ def crop_choice_loss(logits: torch.Tensor, labels: list[dict[str, torch.Tensor]]
     Returns:
         The mean over the pictures that have a rated crop; 0 where none has.
     """
-    device, logits = logits.device, logits.float()
+    logits = logits.float()
     if logits.shape[1] == 0:
         return logits.sum()
-    counts = torch.tensor([len(label["scores"]) for label in labels], device=device)
-    scores = _pad(labels, "scores", logits.shape[1], device)
-    rated = torch.arange(logits.shape[1], device=device) < counts[:, None]
+    scores, rated, counts = _rated_scores(labels, logits)
     scores = scores.masked_fill(~rated, float("-inf"))
     best = rated & (scores == scores.amax(dim=1, keepdim=True))
     log_probability = logits.masked_fill(~rated, float("-inf")).log_softmax(dim=1)

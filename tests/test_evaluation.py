@@ -18,10 +18,10 @@ from modeling_setcrop.cli import app
 from modeling_setcrop.data import Problems, load
 from modeling_setcrop.evaluation import Labels, Predictions, baselines, estimate, measure, predict
 from modeling_setcrop.evaluation.measures import (
-    difference,
     first_crop_spread,
     label_spread,
     measure_human_agreement,
+    resample,
 )
 from modeling_setcrop.evaluation.predict import suppress
 from modeling_setcrop.evaluation.run import run
@@ -164,21 +164,23 @@ def test_a_difference_on_the_same_pictures_is_sharper_than_its_two_sides():
     rng = np.random.default_rng(0)
     easiness = rng.random(400)
     one, other = easiness + 0.02, easiness + rng.normal(0, 0.01, 400)
-    found = difference(one, other, 400)
+    sampled = resample({"one": one, "other": other}, 400)
+    found = sampled["one"].less(sampled["other"])
     assert found.value == pytest.approx((one - other).mean())
     assert 0.015 < found.low < found.value < found.high < 0.025
     alone = estimate({"one": one, "other": other}, 400)
     assert alone["one"].low < alone["other"].high
-    same = difference(one, one, 400)
+    same = sampled["one"].less(sampled["one"])
     assert same == (0, 0, 0)
 
 
 def test_a_difference_of_average_precisions_is_that_of_the_pooled_ones():
     labels = make_labels([[[0, 0, 1, 1], [0.2, 0, 1, 1]], [[0.1, 0.1, 1, 1], [0, 0, 0.8, 0.8]]], [[5, 4], [4, 2]])
     whole, small = baselines.whole_picture(2), baselines.centre_crop(2, 0.5)
-    one, other = (measure(labels, answer)["ap_5@0.85"] for answer in (whole, small))
-    expected = estimate({"a": one}, 2)["a"].value - estimate({"b": other}, 2)["b"].value
-    assert expected > 0 and difference(one, other, 2).value == pytest.approx(expected)
+    one, other = (measure(labels, answer) for answer in (whole, small))
+    expected = estimate(one, 2)["ap_5@0.85"].value - estimate(other, 2)["ap_5@0.85"].value
+    found = resample(one, 2)["ap_5@0.85"].less(resample(other, 2)["ap_5@0.85"])
+    assert expected > 0 and found.value == pytest.approx(expected)
 
 
 def test_methods_that_look_stand_against_the_best_that_do_not(photo_set, tiny_model, tiny_processor):

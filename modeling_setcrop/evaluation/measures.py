@@ -25,6 +25,28 @@ class Estimate(NamedTuple):
     high: float
 
 
+class Resampled(NamedTuple):
+    """A measure over all pictures, and (RESAMPLES,) over each bootstrap resample; NaN where it is undefined."""
+
+    value: float
+    samples: np.ndarray
+
+    def estimate(self) -> Estimate:
+        """The measure with its 95 % interval."""
+        if np.isnan(self.samples).all():
+            return Estimate(self.value, np.nan, np.nan)
+        low, high = np.nanpercentile(self.samples, [2.5, 97.5])
+        return Estimate(self.value, float(low), float(high))
+
+    def less(self, other: Resampled) -> Estimate:
+        """This measure less the same of another method on the same pictures, with its paired interval.
+
+        Narrower than the two intervals apart from each other, because both methods meet the same easy and hard
+        pictures.
+        """
+        return Resampled(self.value - other.value, self.samples - other.samples).estimate()
+
+
 def measure(labels: Labels, predictions: Predictions) -> dict[str, Measured]:
     """Every measure that the labels allow, by name.
 
@@ -82,23 +104,18 @@ def measure_human_agreement(labels: Labels) -> dict[str, Measured]:
     }
 
 
-def estimate(measured: Mapping[str, Measured], pictures: int, seed: int = 0) -> dict[str, Estimate]:
-    """Means (or pooled average precisions) over the pictures with their bootstrap intervals.
+def resample(measured: Mapping[str, Measured], pictures: int, seed: int = 0) -> dict[str, Resampled]:
+    """Means (or pooled average precisions) over the pictures and over bootstrap resamples of them.
 
     Pictures are drawn with replacement, the same draws for every method, so that methods can be compared.
     """
-    weights = _draws(pictures, seed)
-    return {name: _interval(*_samples(values, weights)) for name, values in measured.items()}
+    weights = np.random.default_rng(seed).multinomial(pictures, np.full(pictures, 1 / pictures), RESAMPLES)
+    return {name: _resampled(values, weights) for name, values in measured.items()}
 
 
-def difference(one: Measured, other: Measured, pictures: int, seed: int = 0) -> Estimate:
-    """A measure of one method less the same of another on the same pictures, with its paired bootstrap interval.
-
-    Narrower than the two intervals apart from each other, because both methods meet the same easy and hard pictures.
-    """
-    weights = _draws(pictures, seed)
-    (value, samples), (other_value, other_samples) = _samples(one, weights), _samples(other, weights)
-    return _interval(value - other_value, samples - other_samples)
+def estimate(measured: Mapping[str, Measured], pictures: int, seed: int = 0) -> dict[str, Estimate]:
+    """The measures over the pictures with their bootstrap intervals, see [`resample`]."""
+    return {name: found.estimate() for name, found in resample(measured, pictures, seed).items()}
 
 
 def first_crop_spread(predictions: Predictions) -> np.ndarray:
@@ -153,26 +170,14 @@ def _against_annotators(labels: Labels, predictions: Predictions) -> dict[str, M
     }
 
 
-def _draws(pictures: int, seed: int) -> np.ndarray:
-    """(RESAMPLES, I) how often each picture is in each resample."""
-    return np.random.default_rng(seed).multinomial(pictures, np.full(pictures, 1 / pictures), RESAMPLES)
-
-
-def _samples(values: Measured, weights: np.ndarray) -> tuple[float, np.ndarray]:
-    """A measure over all pictures and over each resample; NaN where it is undefined."""
+def _resampled(values: Measured, weights: np.ndarray) -> Resampled:
+    """`weights` (RESAMPLES, I): how often each picture is in each resample."""
     if isinstance(values, metrics.Matches):
-        value = metrics.precision_at_recall(values).mean()
-        return float(value), metrics.precision_at_recall(values, weights).mean(axis=1)
+        samples = metrics.precision_at_recall(values, weights).mean(axis=1)
+        return Resampled(float(metrics.precision_at_recall(values).mean()), samples)
     values = np.asarray(values, np.float64)
     defined = np.isfinite(values)
     counts = weights[:, defined].sum(axis=1)
     sums = weights[:, defined] @ values[defined]
     samples = np.divide(sums, counts, out=np.full(len(weights), np.nan), where=counts > 0)
-    return float(values[defined].mean()) if defined.any() else np.nan, samples
-
-
-def _interval(value: float, samples: np.ndarray) -> Estimate:
-    if np.isnan(samples).all():
-        return Estimate(value, np.nan, np.nan)
-    low, high = np.nanpercentile(samples, [2.5, 97.5])
-    return Estimate(float(value), float(low), float(high))
+    return Resampled(float(values[defined].mean()) if defined.any() else np.nan, samples)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,14 +16,13 @@ from modeling_setcrop.evaluation.labels import Labels, Predictions
 from modeling_setcrop.evaluation.measures import (
     EPS,
     Estimate,
-    Measured,
-    difference,
-    estimate,
+    Resampled,
     first_crop_spread,
     label_spread,
     measure,
     measure_human_agreement,
     measure_ranking,
+    resample,
 )
 from modeling_setcrop.evaluation.predict import predict, suppress
 from modeling_setcrop.metrics import has_equals
@@ -36,13 +36,17 @@ DIVERSE_NMS = 0.9
 class MethodResult:
     """A method's measures, and the spread (4,) of its first crop's edges where it answers with crops.
 
-    measured: the same before averaging; blind: the method never looks at the picture.
+    blind: the method never looks at the picture.
     """
 
-    estimates: dict[str, Estimate]
-    measured: dict[str, Measured]
+    resampled: dict[str, Resampled]
     spread: np.ndarray | None = None
     blind: bool = False
+
+    @cached_property
+    def estimates(self) -> dict[str, Estimate]:
+        """The measures with their intervals."""
+        return {name: found.estimate() for name, found in self.resampled.items()}
 
 
 class Comparison(NamedTuple):
@@ -83,16 +87,16 @@ class Evaluation:
         None for a method without this measure, or where no blind baseline has it. A boundary displacement is better
         when it is smaller: there a negative difference says that the method is better.
         """
-        own = self.methods[method].measured.get(measure)
+        own = self.methods[method].resampled.get(measure)
         blind = {
-            name: result.estimates[measure].value
+            name: result.resampled[measure]
             for name, result in self.methods.items()
-            if result.blind and measure in result.estimates and not np.isnan(result.estimates[measure].value)
+            if result.blind and measure in result.resampled and not np.isnan(result.resampled[measure].value)
         }
         if own is None or not blind:
             return None
-        best = (min if measure.startswith("bde") else max)(blind, key=blind.__getitem__)
-        return Comparison(difference(own, self.methods[best].measured[measure], len(self.labels)), best)
+        best = (min if measure.startswith("bde") else max)(blind, key=lambda name: blind[name].value)
+        return Comparison(own.less(blind[best]), best)
 
 
 def run(
@@ -135,11 +139,10 @@ def run(
         if predictions.by_validity is not None:
             methods[f"{model_name}, by validity"] = _result(labels, predictions.by_validity)
         if predictions.candidate_scores is not None and labels.scores is not None:
-            ranking = measure_ranking(labels, predictions.candidate_scores)
-            methods[f"{model_name}, scoring head"] = MethodResult(estimate(ranking, len(labels)), ranking)
+            ranking = resample(measure_ranking(labels, predictions.candidate_scores), len(labels))
+            methods[f"{model_name}, scoring head"] = MethodResult(ranking)
     if labels.scores is None:
-        agreement = measure_human_agreement(labels)
-        methods["human agreement"] = MethodResult(estimate(agreement, len(labels)), agreement)
+        methods["human agreement"] = MethodResult(resample(measure_human_agreement(labels), len(labels)))
     for name, answer in _blind_baselines(len(labels), train, centre_scale).items():
         methods[name] = _result(labels, answer, blind=True)
     for name, crop in baselines.saliency_croppers().items():
@@ -165,5 +168,4 @@ def _blind_baselines(pictures: int, train: Labels | None, scale: float) -> dict[
 
 
 def _result(labels: Labels, answer: Predictions, blind: bool = False) -> MethodResult:
-    measured = measure(labels, answer)
-    return MethodResult(estimate(measured, len(labels)), measured, first_crop_spread(answer), blind)
+    return MethodResult(resample(measure(labels, answer), len(labels)), first_crop_spread(answer), blind)
