@@ -13,9 +13,10 @@ from PIL import Image
 
 from modeling_setcrop.cli.options import load_cropper
 from modeling_setcrop.drawing import DRAWING_SIDE, contact_sheet
-from modeling_setcrop.imaging import PictureError, atomic_writer
-from modeling_setcrop.photo_run import in_order, list_photos, suggest_photos
-from modeling_setcrop.picture_reading import read_picture
+from modeling_setcrop.image_reading import ImageFileError, read_picture
+from modeling_setcrop.images.atomic import atomic_writer
+from modeling_setcrop.runs.scheduling import in_order, suggest_crops
+from modeling_setcrop.runs.sources import list_sources
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,12 +29,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", help="checkpoint; by default the one that comes with SetCrop")
     args = parser.parse_args(arguments)
 
-    errors: list[PictureError] = []
-    photos = list_photos(args.photos, errors.append)
+    errors: list[ImageFileError] = []
+    photos = list_sources(args.photos, errors.append)
     cropper = load_cropper(args.model, None)
     options = {"aspect_ratio": args.aspect_ratio.split(","), "top_k": 1}
     rows = []
-    for suggestion in in_order(suggest_photos(cropper, photos, options), photos):
+    for suggestion in in_order(suggest_crops(cropper, photos, options), photos):
         if suggestion.error is not None:
             errors.append(suggestion.error)
             continue

@@ -22,8 +22,12 @@ import ray
 
 from modeling_setcrop.cli.crop import default_name
 from modeling_setcrop.cli.options import load_cropper
-from modeling_setcrop.imaging import PictureError
-from modeling_setcrop.photo_run import CropPlan, Journal, Photo, crop_photos, list_photos, write_manifest
+from modeling_setcrop.image_reading import ImageFileError
+from modeling_setcrop.runs.cropping import crop_sources
+from modeling_setcrop.runs.journal import Journal
+from modeling_setcrop.runs.manifest import write_manifest
+from modeling_setcrop.runs.naming import CropPlan
+from modeling_setcrop.runs.sources import Source, list_sources
 
 
 class CropWorker:
@@ -42,8 +46,8 @@ class CropWorker:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
         """Columns `path`, `folder` and `stem` in; the same with `rows` (JSON) and `error` out."""
         columns = zip(batch["path"], batch["folder"], batch["stem"], strict=True)
-        photos = [Photo(Path(path), Path(folder), str(stem)) for path, folder, stem in columns]
-        reports = crop_photos(
+        photos = [Source(Path(path), Path(folder), str(stem)) for path, folder, stem in columns]
+        reports = crop_sources(
             self.cropper,
             photos,
             self.plan,
@@ -62,7 +66,7 @@ class CropWorker:
         return done
 
 
-def find_photos(sources: list[Path], out: Path, errors: list[PictureError]) -> list[Photo]:
+def find_photos(sources: list[Path], out: Path, errors: list[ImageFileError]) -> list[Source]:
     """Photographs of files, folders, and Parquet tables with a column `path`."""
     paths: list[Path] = []
     for source in sources:
@@ -70,7 +74,7 @@ def find_photos(sources: list[Path], out: Path, errors: list[PictureError]) -> l
             paths += [Path(row["path"]) for row in ray.data.read_parquet(str(source), columns=["path"]).iter_rows()]
         else:
             paths.append(source)
-    return list_photos(paths, errors.append, exclude=out)
+    return list_sources(paths, errors.append, exclude=out)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -99,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
     plan = CropPlan(out, default_name(args.top_k, len(ratios) > 1), args.format, width=args.width)
     model = str(Path(args.model).resolve()) if args.model and Path(args.model).is_dir() else args.model
 
-    errors: list[PictureError] = []
+    errors: list[ImageFileError] = []
     photos = find_photos([source.resolve() for source in args.sources], out, errors)
     name = load_cropper(model, "cpu").model.name_or_path
     journal = Journal(out, plan.signature(name, options))
@@ -118,9 +122,9 @@ def main(arguments: list[str] | None = None) -> int:
             num_gpus=args.gpus,
         )
         for report in reports.iter_rows():
-            photo = Photo(Path(report["path"]), Path(report["folder"]), report["stem"])
+            photo = Source(Path(report["path"]), Path(report["folder"]), report["stem"])
             if report["error"]:
-                errors.append(PictureError(photo.path, report["error"]))
+                errors.append(ImageFileError(photo.path, report["error"]))
                 continue
             rows = json.loads(report["rows"])
             crops += len(rows)

@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers import AutoConfig
 
 import modeling_setcrop  # noqa: F401  (registers the model type)
-from modeling_setcrop.imaging import atomic_writer
+from modeling_setcrop.images.atomic import atomic_writer
 
 from .pictures import write_examples
 from .results import (

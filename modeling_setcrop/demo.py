@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from .drawing import DRAWING_SIDE, draw_crops
-from .imaging import CropFile, PictureError, load_picture, output_suffix, write_crops
+from .image_reading import ImageFileError, load_image_file
+from .images.formats import output_suffix
+from .images.writing import CropFile, write_crops
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -40,7 +42,7 @@ def build_demo(cropper: ImageCroppingPipeline, examples: list[str] | None = None
         if path is None:
             raise gr.Error("Drop a photograph first.")
         try:
-            picture = load_picture(path, cropper.short_side)
+            picture = load_image_file(path, cropper.short_side)
             result = cropper(
                 picture,
                 aspect_ratio=None if ratio == "free" else ratio,
@@ -49,14 +51,19 @@ def build_demo(cropper: ImageCroppingPipeline, examples: list[str] | None = None
                 details=True,
             )
             files = _write_files(folder, Path(path), result)
-        except (PictureError, ValueError) as error:
+        except (ImageFileError, ValueError) as error:
             raise gr.Error(str(error).replace(f"{path}: ", "")) from None
         focus = result["focus_point"]
         verdict = (
             f"Whole picture {result['keep_original']:.2f}, best crop {result['improves']:+.2f}; "
             f"focus point {focus['x']:.2f}, {focus['y']:.2f}."
         )
-        return draw_crops(load_picture(path, DRAWING_SIDE), result["crops"]), _table(result["crops"]), files, verdict
+        return (
+            draw_crops(load_image_file(path, DRAWING_SIDE), result["crops"]),
+            _table(result["crops"]),
+            files,
+            verdict,
+        )
 
     with gr.Blocks(title="SetCrop", delete_cache=(_LIFETIME, _LIFETIME)) as page:
         gr.Markdown("# SetCrop\nDiverse, well-composed crops of a photograph, ranked.")

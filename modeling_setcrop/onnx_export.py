@@ -28,8 +28,8 @@ from .image_cropping_onnx import (
     SetCropOnnxModel,
 )
 from .image_processing_pil_setcrop import crop_ranking
+from .image_reading import read_picture
 from .modeling_setcrop import SetCropForImageCropping
-from .picture_reading import read_picture
 
 TOLERANCE = 1e-4
 # Sizes that an export is traced with. A graph is for all sizes; the tracer must only not mistake one for a constant.

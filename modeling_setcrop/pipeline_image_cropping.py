@@ -14,8 +14,8 @@ from transformers.modeling_outputs import ModelOutput
 
 from .crop_selection import CropConstraints, CropJudge, judge_picture, select_crops
 from .image_processing_pil_setcrop import crop_ranking
+from .image_reading import Picture, read_picture
 from .modeling_setcrop import SetCropEncoderOutput
-from .picture_reading import Picture, read_picture
 
 # Photographs are decoded at no less than this many times the model's size, so that resizing still averages pixels.
 _READ_FACTOR = 2

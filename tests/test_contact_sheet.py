@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from modeling_setcrop.drawing import contact_sheet
-from modeling_setcrop.picture_reading import Picture
+from modeling_setcrop.image_reading import Picture
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "contact_sheet.py"
 

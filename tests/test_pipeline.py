@@ -9,7 +9,7 @@ from transformers import pipeline
 
 import modeling_setcrop
 from modeling_setcrop.crop_selection import ConstraintError
-from modeling_setcrop.picture_reading import Picture
+from modeling_setcrop.image_reading import Picture
 
 
 @pytest.fixture(scope="module")

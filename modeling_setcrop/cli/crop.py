@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from modeling_setcrop import ImageCroppingPipeline
-    from modeling_setcrop.imaging import PictureError
-    from modeling_setcrop.photo_run import CropPlan, Journal, Photo, PhotoReport
+    from modeling_setcrop.image_reading import ImageFileError
+    from modeling_setcrop.runs.cropping import SourceReport
+    from modeling_setcrop.runs.journal import Journal
+    from modeling_setcrop.runs.naming import CropPlan
+    from modeling_setcrop.runs.sources import Source
 
 
 def crop(
@@ -66,8 +69,9 @@ def crop(
 
     What is done already is skipped, so an interrupted run goes on where it stopped.
     """
-    from modeling_setcrop.imaging import PictureError
-    from modeling_setcrop.photo_run import CropPlan, list_photos
+    from modeling_setcrop.image_reading import ImageFileError
+    from modeling_setcrop.runs.naming import CropPlan
+    from modeling_setcrop.runs.sources import list_sources
 
     try:
         options = shared.selection_options(
@@ -96,7 +100,7 @@ def crop(
         raise shared.fail(f"setcrop crop: {error}") from None
 
     run = _Run()
-    found = list_photos(photos, run.fail, exclude=out)
+    found = list_sources(photos, run.fail, exclude=out)
     if found:
         try:
             cropper = shared.load_cropper(model, device, runtime)
@@ -106,7 +110,7 @@ def crop(
     if manifest is not None and not dry_run and found:
         try:
             run.write_manifest(manifest, found)
-        except PictureError as error:
+        except ImageFileError as error:
             raise shared.fail(f"setcrop crop: {error}") from None
     run.summarise(out, dry_run)
     if run.interrupted:
@@ -124,14 +128,14 @@ class _Run:
     """One run of the command: counts, errors and what the terminal shows of them."""
 
     def __init__(self) -> None:
-        self.errors: list[PictureError] = []
+        self.errors: list[ImageFileError] = []
         self.photos = self.crops = self.skipped = 0
         self.interrupted = False
         self.seconds = 0.0
         self.journal: Journal
         self._progress: Progress | None = None
 
-    def fail(self, error: PictureError) -> None:
+    def fail(self, error: ImageFileError) -> None:
         self.errors.append(error)
         if self._progress is None:
             shared.report(error)
@@ -141,7 +145,7 @@ class _Run:
     def crop(
         self,
         cropper: ImageCroppingPipeline,
-        photos: list[Photo],
+        photos: list[Source],
         plan: CropPlan,
         options: dict[str, Any],
         overwrite: bool,
@@ -149,10 +153,11 @@ class _Run:
         batch_size: int | None,
         workers: int | None,
     ) -> None:
-        from modeling_setcrop.photo_run import Journal, crop_photos
+        from modeling_setcrop.runs.cropping import crop_sources
+        from modeling_setcrop.runs.journal import Journal
 
         self.journal = Journal(plan.out, plan.signature(cropper.model.name_or_path, options))
-        reports = crop_photos(
+        reports = crop_sources(
             cropper,
             photos,
             plan,
@@ -179,7 +184,7 @@ class _Run:
             self._progress = None
             self.seconds = time.perf_counter() - start
 
-    def _count(self, report: PhotoReport, dry_run: bool) -> None:
+    def _count(self, report: SourceReport, dry_run: bool) -> None:
         if report.error is not None:
             self.fail(report.error)
             return
@@ -191,8 +196,8 @@ class _Run:
                 box = ",".join(str(row[edge]) for edge in ("xmin", "ymin", "xmax", "ymax"))
                 print(f"{row['source']} -> {row['file']}  {box}  {row['score']:.3f}")
 
-    def write_manifest(self, path: Path, photos: list[Photo]) -> None:
-        from modeling_setcrop.photo_run import write_manifest
+    def write_manifest(self, path: Path, photos: list[Source]) -> None:
+        from modeling_setcrop.runs.manifest import write_manifest
 
         failed = {error.path for error in self.errors}
         rows = self.journal.rows(photo for photo in photos if photo.path not in failed)

@@ -67,10 +67,10 @@ def onnx(
     from hub_card.pictures import PHOTOS
     from modeling_setcrop import DEFAULT_CHECKPOINT
     from modeling_setcrop.onnx_export import OnnxMismatchError, export_onnx
-    from modeling_setcrop.photo_run import list_photos
+    from modeling_setcrop.runs.sources import list_sources
 
     _quiet()
-    chosen = list(PHOTOS) if photos is None else [photo.path for photo in list_photos([photos], shared.report)]
+    chosen = list(PHOTOS) if photos is None else [photo.path for photo in list_sources([photos], shared.report)]
     try:
         report = export_onnx(model or DEFAULT_CHECKPOINT, folder, chosen, int8)
     except (OnnxMismatchError, OSError, ValueError, ImportError) as error:

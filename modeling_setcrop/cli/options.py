@@ -10,7 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from modeling_setcrop import ImageCroppingPipeline
-    from modeling_setcrop.imaging import PictureError
+    from modeling_setcrop.image_reading import ImageFileError
 
 Paths = Annotated[
     list[Path], typer.Argument(metavar="PHOTO|FOLDER...", help="Photographs, and folders searched recursively.")
@@ -66,7 +66,7 @@ def fail(message: str) -> typer.Exit:
     return typer.Exit(1)
 
 
-def report(error: PictureError) -> None:
+def report(error: ImageFileError) -> None:
     """One line on stderr about one photograph."""
     print(f"setcrop: {error}", file=sys.stderr)
 
@@ -147,7 +147,7 @@ def load_cropper(model: str | None, device: str | None, runtime: str = "torch") 
     from transformers.utils import logging
 
     from modeling_setcrop import DEFAULT_CHECKPOINT
-    from modeling_setcrop.imaging import lift_pixel_limit
+    from modeling_setcrop.image_reading import lift_pixel_limit
 
     lift_pixel_limit()
     logging.disable_progress_bar()

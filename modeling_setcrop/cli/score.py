@@ -82,11 +82,11 @@ def _score(
 
     import modeling_setcrop  # noqa: F401  (registers the pipeline)
     from modeling_setcrop.crop_geometry import candidate_grid
-    from modeling_setcrop.imaging import load_picture
+    from modeling_setcrop.image_reading import load_image_file
 
     logging.disable_progress_bar()
     cropper: ImageCroppingPipeline = pipeline("image-cropping", model=model)
-    picture = load_picture(photo, cropper.short_side)
+    picture = load_image_file(photo, cropper.short_side)
     height, width = picture.size
     if boxes:
         corners = torch.tensor(boxes)
@@ -130,7 +130,7 @@ def _write_heatmap(
     import numpy as np
     from PIL import Image, ImageOps
 
-    from modeling_setcrop.imaging import atomic_writer
+    from modeling_setcrop.images.atomic import atomic_writer
 
     xs, column = np.unique(corners[:, 0].numpy(), return_inverse=True)
     ys, row = np.unique(corners[:, 1].numpy(), return_inverse=True)

@@ -14,7 +14,7 @@ from . import options as shared
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from modeling_setcrop.photo_run import Suggestion
+    from modeling_setcrop.runs.scheduling import Suggestion
 
 
 def suggest(
@@ -64,16 +64,17 @@ def suggest(
         )
     except shared.UsageError as error:
         raise shared.fail(f"setcrop suggest: {error}") from None
-    from modeling_setcrop.imaging import PictureError
-    from modeling_setcrop.photo_run import in_order, list_photos, suggest_photos
+    from modeling_setcrop.image_reading import ImageFileError
+    from modeling_setcrop.runs.scheduling import in_order, suggest_crops
+    from modeling_setcrop.runs.sources import list_sources
 
-    failed: list[PictureError] = []
+    failed: list[ImageFileError] = []
 
-    def note(error: PictureError) -> None:
+    def note(error: ImageFileError) -> None:
         failed.append(error)
         shared.report(error)
 
-    found = list_photos(photos, note)
+    found = list_sources(photos, note)
     if annotate is not None and annotate.suffix and len(found) > 1:
         raise shared.fail(f"setcrop suggest: --annotate {annotate}: name a folder for {len(found)} photographs")
     if found:
@@ -81,13 +82,13 @@ def suggest(
             cropper = shared.load_cropper(model, device, runtime)
         except shared.UsageError as error:
             raise shared.fail(f"setcrop suggest: {error}") from None
-        suggestions = suggest_photos(cropper, found, options, batch_size=batch_size, workers=workers)
+        suggestions = suggest_crops(cropper, found, options, batch_size=batch_size, workers=workers)
         for suggestion in in_order(suggestions, found):
             try:
                 if suggestion.error is not None:
                     raise suggestion.error
                 drawn = None if annotate is None else annotate_photo(suggestion, annotate)
-            except PictureError as error:
+            except ImageFileError as error:
                 note(error)
                 continue
             show(suggestion, as_json, drawn)
@@ -151,17 +152,18 @@ def annotate_photo(suggestion: Suggestion, target: Path) -> Path:
     """Write the photograph with its crops drawn on it, to a file or into a folder, and return where.
 
     Raises:
-        PictureError: The file cannot be written, or would replace the photograph.
+        ImageFileError: The file cannot be written, or would replace the photograph.
     """
     from modeling_setcrop.drawing import DRAWING_SIDE, draw_crops
-    from modeling_setcrop.imaging import PictureError, atomic_writer, load_picture
+    from modeling_setcrop.image_reading import ImageFileError, load_image_file
+    from modeling_setcrop.images.atomic import atomic_writer
 
     photo = suggestion.photo
     if not target.suffix:
         target = target / photo.folder / f"{photo.stem}_crops.jpg"
     if target.exists() and target.samefile(photo.path):
-        raise PictureError(photo.path, "the drawing would overwrite the photograph itself")
-    picture = load_picture(photo.path, DRAWING_SIDE)
+        raise ImageFileError(photo.path, "the drawing would overwrite the photograph itself")
+    picture = load_image_file(photo.path, DRAWING_SIDE)
     format = "PNG" if target.suffix.lower() == ".png" else "JPEG"
     with atomic_writer(target) as file:
         draw_crops(picture, suggestion.result["crops"]).save(file, format=format, quality=90)

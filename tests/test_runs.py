@@ -17,18 +17,13 @@ from PIL import Image
 from transformers import pipeline
 
 import modeling_setcrop
-from modeling_setcrop.imaging import PictureError
-from modeling_setcrop.photo_run import (
-    JOURNAL,
-    CropPlan,
-    Journal,
-    PixelBudget,
-    crop_photos,
-    in_order,
-    list_photos,
-    suggest_photos,
-    write_manifest,
-)
+from modeling_setcrop.image_reading import ImageFileError
+from modeling_setcrop.runs.cropping import crop_sources
+from modeling_setcrop.runs.journal import JOURNAL, Journal
+from modeling_setcrop.runs.manifest import write_manifest
+from modeling_setcrop.runs.naming import CropPlan
+from modeling_setcrop.runs.scheduling import PixelBudget, in_order, suggest_crops
+from modeling_setcrop.runs.sources import list_sources
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -68,12 +63,12 @@ def files_below(folder: Path) -> set[str]:
 
 
 def run(cropper, album, out, *, name="{stem}", overwrite=False, dry_run=False, **options):
-    errors: list[PictureError] = []
-    photos = list_photos([album], errors.append, exclude=out)
+    errors: list[ImageFileError] = []
+    photos = list_sources([album], errors.append, exclude=out)
     assert errors == []
     plan = CropPlan(out, name)
     journal = Journal(out, plan.signature("tiny", options))
-    return list(crop_photos(cropper, photos, plan, options, journal, overwrite=overwrite, dry_run=dry_run))
+    return list(crop_sources(cropper, photos, plan, options, journal, overwrite=overwrite, dry_run=dry_run))
 
 
 def test_the_tree_is_mirrored_bad_files_are_reported_and_originals_stay(cropper, album, tmp_path):
@@ -133,8 +128,8 @@ def test_photographs_that_share_a_stem_keep_apart(tmp_path):
     for name in ("a/one.jpg", "a/one.png", "a/two.jpg", "b/two.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (8, 8)).save(tmp_path / name)
-    errors: list[PictureError] = []
-    photos = list_photos([tmp_path / "a", tmp_path / "b"], errors.append)
+    errors: list[ImageFileError] = []
+    photos = list_sources([tmp_path / "a", tmp_path / "b"], errors.append)
     assert [photo.stem for photo in photos] == ["one_jpg", "one_png", "two_jpg"]
     assert len(errors) == 1 and "would have the names" in str(errors[0])
 
@@ -143,24 +138,24 @@ def test_the_output_folder_is_not_searched(album):
     out = album / "crops"
     out.mkdir()
     Image.new("RGB", (8, 8)).save(out / "old.jpg")
-    assert len(list_photos([album], pytest.fail, exclude=out)) == 7
+    assert len(list_sources([album], pytest.fail, exclude=out)) == 7
 
 
 def test_suggestions_do_not_depend_on_batches_or_threads(cropper, album):
-    photos = list_photos([album], pytest.fail)
+    photos = list_sources([album], pytest.fail)
     options = {"aspect_ratio": ["4:5", "16:9"], "top_k": 2}
-    one = {s.photo: s.result for s in suggest_photos(cropper, photos, options, batch_size=1, workers=1)}
-    many = list(in_order(suggest_photos(cropper, photos, options, batch_size=4, workers=3), photos))
+    one = {s.photo: s.result for s in suggest_crops(cropper, photos, options, batch_size=1, workers=1)}
+    many = list(in_order(suggest_crops(cropper, photos, options, batch_size=4, workers=3), photos))
     assert [s.photo for s in many] == photos
     assert {s.photo: s.result for s in many} == one
 
 
 def test_a_run_that_stops_early_records_what_it_wrote_and_goes_on(cropper, album, tmp_path):
     out = tmp_path / "out"
-    photos = list_photos([album], pytest.fail, exclude=out)
+    photos = list_sources([album], pytest.fail, exclude=out)
     plan = CropPlan(out, "{stem}")
     journal = Journal(out, plan.signature("tiny", {"top_k": 1}))
-    reports = crop_photos(cropper, photos, plan, {"top_k": 1}, journal, batch_size=1, workers=1)
+    reports = crop_sources(cropper, photos, plan, {"top_k": 1}, journal, batch_size=1, workers=1)
     next(reports)
     next(reports)
     reports.close()
@@ -180,7 +175,7 @@ def test_a_run_that_stops_early_records_what_it_wrote_and_goes_on(cropper, album
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
 def test_the_manifest_lists_every_crop_and_every_failure(cropper, album, tmp_path, suffix):
     out = tmp_path / "out"
-    photos = list_photos([album], pytest.fail, exclude=out)
+    photos = list_sources([album], pytest.fail, exclude=out)
     reports = run(cropper, album, out, top_k=2, name="{stem}_{rank}", aspect_ratio=["1:1", "4:5"][0])
     path = tmp_path / f"crops{suffix}"
     write_manifest(path, Journal(out, {}).rows(photos), [report.error for report in reports if report.error])

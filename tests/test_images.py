@@ -11,22 +11,18 @@ from pathlib import Path
 import pytest
 from PIL import ExifTags, Image, ImageChops, ImageCms, ImageOps, ImageSequence, ImageStat
 
-from modeling_setcrop import imaging
-from modeling_setcrop.imaging import (
-    CropFile,
-    PictureError,
-    atomic_writer,
-    find_pictures,
-    output_suffix,
-    write_crops,
-)
-from modeling_setcrop.picture_reading import to_rgb
+from modeling_setcrop import image_reading
+from modeling_setcrop.image_reading import ImageFileError, to_rgb
+from modeling_setcrop.images.atomic import atomic_writer
+from modeling_setcrop.images.finding import find_images
+from modeling_setcrop.images.formats import output_suffix
+from modeling_setcrop.images.writing import CropFile, write_crops
 
 SHORT_SIDE = 640
 
 
-def load_picture(path, short_side=SHORT_SIDE):
-    return imaging.load_picture(path, short_side)
+def load_image_file(path, short_side=SHORT_SIDE):
+    return image_reading.load_image_file(path, short_side)
 
 
 def write_crop(source, box, target, size=None, **options):
@@ -61,20 +57,20 @@ def test_every_odd_file_is_either_read_or_reported_in_one_line(shared_data):
     assert {file.name for file in files} == READABLE | set(BROKEN)
     for file in files:
         if file.name in READABLE:
-            picture = load_picture(file)
+            picture = load_image_file(file)
             with Image.open(file) as image:
                 expected = ImageOps.exif_transpose(image).size
             assert picture.image.mode == "RGB" and picture.size == expected[::-1]
         else:
-            with pytest.raises(PictureError, match=BROKEN[file.name]) as caught:
-                load_picture(file)
+            with pytest.raises(ImageFileError, match=BROKEN[file.name]) as caught:
+                load_image_file(file)
             assert str(caught.value).startswith(str(file)) and "\n" not in str(caught.value)
 
 
 def test_every_readable_odd_file_gives_a_crop_of_its_own_kind(shared_data, tmp_path):
     for name in sorted(READABLE):
         source = shared_data / "odd" / name
-        height, width = load_picture(source).size
+        height, width = load_image_file(source).size
         box = (width // 4, height // 4, max(width // 4 + 1, width * 3 // 4), max(height // 4 + 1, height * 3 // 4))
         target = (tmp_path / name).with_suffix(output_suffix(source))
         write_crop(source, box, target)
@@ -89,13 +85,13 @@ def test_every_readable_odd_file_gives_a_crop_of_its_own_kind(shared_data, tmp_p
 
 
 def test_missing_files_folders_and_empty_folders_are_named(tmp_path):
-    with pytest.raises(PictureError, match=r"nowhere\.jpg: no such file"):
-        load_picture(tmp_path / "nowhere.jpg")
-    with pytest.raises(PictureError, match="a folder, not a picture"):
-        load_picture(tmp_path)
+    with pytest.raises(ImageFileError, match=r"nowhere\.jpg: no such file"):
+        load_image_file(tmp_path / "nowhere.jpg")
+    with pytest.raises(ImageFileError, match="a folder, not a picture"):
+        load_image_file(tmp_path)
     (tmp_path / "notes.txt").write_text("no picture")
-    errors: list[PictureError] = []
-    assert list(find_pictures([tmp_path, tmp_path / "gone"], errors.append)) == []
+    errors: list[ImageFileError] = []
+    assert list(find_images([tmp_path, tmp_path / "gone"], errors.append)) == []
     assert [error.reason for error in errors] == ["a folder without pictures", "no such file or folder"]
 
 
@@ -103,7 +99,7 @@ def test_folders_are_searched_in_order_without_hidden_files(tmp_path):
     for name in ("b/two.JPG", "b/.hidden.jpg", ".trash/three.jpg", "a.png", "b/notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    found = [relative.as_posix() for _, relative in find_pictures([tmp_path], pytest.fail)]
+    found = [relative.as_posix() for _, relative in find_images([tmp_path], pytest.fail)]
     assert found == ["a.png", "b/two.JPG"]
 
 
@@ -120,7 +116,7 @@ def test_crops_are_upright_whatever_the_orientation(orientation, size, tmp_path)
     write_crop(source, box, tmp_path / "crop.png", size=size)
     with Image.open(tmp_path / "crop.png") as crop:
         assert ImageChops.difference(crop, upright.crop(box)).getbbox() is None
-    picture = load_picture(source)
+    picture = load_image_file(source)
     assert ImageChops.difference(picture.image, upright).getbbox() is None and picture.size == upright.size[::-1]
 
 
@@ -198,7 +194,7 @@ def test_transparent_parts_are_white_and_16_bit_is_scaled():
 
 
 def test_large_jpegs_are_decoded_small_for_a_suggestion(photos):
-    picture = load_picture(photos[0], short_side=300)
+    picture = load_image_file(photos[0], short_side=300)
     assert 300 <= min(picture.image.size) < 600
     assert max(picture.size) == 2400
 
@@ -210,7 +206,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
     source = tmp_path / "wide.png"
     Image.new("RGB", (17000, 2)).save(source)
-    with pytest.raises(PictureError, match=r"crop\.webp: cannot be written"):
+    with pytest.raises(ImageFileError, match=r"crop\.webp: cannot be written"):
         write_crop(source, (0, 0, 17000, 2), tmp_path / "crop.webp")
     assert [file.name for file in tmp_path.iterdir()] == ["wide.png"]
 
@@ -265,10 +261,11 @@ def test_cmyk_goes_to_rgb_through_its_profile_only_when_the_format_asks(tmp_path
 PEAK = """
 import resource, sys
 from pathlib import Path
-from modeling_setcrop.imaging import CropFile, lift_pixel_limit, load_picture, write_crops
+from modeling_setcrop.image_reading import lift_pixel_limit, load_image_file
+from modeling_setcrop.images.writing import CropFile, write_crops
 lift_pixel_limit()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-picture = load_picture(sys.argv[1], 640)
+picture = load_image_file(sys.argv[1], 640)
 assert picture.size == (6000, 8000), picture.size
 middle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 write_crops(sys.argv[1], [CropFile((100, 100, 7900, 5900), Path(sys.argv[2]))])
@@ -294,10 +291,10 @@ def test_heif_is_asked_for_by_name_where_it_cannot_be_read(tmp_path):
         import pillow_heif
     except ImportError:
         source.write_bytes(b"\0\0\0\x18ftypheic" + bytes(64))
-        with pytest.raises(PictureError, match="pillow-heif"):
-            load_picture(source)
+        with pytest.raises(ImageFileError, match="pillow-heif"):
+            load_image_file(source)
         return
     buffer = BytesIO()
     pillow_heif.from_pillow(quadrants(64, 64)).save(buffer)
     source.write_bytes(buffer.getvalue())
-    assert load_picture(source).size == (64, 64)
+    assert load_image_file(source).size == (64, 64)
