@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoImageProcessor, AutoModelForObjectDetection
 from transformers.utils import logging
 
 from modeling_setcrop import DEFAULT_CHECKPOINT, metrics
@@ -50,7 +50,10 @@ def main() -> None:
     splits = load(args.layout, args.data)
     rows = splits[args.split]
     labels = Labels.from_dataset(rows)
-    model, processor = AutoModel.from_pretrained(args.model), AutoImageProcessor.from_pretrained(args.model)
+    model, processor = (
+        AutoModelForObjectDetection.from_pretrained(args.model),
+        AutoImageProcessor.from_pretrained(args.model),
+    )
     predictions, _ = predict(model, processor, rows, labels)
     constant = baselines.constant(
         baselines.best_box(Labels.from_dataset(splits["train"]))[None], np.ones(1), len(labels)

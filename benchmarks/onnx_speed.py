@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoImageProcessor, AutoModelForObjectDetection
 from transformers.utils import logging
 
 from modeling_setcrop import DEFAULT_CHECKPOINT
@@ -56,7 +56,7 @@ def main() -> None:
             print(export_onnx(args.model, args.onnx, PHOTOS, int8=True))
         processor = AutoImageProcessor.from_pretrained(args.model)
         models = {
-            "torch": AutoModel.from_pretrained(args.model).eval(),
+            "torch": AutoModelForObjectDetection.from_pretrained(args.model).eval(),
             "onnxruntime": SetCropOnnxModel(args.onnx, threads=args.threads),
             "onnxruntime int8": SetCropOnnxModel(args.onnx, INT8_GRAPH, threads=args.threads),
         }

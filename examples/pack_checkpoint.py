@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 import modeling_setcrop  # noqa: F401  (registers the model)
 
@@ -24,14 +24,14 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--photos", type=Path, required=True, help="photographs to compare the crops of")
     args = parser.parse_args()
-    model = AutoModel.from_pretrained(args.checkpoint).eval()
+    model = AutoModelForObjectDetection.from_pretrained(args.checkpoint).eval()
     processor = AutoImageProcessor.from_pretrained(args.checkpoint)
     args.out.mkdir(parents=True, exist_ok=True)
     model.config.save_pretrained(args.out)
     processor.save_pretrained(args.out)
     weights = {name: value.half().contiguous() for name, value in model.state_dict().items()}
     save_file(weights, args.out / "model.safetensors", metadata={"format": "pt"})
-    packed = AutoModel.from_pretrained(args.out).eval()
+    packed = AutoModelForObjectDetection.from_pretrained(args.out).eval()
     moved = scored = 0.0
     for path in sorted(args.photos.iterdir()):
         with Image.open(path) as photo, torch.no_grad():

@@ -1,14 +1,14 @@
 """SetCrop: a set of diverse, well-composed crops of a photograph, each with the probability that people call it good.
 
-Importing the package registers its classes with transformers' `AutoConfig`, `AutoModel`, `AutoImageProcessor` and
-`AutoBackbone`, and the pipeline task `"image-cropping"`.
+Importing the package registers its classes with transformers' `AutoConfig`, `AutoModel` (without the heads),
+`AutoModelForObjectDetection`, `AutoImageProcessor` and `AutoBackbone`, and the pipeline task `"image-cropping"`.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForObjectDetection
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import is_torchvision_available
 
@@ -41,14 +41,15 @@ if is_torchvision_available():
     __all__ += ["SetCropImageProcessor"]
 
 AutoConfig.register(SetCropConfig.model_type, SetCropConfig, exist_ok=True)
-AutoModel.register(SetCropConfig, SetCropForImageCropping, exist_ok=True)
+AutoModel.register(SetCropConfig, SetCropModel, exist_ok=True)
+AutoModelForObjectDetection.register(SetCropConfig, SetCropForImageCropping, exist_ok=True)
 AutoImageProcessor.register(SetCropConfig, image_processor_classes=_processors, exist_ok=True)
 if "image-cropping" not in PIPELINE_REGISTRY.get_supported_tasks():
-    # `AutoModel`, because a custom pipeline that is saved and loaded again needs a class of transformers' own.
+    # An Auto class, because a custom pipeline that is saved and loaded again needs a class of transformers' own.
     PIPELINE_REGISTRY.register_pipeline(
         "image-cropping",
         ImageCroppingPipeline,
-        pt_model=AutoModel,
+        pt_model=AutoModelForObjectDetection,
         default={"model": (DEFAULT_CHECKPOINT, "main")},
         type="image",
     )

@@ -8,13 +8,14 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoImageProcessor, AutoModelForObjectDetection
 from transformers.dynamic_module_utils import get_relative_import_files
 
 _PACKAGE = Path(__file__).parent
 _AUTO_CLASSES = {
     "AutoConfig": "configuration_setcrop.SetCropConfig",
-    "AutoModel": "modeling_setcrop.SetCropForImageCropping",
+    "AutoModel": "modeling_setcrop.SetCropModel",
+    "AutoModelForObjectDetection": "modeling_setcrop.SetCropForImageCropping",
 }
 _IMAGE_PROCESSORS = {
     "torchvision": "image_processing_setcrop.SetCropImageProcessor",
@@ -24,7 +25,7 @@ _PIPELINES = {
     "image-cropping": {
         "impl": "pipeline_image_cropping.ImageCroppingPipeline",
         # A class of transformers' own, as loading a custom pipeline requires.
-        "pt": ["AutoModel"],
+        "pt": ["AutoModelForObjectDetection"],
         "type": "image",
     }
 }
@@ -62,7 +63,7 @@ def export_hub(checkpoint: str | Path, target: str | Path) -> list[Path]:
     target = Path(target)
     if target.exists() and any(target.iterdir()) and not (target / "configuration_setcrop.py").is_file():
         raise FileExistsError(f"{target}: not empty and not an earlier export")
-    model = AutoModel.from_pretrained(checkpoint)
+    model = AutoModelForObjectDetection.from_pretrained(checkpoint)
     processor = AutoImageProcessor.from_pretrained(checkpoint)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as work:

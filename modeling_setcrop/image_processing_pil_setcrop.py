@@ -110,6 +110,24 @@ class CropProcessingMixin:
             results.append({"scores": score[order], "boxes": box[order]})
         return results
 
+    def post_process_object_detection(
+        self,
+        outputs: Any,
+        threshold: float = 0.5,
+        target_sizes: torch.Tensor | list[tuple[int, int]] | None = None,
+        top_k: int | None = 100,
+    ) -> list[dict[str, torch.Tensor]]:
+        """Crops in the form of a detector's objects, for `pipeline("object-detection")` and tools made for it.
+
+        As [`post_process_image_cropping`], so ranked as the image-cropping pipeline ranks them; of crops that overlap
+        by an IoU of more than 0.8 the better one stays, and every crop has the label 0.
+
+        Returns:
+            A dict an image: `scores` (K,), `labels` (K,) and `boxes` (K, 4).
+        """
+        found = self.post_process_image_cropping(outputs, target_sizes, threshold, top_k, nms_iou=0.8)
+        return [{**crops, "labels": torch.zeros_like(crops["scores"], dtype=torch.long)} for crops in found]
+
 
 def crop_ranking(validity: torch.Tensor, pred_scores: torch.Tensor | None) -> torch.Tensor:
     """Probability (B, N) by which crops rank: validity or, if the model re-ranks, that of the predicted score."""

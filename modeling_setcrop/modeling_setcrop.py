@@ -13,6 +13,7 @@ from transformers.conversion_mapping import (
     register_checkpoint_conversion_mapping,
 )
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 from transformers.models.conditional_detr.modeling_conditional_detr import (
     ConditionalDetrForObjectDetection,
     ConditionalDetrModel,
@@ -30,6 +31,9 @@ from .loss_setcrop import crop_choice_loss, crop_scoring_loss, set_crop_loss
 # one still overlaps it by this IoU, so that the scoring head sees more places than the labels' grid.
 _JITTER = 0.015
 _JITTER_IOU = 0.9
+
+# What only the model with heads has.
+_OF_THE_HEADS = ("logits", "pred_boxes", "pred_scores", "choice_probabilities", "crop_scores", "score_crops")
 
 
 @dataclass
@@ -60,6 +64,9 @@ class SetCropModelOutput(ConditionalDetrModelOutput):
 
     encoder_outputs: SetCropEncoderOutput | None = None
 
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(_without_heads(name, type(self).__name__))
+
 
 @dataclass
 class SetCropImageCroppingOutput(ConditionalDetrObjectDetectionOutput):
@@ -87,6 +94,11 @@ class SetCropModel(ConditionalDetrModel):
 
     config: SetCropConfig
     config_class = SetCropConfig
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _OF_THE_HEADS:
+            raise AttributeError(_without_heads(name, type(self).__name__))
+        return super().__getattr__(name)
 
     def encode(
         self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None = None, **kwargs: Any
@@ -355,6 +367,15 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
         return loss
 
 
+def _without_heads(name: str, holder: str) -> str:
+    """What to say to code that asks the model without heads, which `AutoModel` loads, for theirs."""
+    if name not in _OF_THE_HEADS:
+        return f"{holder!r} object has no attribute {name!r}"
+    return (
+        f"{holder} has no {name!r}: AutoModel loads SetCrop without its heads, AutoModelForObjectDetection with them"
+    )
+
+
 def _jitter(boxes: torch.Tensor) -> torch.Tensor:
     """Move boxes (B, S, 4) a little; a box that would overlap its old self by less than the bound stays."""
     noise = (torch.rand_like(boxes) * 2 - 1) * _JITTER
@@ -368,5 +389,7 @@ def _jitter(boxes: torch.Tensor) -> torch.Tensor:
 register_checkpoint_conversion_mapping(
     "SetCropModel", get_checkpoint_conversion_mapping("ConditionalDetrModel"), overwrite=True
 )
+# `pipeline("object-detection")` looks a model's class up by its name, and complains of one that it does not find.
+MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES[SetCropConfig.model_type] = SetCropForImageCropping.__name__
 
 __all__ = ["SetCropForImageCropping", "SetCropModel"]

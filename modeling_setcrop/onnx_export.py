@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from .crop_geometry import box_iou, cxcywh_to_xyxy
 from .image_cropping_onnx import (
@@ -71,7 +71,7 @@ def export_onnx(
     if not photos:
         raise ValueError("photographs are needed to check the graphs on")
     target = Path(target)
-    model = AutoModel.from_pretrained(checkpoint).eval()
+    model = AutoModelForObjectDetection.from_pretrained(checkpoint).eval()
     processor = AutoImageProcessor.from_pretrained(checkpoint)
     check_same_model(target, model)
     target.mkdir(parents=True, exist_ok=True)

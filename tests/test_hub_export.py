@@ -13,7 +13,7 @@ import venv
 from pathlib import Path
 
 import pytest
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, pipeline
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection, pipeline
 
 from modeling_setcrop import SetCropConfig, SetCropForImageCropping
 from modeling_setcrop.hub_export import code_files, export_hub
@@ -29,14 +29,14 @@ PathFinder.find_spec = classmethod(
     lambda _, name, *rest, **named: None if name.split(".")[0] in absent else find(name, *rest, **named)
 )
 import torch
-from transformers import AutoImageProcessor, AutoModel, pipeline
+from transformers import AutoImageProcessor, AutoModelForObjectDetection, pipeline
 
 folder, photos, flags = sys.argv[1], sys.argv[2].split(","), json.loads(sys.argv[3])
 torch.set_num_threads(1)
 cropper = pipeline("image-cropping", model=folder, **flags)
 assert type(cropper.model).__module__.startswith("transformers_modules."), type(cropper.model)
 crops = [cropper(photo, top_k=5) for photo in photos]
-model = AutoModel.from_pretrained(folder, **flags)
+model = AutoModelForObjectDetection.from_pretrained(folder, **flags)
 assert type(model).__name__ == "SetCropForImageCropping"
 assert type(AutoImageProcessor.from_pretrained(folder, **flags)).__name__ == "SetCropImageProcessorPil"
 print(json.dumps(crops))
@@ -82,7 +82,7 @@ def test_the_code_is_flat_and_closed():
 
 def test_the_folder_names_its_code(exported):
     config = json.loads((exported / "config.json").read_text())
-    assert config["auto_map"]["AutoModel"] == "modeling_setcrop.SetCropForImageCropping"
+    assert config["auto_map"]["AutoModelForObjectDetection"] == "modeling_setcrop.SetCropForImageCropping"
     assert config["custom_pipelines"]["image-cropping"]["impl"] == "pipeline_image_cropping.ImageCroppingPipeline"
     processor = json.loads((exported / "preprocessor_config.json").read_text())
     assert processor["auto_map"]["AutoImageProcessor"]["pil"].startswith("image_processing_pil_setcrop.")
@@ -116,7 +116,7 @@ def test_with_the_package_no_flag_is_needed(exported, tiny_checkpoint, photos):
     cropper = pipeline("image-cropping", model=str(exported))
     assert type(cropper.model) is SetCropForImageCropping
     assert type(AutoConfig.from_pretrained(exported)) is SetCropConfig
-    assert type(AutoModel.from_pretrained(exported)) is SetCropForImageCropping
+    assert type(AutoModelForObjectDetection.from_pretrained(exported)) is SetCropForImageCropping
     assert type(AutoImageProcessor.from_pretrained(exported)) is type(cropper.image_processor)
     expected = pipeline("image-cropping", model=str(tiny_checkpoint))
     assert cropper(str(photos[0])) == expected(str(photos[0]))

@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModel, ConditionalDetrConfig, ConditionalDetrForObjectDetection
+from transformers import (
+    AutoConfig,
+    AutoModelForObjectDetection,
+    ConditionalDetrConfig,
+    ConditionalDetrForObjectDetection,
+)
 
 from modeling_setcrop import EfficientNetLiteConfig, SetCropConfig, SetCropForImageCropping
 from modeling_setcrop.crop_geometry import choice_grid
@@ -74,7 +79,7 @@ def test_a_detectors_checkpoint_loads_but_for_class_head_and_queries(tmp_path):
 
 def test_saving_and_loading_is_exact(tiny_model, tiny_checkpoint):
     assert AutoConfig.from_pretrained(tiny_checkpoint).to_dict().keys() == tiny_model.config.to_dict().keys()
-    loaded = AutoModel.from_pretrained(tiny_checkpoint).eval()
+    loaded = AutoModelForObjectDetection.from_pretrained(tiny_checkpoint).eval()
     assert type(loaded) is SetCropForImageCropping
     pixels = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
 
 from modeling_setcrop import DEFAULT_CHECKPOINT, EfficientNetLiteConfig, SetCropConfig, SetCropForImageCropping
 
@@ -41,7 +41,7 @@ def test_the_model_comes_back_exactly(tiny_model, tiny_processor, tmp_path, phot
     from PIL import Image
 
     tiny_model.save_pretrained(tmp_path)
-    loaded, report = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    loaded, report = AutoModelForObjectDetection.from_pretrained(tmp_path, output_loading_info=True)
     assert type(loaded) is SetCropForImageCropping
     assert not loaded.training
     assert not any(report[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
@@ -93,7 +93,7 @@ def test_loading_says_nothing_a_user_would_have_to_ask_about(checkpoint, tiny_ch
     folder = tiny_checkpoint if checkpoint == "tiny" else Path(checkpoint)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        _, report = AutoModel.from_pretrained(folder, output_loading_info=True)
+        _, report = AutoModelForObjectDetection.from_pretrained(folder, output_loading_info=True)
         AutoImageProcessor.from_pretrained(folder)
     assert messages == []
     assert not any(report[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))

@@ -152,7 +152,7 @@ def _train_labels(
 def _load_model(model: str | None) -> tuple[Any, Any, str]:
     if model == "none":
         return None, None, "none"
-    from transformers import AutoImageProcessor, AutoModel
+    from transformers import AutoImageProcessor, AutoModelForObjectDetection
     from transformers.utils import logging
 
     from modeling_setcrop import DEFAULT_CHECKPOINT
@@ -160,7 +160,11 @@ def _load_model(model: str | None) -> tuple[Any, Any, str]:
     logging.disable_progress_bar()
     checkpoint = model or DEFAULT_CHECKPOINT
     name = Path(checkpoint).name
-    return AutoModel.from_pretrained(checkpoint), AutoImageProcessor.from_pretrained(checkpoint), name
+    return (
+        AutoModelForObjectDetection.from_pretrained(checkpoint),
+        AutoImageProcessor.from_pretrained(checkpoint),
+        name,
+    )
 
 
 def _default_device() -> str:
