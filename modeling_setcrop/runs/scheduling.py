@@ -1,0 +1,182 @@
+"""Many photographs through one model: read and judged in threads, in batches of one shape.
+
+Memory does not grow with the number of photographs: a bounded window of them is in flight, and very large ones wait
+for each other (`PixelBudget`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..image_reading import Picture, ImageFileError, open_image, read_picture
+from .sources import Source
+
+if TYPE_CHECKING:
+    from ..pipeline_image_cropping import ImageCroppingPipeline
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """What the model says of one photograph, or why it could not be read.
+
+    Attributes:
+        photo: The photograph.
+        picture: Its reduced copy and its size; None with an error.
+        result: The pipeline's answer with `details=True`; empty with an error.
+        error: Why there is no answer.
+    """
+
+    photo: Source
+    picture: Picture | None
+    result: dict[str, Any]
+    error: ImageFileError | None = None
+
+
+class PixelBudget:
+    """Lets threads hold decoded pictures of so many pixels in all; a larger one waits until it is alone."""
+
+    def __init__(self, pixels: int = 250_000_000) -> None:
+        self.pixels = self._free = pixels
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def __call__(self, pixels: int) -> Iterator[None]:
+        pixels = min(pixels, self.pixels)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= pixels)
+            self._free -= pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += pixels
+                self._changed.notify_all()
+
+
+def suggest_crops(
+    cropper: ImageCroppingPipeline,
+    photos: Iterable[Source],
+    options: dict[str, Any],
+    *,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    budget: PixelBudget | None = None,
+) -> Iterator[Suggestion]:
+    """Suggest crops in threads that read and judge; photographs come back when they are done, not in order.
+
+    Args:
+        cropper: The "image-cropping" pipeline.
+        photos: Photographs, taken only as fast as they are needed.
+        options: Of the pipeline's call, without `details` and `batch_size`.
+        batch_size: Photographs of one shape in one forward pass; by default 8 on an accelerator and 1 on the CPU,
+            where more gain little speed and cost memory.
+        workers: Threads; by default as many as there are processors.
+        budget: Bounds the pixels decoded at once.
+    """
+    import torch
+
+    workers = workers or os.cpu_count() or 1
+    batch_size = batch_size or (1 if cropper.device.type == "cpu" else 8)
+    budget = budget or PixelBudget()
+    # Enough for every thread to have a batch while the next ones are being read.
+    window = 2 * (workers + 1) * batch_size
+    source = enumerate(photos)
+    # Threads that each work on photographs of their own fill all processors. If every operation were spread over the
+    # processors too, its parts would wait for one another behind the other threads' work.
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(workers, "suggest", torch.set_num_threads, (1,))
+    reading: deque[tuple[int, Source, Future[_Decoded]]] = deque()
+    # Photographs that wait for others of their shape; the number says how long.
+    groups: dict[tuple[int, ...], list[tuple[int, Source, _Decoded]]] = {}
+    judging: dict[Future[list[Suggestion]], int] = {}
+
+    def waiting() -> int:
+        return sum(map(len, groups.values()))
+
+    def refill() -> None:
+        room = window - len(reading) - waiting() - sum(judging.values())
+        for number, photo in itertools.islice(source, max(room, 0)):
+            reading.append((number, photo, pool.submit(_read, cropper, photo, budget)))
+
+    try:
+        refill()
+        while reading or groups or judging:
+            if reading:
+                number, photo, future = reading.popleft()
+                try:
+                    decoded = future.result()
+                except ImageFileError as error:
+                    yield Suggestion(photo, None, {}, error)
+                except (ValueError, RuntimeError) as error:
+                    # One odd photograph must not end the run.
+                    yield Suggestion(photo, None, {}, ImageFileError(photo.path, " ".join(str(error).split())))
+                else:
+                    groups.setdefault(tuple(decoded[1]["pictures"][0].shape), []).append((number, photo, decoded))
+            ready = next((shape for shape, members in groups.items() if len(members) >= batch_size), None)
+            # Two batches' worth may wait for company; the rest of the window keeps the threads busy.
+            if ready is None and groups and (not reading or waiting() > 2 * batch_size):
+                ready = min(groups, key=lambda shape: groups[shape][0][0])
+            if ready is not None:
+                members = [(photo, decoded) for _, photo, decoded in groups.pop(ready)]
+                judging[pool.submit(_suggest_batch, cropper, members, options)] = len(members)
+            if judging and not reading:
+                wait(judging, return_when=FIRST_COMPLETED)
+            for batch in [batch for batch in judging if batch.done()]:
+                del judging[batch]
+                yield from batch.result()
+            refill()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(threads)
+
+
+def in_order(suggestions: Iterable[Suggestion], photos: Iterable[Source]) -> Iterator[Suggestion]:
+    """Suggestions in the order of their photographs, each as soon as those before it are there."""
+    arrived: dict[Source, Suggestion] = {}
+    expected = iter(photos)
+    photo = next(expected, None)
+    for suggestion in suggestions:
+        arrived[suggestion.photo] = suggestion
+        while photo in arrived:
+            yield arrived.pop(photo)
+            photo = next(expected, None)
+
+
+_Decoded = tuple[Picture, dict[str, Any]]
+
+
+def _read(cropper: ImageCroppingPipeline, photo: Source, budget: PixelBudget) -> _Decoded:
+    with open_image(photo.path) as image, budget(image.width * image.height):
+        picture = read_picture(image, cropper.short_side)
+    return picture, cropper.preprocess(picture)
+
+
+def _suggest_batch(
+    cropper: ImageCroppingPipeline, members: list[tuple[Source, _Decoded]], options: dict[str, Any]
+) -> list[Suggestion]:
+    import torch
+
+    inputs = [inputs for _, (_, inputs) in members]
+    outputs = cropper.forward(
+        {
+            "pictures": [pixels for item in inputs for pixels in item["pictures"]],
+            "target_size": torch.cat([item["target_size"] for item in inputs]),
+        }
+    )
+    suggestions = []
+    for index, (photo, (picture, _)) in enumerate(members):
+        one = {name: value[index : index + 1] for name, value in outputs.items()}
+        try:
+            suggestions.append(Suggestion(photo, picture, cropper.postprocess(one, details=True, **options)))
+        except ValueError as error:
+            # A constraint that cannot hold for this picture: a box outside it, or `strict`.
+            suggestions.append(Suggestion(photo, picture, {}, ImageFileError(photo.path, str(error))))
+    return suggestions
