@@ -51,6 +51,8 @@ _MOST_CANDIDATES = 4000
 _CONTENT_WEIGHT = 0.45
 # Shapes that are tried when the caller bounds a crop but names no aspect ratio.
 _FREE_RATIOS = (16 / 9, 3 / 2, 4 / 3, 1.0, 4 / 5, 3 / 4, 2 / 3, 9 / 16)
+# A focus point is no more exact than this.
+_FOCUS_DIGITS = 4
 # A grid is dense: of crops that nearly coincide only the best is worth showing.
 _GRID_NMS = 0.8
 
@@ -394,7 +396,8 @@ def judge_picture(judge: CropJudge, crop: Tensor | None = None) -> dict[str, Any
         crop = _whole_pixels(judge.boxes, judge.picture_size)[judge.validity.argmax()]
     best, original = judge(torch.stack([crop, whole])).tolist()
     x, y = judge.content.focus
-    return {"keep_original": original, "improves": best - original, "focus_point": {"x": x, "y": y}}
+    focus = {"x": round(x, _FOCUS_DIGITS), "y": round(y, _FOCUS_DIGITS)}
+    return {"keep_original": original, "improves": best - original, "focus_point": focus}
 
 
 def _names(row: Tensor) -> tuple[str, ...]:
