@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
@@ -124,45 +125,53 @@ def lift_pixel_limit() -> None:
 
 
 @contextmanager
-def open_image(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
-    """Open a picture file, its pixels not yet decoded.
+def open_image(source: str | os.PathLike[str] | BinaryIO, name: str | None = None) -> Iterator[Image.Image]:
+    """Open an image file, its pixels not yet decoded.
+
+    Args:
+        source: Its path, or a binary file object that can seek.
+        name: What errors call it, the path when left out.
 
     Raises:
         ImageFileError: The file is missing, empty, not a picture, truncated or too large, found on opening or, inside
             the `with` block, on decoding.
     """
-    path = Path(path)
+    path: Path | BinaryIO = Path(source) if isinstance(source, str | os.PathLike) else source
+    named = name or str(source)
     try:
-        if path.stat().st_size == 0 and path.is_file():
-            raise ImageFileError(path, "empty file (0 bytes)")
-        if path.is_dir():
-            raise ImageFileError(path, "a folder, not a picture")
+        if isinstance(path, Path):
+            if path.stat().st_size == 0 and path.is_file():
+                raise ImageFileError(named, "empty file (0 bytes)")
+            if path.is_dir():
+                raise ImageFileError(named, "a folder, not a picture")
         try:
             image = Image.open(path)
         except UnidentifiedImageError:
-            is_heif = path.suffix.lower() in (".heic", ".heif")
+            is_heif = Path(named).suffix.lower() in (".heic", ".heif")
             if not _register_heif():
                 hint = " (HEIC files need the package pillow-heif)" if is_heif else ""
-                raise ImageFileError(path, f"not a picture that can be read{hint}") from None
+                raise ImageFileError(named, f"not a picture that can be read{hint}") from None
+            if not isinstance(path, Path):
+                path.seek(0)
             image = Image.open(path)
         with image:
             if image.width * image.height > MAX_PIXELS:
-                raise ImageFileError(path, f"{image.width} x {image.height} is over {MAX_PIXELS // 10**6} megapixels")
+                raise ImageFileError(named, f"{image.width} x {image.height} is over {MAX_PIXELS // 10**6} megapixels")
             yield image
     except ImageFileError:
         raise
     except FileNotFoundError:
-        raise ImageFileError(path, "no such file") from None
+        raise ImageFileError(named, "no such file") from None
     except PermissionError:
-        raise ImageFileError(path, "no permission to read it") from None
+        raise ImageFileError(named, "no permission to read it") from None
     except UnidentifiedImageError:
-        raise ImageFileError(path, "not a picture that can be read") from None
+        raise ImageFileError(named, "not a picture that can be read") from None
     except Image.DecompressionBombError:
-        raise ImageFileError(path, "more pixels than Pillow is allowed to open") from None
+        raise ImageFileError(named, "more pixels than Pillow is allowed to open") from None
     except (OSError, SyntaxError, EOFError, ValueError, IndexError, MemoryError) as error:
         # Pillow's decoders report a broken file by any of these.
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageFileError(path, f"broken or truncated picture ({reason})") from None
+        raise ImageFileError(named, f"broken or truncated picture ({reason})") from None
 
 
 def load_image_file(path: str | os.PathLike[str], short_side: int) -> Picture:

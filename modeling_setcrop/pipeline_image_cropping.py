@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from transformers import Pipeline
-from transformers.image_utils import load_image
 from transformers.modeling_outputs import ModelOutput
 
 from .crop_selection import CropConstraints, CropJudge, judge_picture, select_crops
 from .image_processing_pil_setcrop import crop_ranking
-from .image_reading import Picture, read_picture
+from .image_sources import read_any_image
 from .modeling_setcrop import SetCropEncoderOutput
 
 # Photographs are decoded at no less than this many times the model's size, so that resizing still averages pixels.
@@ -33,7 +30,7 @@ class ImageCroppingPipeline(Pipeline):
     >>> import modeling_setcrop
     >>> cropper = pipeline("image-cropping")
     >>> cropper("photo.jpg", top_k=1)
-    [{'score': 0.87, 'box': {'xmin': 96, 'ymin': 40, 'xmax': 2210, 'ymax': 1480}}]
+    [{'score': 0.87, 'label': 'crop', 'box': {'xmin': 96, 'ymin': 40, 'xmax': 2210, 'ymax': 1480}}]
     ```
     """
 
@@ -47,12 +44,13 @@ class ImageCroppingPipeline(Pipeline):
         postprocess = {name: kwargs[name] for name in (*_SELECTION, *_CONSTRAINTS) if name in kwargs}
         return preprocess, {}, postprocess
 
-    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
+    def __call__(self, inputs: Any = None, **kwargs: Any) -> Any:
         """Suggest crops.
 
         Args:
-            inputs: a photograph, a path, a URL, a [`Picture`] already reduced, a list of these, or a dataset of them
-                (`KeyDataset`).
+            inputs (or `images`): an image: a path, an http(s) or data URL, base64 text, bytes, a file object, a PIL
+                image, a NumPy array, a row `{"bytes": ...}` of `datasets` or a [`Picture`] already read (see
+                [`read_any_image`]); or a list of these, or a dataset of them (`KeyDataset`).
             top_k (`int`, defaults to 5): at most so many crops, of each aspect ratio; None for all.
             threshold (`float`, defaults to 0): only crops with a probability above it; the list may then be empty.
             nms_iou (`float`, defaults to 0.8): of crops that overlap by more than this the better one is returned.
@@ -75,10 +73,14 @@ class ImageCroppingPipeline(Pipeline):
                 bit; on an accelerator scores may differ by rounding (1e-4).
 
         Returns:
-            A list a photograph, best crop first, of `{"score": probability, "box": {"xmin", "ymin", "xmax", "ymax"}}`
-            in pixels of the photograph as displayed (EXIF orientation applied). With a list of aspect ratios the crops
-            of the first come first, and each says its `aspect_ratio`.
+            A list a photograph, best crop first, of `{"score": probability, "label": "crop", "box": {"xmin", "ymin",
+            "xmax", "ymax"}}` in pixels of the image as displayed (EXIF orientation applied). With a list of aspect
+            ratios the crops of the first come first, and each says its `aspect_ratio`.
         """
+        if inputs is None and "images" in kwargs:
+            inputs = kwargs.pop("images")
+        if inputs is None:
+            raise ValueError("no images were given")
         return super().__call__(inputs, **kwargs)
 
     @property
@@ -87,20 +89,10 @@ class ImageCroppingPipeline(Pipeline):
         return _READ_FACTOR * int(self.image_processor.size.shortest_edge or 600)
 
     def preprocess(self, image: Any, timeout: float | None = None) -> dict[str, Any]:
-        picture = self._read(image, timeout)
+        picture = read_any_image(image, self.short_side, timeout)
         pixels = self.image_processor(picture.image, do_pad=False, return_tensors="pt")["pixel_values"][0]
         # A list, so that batching keeps pictures of different shapes apart instead of padding them.
         return {"pictures": [pixels], "target_size": torch.tensor([picture.size])}
-
-    def _read(self, image: Any, timeout: float | None) -> Picture:
-        if isinstance(image, Picture):
-            return image
-        if isinstance(image, str | Path) and Path(image).is_file():
-            with Image.open(image) as opened:
-                return read_picture(opened, self.short_side)
-        if not isinstance(image, Image.Image):
-            image = load_image(image, timeout=timeout)
-        return read_picture(image, self.short_side)
 
     def _forward(self, model_inputs: dict[str, Any]) -> ModelOutput:
         pictures = [p for item in model_inputs["pictures"] for p in (item if isinstance(item, list) else [item])]
@@ -142,6 +134,7 @@ class ImageCroppingPipeline(Pipeline):
     ) -> Any:
         judge = self._judge(model_outputs)
         several = isinstance(aspect_ratio, Sequence) and not isinstance(aspect_ratio, str)
+        label = self.model.config.id2label[0]
         crops = []
         for ratio in aspect_ratio if several else [aspect_ratio]:
             wanted = CropConstraints.from_options(judge.picture_size, aspect_ratio=ratio, **constraints)
@@ -155,7 +148,10 @@ class ImageCroppingPipeline(Pipeline):
                 as_set=as_set,
                 strict=strict,
             )
-            crops += [crop | ({"aspect_ratio": ratio} if several else {}) for crop in selection.as_dicts()]
+            ratio_of = {"aspect_ratio": ratio} if several else {}
+            crops += [
+                {"score": crop.pop("score"), "label": label, **crop, **ratio_of} for crop in selection.as_dicts()
+            ]
         if not details:
             return crops
         return {"crops": crops, **judge_picture(judge, _best_box(crops))}
