@@ -9,14 +9,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from modeling_setcrop.runs.scheduling import in_order, suggest_crops
-from modeling_setcrop.runs.sources import list_sources
 from PIL import Image
 
 from modeling_setcrop.cli.options import load_cropper
 from modeling_setcrop.drawing import DRAWING_SIDE, contact_sheet
 from modeling_setcrop.image_reading import ImageFileError, read_picture
 from modeling_setcrop.images.atomic import atomic_writer
+from modeling_setcrop.runs.scheduling import in_order, suggest_crops
+from modeling_setcrop.runs.sources import list_sources
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -19,15 +19,15 @@ from typing import Any
 
 import numpy as np
 import ray
+
+from modeling_setcrop.cli.crop import default_name
+from modeling_setcrop.cli.options import load_cropper
+from modeling_setcrop.image_reading import ImageFileError
 from modeling_setcrop.runs.cropping import crop_sources
 from modeling_setcrop.runs.journal import Journal
 from modeling_setcrop.runs.manifest import write_manifest
 from modeling_setcrop.runs.naming import CropPlan
 from modeling_setcrop.runs.sources import Source, list_sources
-
-from modeling_setcrop.cli.crop import default_name
-from modeling_setcrop.cli.options import load_cropper
-from modeling_setcrop.image_reading import ImageFileError
 
 
 class CropWorker:

@@ -13,17 +13,17 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from transformers import pipeline
+
+import modeling_setcrop
+from modeling_setcrop.image_reading import ImageFileError
 from modeling_setcrop.runs.cropping import crop_sources
 from modeling_setcrop.runs.journal import JOURNAL, Journal
 from modeling_setcrop.runs.manifest import write_manifest
 from modeling_setcrop.runs.naming import CropPlan
 from modeling_setcrop.runs.scheduling import PixelBudget, in_order, suggest_crops
 from modeling_setcrop.runs.sources import list_sources
-from PIL import Image
-from transformers import pipeline
-
-import modeling_setcrop
-from modeling_setcrop.image_reading import ImageFileError
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -81,9 +81,7 @@ def crop_sources(
                 yield SourceReport(photo, rows)
 
     try:
-        for suggestion in suggest_crops(
-            cropper, todo, options, batch_size=batch_size, workers=workers, budget=budget
-        ):
+        for suggestion in suggest_crops(cropper, todo, options, batch_size=batch_size, workers=workers, budget=budget):
             photo = suggestion.photo
             try:
                 if suggestion.error is not None:

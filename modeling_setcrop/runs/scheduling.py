@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..image_reading import Picture, ImageFileError, open_image, read_picture
+from ..image_reading import ImageFileError, Picture, open_image, read_picture
 from .sources import Source
 
 if TYPE_CHECKING:
