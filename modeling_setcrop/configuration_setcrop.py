@@ -26,7 +26,7 @@ class SetCropConfig(ConditionalDetrConfig):
         num_queries (`int`, defaults to 90):
             Number N of learnable anchors, the largest set of crops that the model can return.
         label_smoothing (`str`, defaults to `"quality"`):
-            Validity labels of the anchors that no good crop was matched to (section 3.3 of the paper): `"none"` (0),
+            Validity labels of the anchors that no good crop was matched to (section 3.2 of the paper): `"none"` (0),
             `"quality"` (from the score of the most similar rated crop, for densely rated data) or `"distillation"`
             (a momentum teacher's probabilities, for sparsely rated data).
         smoothing_upper_bound (`float`, defaults to 0.5):
@@ -36,12 +36,14 @@ class SetCropConfig(ConditionalDetrConfig):
         quality_iou_threshold (`float`, defaults to 0.85):
             A rated crop speaks for an anchor only when their IoU is at least this.
         distillation_momentum (`float`, defaults to 0.5):
-            The paper's theta in (0, 1]: average = theta * current + (1 - theta) * average, once a step.
+            The paper's theta in (0, 1]: average = theta * current + (1 - theta) * average, once a step. Equation 5
+            averages the current weights with the previous step's; the authors' release averages them with the previous
+            average, and so does this.
         distillation_halved (`bool`, defaults to `False`):
             Halve both terms of equation 6, as the authors' release does.
-        cls_loss_coefficient (`float`, defaults to 1):
-            Weight of the validity loss. Upstream's Conditional DETR computes its loss with 1 whatever its config says,
-            and with `label_smoothing="none"` the loss here equals upstream's; the paper's recipes set 2.
+        cls_loss_coefficient (`float`, defaults to 2):
+            Weight of the validity loss. Upstream's Conditional DETR computes its loss with 1 whatever its config says;
+            with 1 and `label_smoothing="none"` the loss here equals upstream's.
         focal_gamma (`float`, defaults to 2.0):
             Exponent of the focal loss.
         anchor_sizes (`bool`, defaults to `False`):
@@ -69,7 +71,7 @@ class SetCropConfig(ConditionalDetrConfig):
     class_cost: int | float = 2
     bbox_cost: int | float = 5
     giou_cost: int | float = 2
-    cls_loss_coefficient: int | float = 1
+    cls_loss_coefficient: int | float = 2
     bbox_loss_coefficient: int | float = 5
     giou_loss_coefficient: int | float = 2
     focal_gamma: int | float = 2.0

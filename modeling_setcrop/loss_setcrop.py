@@ -1,4 +1,4 @@
-"""Matching, validity targets and the set loss of SetCrop (sections 3.2 and 3.3 of the paper)."""
+"""Matching, validity targets and the set loss of SetCrop (section 3.2 of the paper)."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def match_anchors(
 def quality_targets(
     boxes: torch.Tensor, scored_boxes: torch.Tensor, scores: torch.Tensor, rated: torch.Tensor, config: SetCropConfig
 ) -> torch.Tensor:
-    """Soft validity of anchors by quality guidance (section 3.3, the smoothing map M).
+    """Soft validity of anchors by quality guidance (section 3.2, equation 4).
 
     An anchor takes the score s of the rated crop that it overlaps most; when that IoU reaches
     `quality_iou_threshold` its label is clamp(mu (s - s_l) / (s_u - s_l), 0, mu), otherwise 0.

@@ -15,10 +15,14 @@ from transformers.conversion_mapping import (
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 from transformers.models.conditional_detr.modeling_conditional_detr import (
+    ConditionalDetrDecoder,
+    ConditionalDetrEncoder,
     ConditionalDetrForObjectDetection,
+    ConditionalDetrMLPPredictionHead,
     ConditionalDetrModel,
     ConditionalDetrModelOutput,
     ConditionalDetrObjectDetectionOutput,
+    ConditionalDetrPreTrainedModel,
     inverse_sigmoid,
 )
 
@@ -89,11 +93,49 @@ class SetCropImageCroppingOutput(ConditionalDetrObjectDetectionOutput):
     encoder_outputs: SetCropEncoderOutput | None = None
 
 
+# A prior validity of 1 %, as focal losses need for a steady start (Lin et al., 2017, section 3.3).
+_PRIOR_VALIDITY_LOGIT = -4.595
+
+
+class _XavierInitialization:
+    """Start linear layers as the authors of DETR and its variants do; upstream draws all of them from N(0, 0.02)."""
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+
+
+class SetCropEncoder(_XavierInitialization, ConditionalDetrEncoder):
+    """Upstream's encoder with the authors' start values."""
+
+
+class SetCropDecoder(_XavierInitialization, ConditionalDetrDecoder):
+    """Upstream's decoder with the authors' start values, without which all reference points start in one place."""
+
+
 class SetCropModel(ConditionalDetrModel):
-    """Backbone, encoder and decoder: upstream's, with the encoder callable on its own."""
+    """Backbone, encoder and decoder: upstream's, with the encoder callable on its own.
+
+    Every parameter is trainable when the model is made, whether from a config or from a checkpoint; upstream freezes
+    some of a ResNet's in the one case and none in the other.
+    """
 
     config: SetCropConfig
     config_class = SetCropConfig
+
+    def __init__(self, config: SetCropConfig) -> None:
+        super().__init__(config)
+        self.encoder = SetCropEncoder(config)
+        self.decoder = SetCropDecoder(config)
+        self.unfreeze_backbone()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self.query_position_embeddings:
+            init.normal_(module.weight)
 
     def __getattr__(self, name: str) -> Any:
         if name in _OF_THE_HEADS:
@@ -177,15 +219,19 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
 
     Parameter names are upstream's, so a Conditional DETR checkpoint loads with `ignore_mismatched_sizes=True` but for
     the class head and the queries. Source: "Rethinking Image Cropping: Exploring Diverse Compositions from Global
-    Views" (CVPR 2022), section 3.
+    Views" (CVPR 2022), section 3. The start values are those of the authors' release: a validity of 1 %, queries from
+    N(0, 1), Xavier's in the transformer, and a box head that moves no anchor.
     """
 
     config: SetCropConfig
     config_class = SetCropConfig
 
     def __init__(self, config: SetCropConfig) -> None:
-        super().__init__(config)
+        # Not upstream's own constructor, which would build a second model only to throw it away.
+        ConditionalDetrPreTrainedModel.__init__(self, config)
         self.model = SetCropModel(config)
+        self.class_labels_classifier = nn.Linear(config.d_model, config.num_labels)
+        self.bbox_predictor = ConditionalDetrMLPPredictionHead(config.d_model, config.d_model, 4, num_layers=3)
         if config.anchor_sizes:
             # Logits of width and height, added to the box head's; zero is the paper's model.
             self.anchor_sizes = nn.Parameter(torch.zeros(config.num_queries, 2))
@@ -195,12 +241,16 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
+        # By the layers themselves: of a module without direct parameters, as this class may be, upstream says that it
+        # is initialised already and does not ask.
         super()._init_weights(module)
-        if isinstance(module, SetCropForImageCropping):
-            # A prior validity of 1 %, as focal losses need for a steady start (Lin et al., 2017, section 3.3).
-            init.constant_(module.class_labels_classifier.bias, -4.595)
-            if module.config.anchor_sizes:
-                init.zeros_(module.anchor_sizes)
+        if module is self.class_labels_classifier:
+            init.constant_(module.bias, _PRIOR_VALIDITY_LOGIT)
+        elif module is self.bbox_predictor.layers[-1]:
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
+        elif module is self and self.config.anchor_sizes:
+            init.zeros_(self.anchor_sizes)
 
     def forward(
         self,

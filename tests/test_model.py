@@ -21,6 +21,7 @@ def test_defaults_are_the_papers():
     assert (config.num_queries, config.d_model, config.encoder_layers, config.decoder_layers) == (90, 256, 6, 6)
     assert (config.encoder_attention_heads, config.encoder_ffn_dim, config.num_labels) == (8, 2048, 1)
     assert (config.class_cost, config.bbox_cost, config.giou_cost, config.focal_alpha) == (2, 5, 2, 0.25)
+    assert (config.cls_loss_coefficient, config.bbox_loss_coefficient, config.giou_loss_coefficient) == (2, 5, 2)
     assert (config.smoothing_upper_bound, config.quality_lower, config.quality_upper) == (0.5, 2.0, 3.5)
     assert (config.quality_iou_threshold, config.distillation_momentum) == (0.85, 0.5)
     assert config.backbone_config.model_type == "resnet"
@@ -75,6 +76,51 @@ def test_a_detectors_checkpoint_loads_but_for_class_head_and_queries(tmp_path):
     for name, value in model.state_dict().items():
         if name not in fresh:
             torch.testing.assert_close(value, state[name])
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory):
+    """A detector as wide as the published ones, its reference points spread as theirs are."""
+    shape = dict(encoder_layers=1, decoder_layers=1, backbone_config=EfficientNetLiteConfig(out_features=["stage3"]))
+    model = ConditionalDetrForObjectDetection(ConditionalDetrConfig(num_queries=300, num_labels=91, **shape))
+    for layer in model.model.decoder.ref_point_head.layers:
+        torch.nn.init.xavier_uniform_(layer.weight)
+    folder = tmp_path_factory.mktemp("detector")
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("start", ["config", "detector", "checkpoint"])
+def test_a_new_model_starts_as_the_papers_does(start, detector, tmp_path):
+    torch.manual_seed(0)
+    if start == "detector":
+        model = SetCropForImageCropping.from_pretrained(detector, ignore_mismatched_sizes=True)
+    else:
+        backbone = EfficientNetLiteConfig(out_features=["stage3"])
+        model = SetCropForImageCropping(SetCropConfig(encoder_layers=1, decoder_layers=1, backbone_config=backbone))
+    if start == "checkpoint":
+        model.save_pretrained(tmp_path)
+        model = SetCropForImageCropping.from_pretrained(tmp_path)
+    model.eval()
+    queries = model.model.query_position_embeddings.weight
+    assert queries.std().item() == pytest.approx(1, abs=0.02)
+    assert model.class_labels_classifier.bias.item() == pytest.approx(-4.595)
+    with torch.no_grad():
+        centres = model.model.decoder.ref_point_head(queries).sigmoid()
+        output = model(torch.zeros(1, 3, 64, 64))
+    assert (centres.std(0) > 0.1).all()
+    assert output.logits.sigmoid().mean().item() == pytest.approx(0.01, abs=0.01)
+    if start != "detector":
+        torch.testing.assert_close(output.pred_boxes[0, :, :2], centres, atol=1e-5, rtol=0)
+
+
+def test_all_of_the_backbone_trains_in_a_new_model_and_in_a_loaded_one(tmp_path):
+    resnet = {"model_type": "resnet", "hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1], "embedding_size": 8}
+    shape = dict(d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2)
+    model = SetCropForImageCropping(SetCropConfig(backbone_config={**resnet, "layer_type": "basic"}, **shape))
+    model.save_pretrained(tmp_path)
+    for found in (model, SetCropForImageCropping.from_pretrained(tmp_path)):
+        assert all(parameter.requires_grad for parameter in found.parameters())
 
 
 def test_saving_and_loading_is_exact(tiny_model, tiny_checkpoint):
@@ -182,7 +228,7 @@ def test_training_step_reports_every_loss(tiny_model):
     expected = expected + config.crop_rank_loss_coefficient * parts["loss_crop_rank"]
     expected = expected + config.crop_choice_loss_coefficient * parts["loss_crop_choice"]
     for end in ("", "_0"):
-        expected = expected + parts["loss_ce" + end] + 5 * parts["loss_bbox" + end] + 2 * parts["loss_giou" + end]
+        expected = expected + 2 * parts["loss_ce" + end] + 5 * parts["loss_bbox" + end] + 2 * parts["loss_giou" + end]
     torch.testing.assert_close(output.loss, expected)
     output.loss.backward()
     assert model.anchor_sizes.grad.abs().sum() > 0 and model.crop_scorer.reduce.weight.grad.abs().sum() > 0

@@ -56,6 +56,15 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_start(tmp_path_factory.mktemp("start"))
 
 
+@pytest.fixture(scope="module")
+def resnet_start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_start(
+        tmp_path_factory.mktemp("resnet"),
+        backbone_config={"model_type": "resnet", "hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1]}
+        | {"embedding_size": 8, "out_features": ["stage4"], "layer_type": "basic"},
+    )
+
+
 @pytest.fixture
 def arguments(data: Path, start: Path, tmp_path: Path):
     def make(**options: object) -> CropTrainingArguments:
@@ -294,12 +303,27 @@ class TestOptimisation:
         }
         assert moved == {"stages2"}
 
-    def test_batch_norm_of_the_backbone_stays_as_it_was(self, arguments, tmp_path):
-        start = write_tiny_start(
-            tmp_path / "resnet",
-            backbone_config={"model_type": "resnet", "hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1]}
-            | {"embedding_size": 8, "out_features": ["stage4"], "layer_type": "basic"},
-        )
+    def test_freezing_one_stage_of_resnet_50_leaves_the_papers_42_tensors_and_thaws_again(self):
+        shape = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+        model = SetCropForImageCropping(SetCropConfig(**shape))
+        trained = []
+        for stages in (1, -1, 2, 1, 0):
+            freeze_backbone_stages(model, stages)
+            trained.append(sum(p.requires_grad for p in backbone_of(model).parameters()))
+        assert trained == [42, 0, 29, 42, 53]
+        freeze_backbone_stages(model, 1)
+        frozen = [name for name, p in backbone_of(model).named_parameters() if not p.requires_grad]
+        assert all(name.startswith(("embedder", "encoder.stages.0")) for name in frozen)
+
+    def test_a_run_from_a_native_resnets_config_resumes(self, arguments, resnet_start):
+        options = {"model_name_or_path": str(resnet_start), "freeze_backbone_stages": 1}
+        CropTraining(arguments(**options, max_steps=1)).train()
+        resumed = CropTraining(arguments(**options, max_steps=2, resume_from_checkpoint="latest"))
+        resumed.train()
+        assert resumed.step == 2
+
+    def test_batch_norm_of_the_backbone_stays_as_it_was(self, arguments, resnet_start):
+        start = resnet_start
         training = CropTraining(arguments(model_name_or_path=str(start), max_steps=2, lr_backbone=1e-3, clip=10.0))
         before = {name: b.clone() for name, b in backbone_of(training.raw_model).named_buffers()}
         training.train()
@@ -503,7 +527,9 @@ class TestCommand:
     @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda file: file.stem)
     def test_recipes_are_valid(self, recipe):
         args = parse_arguments(["--config", str(recipe), "--data", "d", "--model_name_or_path", "m"])
-        SetCropConfig(**parse_overrides(args.config_overrides))
+        config = SetCropConfig(**parse_overrides(args.config_overrides))
+        if recipe.stem in ("gaic_v1", "gaic_v2", "cpc"):
+            assert (args.freeze_backbone_stages, config.cls_loss_coefficient, config.num_queries) == (1, 2, 90)
 
 
 class TestTransformersTrainer:

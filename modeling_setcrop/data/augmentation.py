@@ -1,4 +1,4 @@
-"""Training augmentation: mirroring with exact boxes and photometric distortion (paper, section 4.1)."""
+"""Training augmentation: the paper's photometric distortion (section 4.3), and mirroring with exact boxes."""
 
 from __future__ import annotations
 

@@ -42,8 +42,9 @@ def load_gaic(path: str | os.PathLike, *, problems: Problems | None = None) -> D
     """Reads GAIC version 1 or 2, told apart by whether `annotations` has a folder for each split.
 
     Good crops are those with a mean opinion score of at least 4; a picture that has none takes its best-scored crops
-    (paper, section 4.1). Crops scored -2 ("not rated") are left out. Version 2 comes in its official splits; version
-    1 in its official test split and a seeded validation sample of 36 in 1,036 of the training pictures.
+    (as in the authors' release; the paper names the threshold alone, section 4.3). Crops scored -2 ("not rated") are
+    left out. Version 2 comes in its official splits; version 1 in its official test split and a seeded validation
+    sample of 36 in 1,036 of the training pictures.
 
     Args:
         path: the folder with `images` and `annotations`.

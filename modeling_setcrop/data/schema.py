@@ -125,7 +125,7 @@ def picture_size(path: str | os.PathLike, problems: Problems) -> tuple[int, int]
 
 
 def good_or_best(scores: np.ndarray, good: np.ndarray) -> np.ndarray:
-    """The good flags, or, where no crop is good, flags of the best-scored ones (paper, section 4.1)."""
+    """The good flags, or, where no crop is good, flags of the best-scored ones (as the authors' release)."""
     return good if good.any() else scores == scores.max()
 
 

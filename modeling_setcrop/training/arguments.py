@@ -39,7 +39,7 @@ def _option(default: object, help: str, **metadata: object) -> object:
 
 @dataclass
 class CropTrainingArguments:
-    """A training run. The defaults are the paper's (section 4.1), for GAIC.
+    """A training run. The defaults are the paper's (section 4.3), for GAIC, except for the batch size.
 
     Raises:
         ValueError: a field is missing or out of its range; the message names it.
@@ -72,7 +72,9 @@ class CropTrainingArguments:
     )
     warmup_steps: int = _option(0, "Optimiser steps of linear warm-up.")
     clip: float = _option(0.1, "Largest norm of the gradient.")
-    freeze_backbone_stages: int = _option(0, "Keep the backbone's stem and first K stages as they are; -1 for all.")
+    freeze_backbone_stages: int = _option(
+        0, "Keep the backbone's stem and first K stages as they are; 0: train all; -1: none."
+    )
     distillation_start_epoch: int = _option(
         40, "With label_smoothing=distillation: epochs before the teacher's validities join the labels."
     )

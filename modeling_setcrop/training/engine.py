@@ -58,7 +58,7 @@ class Interrupted(TrainingError):
 
 
 def parameter_groups(model: torch.nn.Module, lr: float, lr_backbone: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: the backbone's and the rest (paper, section 4.1)."""
+    """Trainable parameters in two groups: the backbone's and the rest (paper, section 4.3)."""
     backbone = {id(parameter) for parameter in backbone_of(model).parameters()}
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [

@@ -47,18 +47,17 @@ def backbone_stages(backbone: nn.Module) -> tuple[nn.Module, list[nn.Module]]:
 
 
 def freeze_backbone_stages(model: nn.Module, stages: int) -> None:
-    """Keeps the stem and the first `stages` stages (all for -1) as they are; 0 changes nothing.
+    """Train all of the backbone but its stem and first `stages` stages; all for 0, nothing for -1.
 
-    torch skips the backward pass of what comes before the first trainable weight by itself.
+    What was frozen before and is not to be is trained again. The paper's models keep one stage of a ResNet. torch
+    skips the backward pass of what comes before the first trainable weight by itself.
 
     Raises:
         ValueError: the backbone has fewer stages.
     """
-    if stages == 0:
-        return
     backbone = backbone_of(model)
-    if stages == -1:
-        backbone.requires_grad_(False)
+    backbone.requires_grad_(stages != -1)
+    if stages in (0, -1):
         return
     stem, rest = backbone_stages(backbone)
     if stages > len(rest):

@@ -1,4 +1,4 @@
-"""The momentum teacher of self distillation (paper, section 3.3)."""
+"""The momentum teacher of self distillation (paper, section 3.2)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from .averaging import AveragedModel
 class MomentumTeacher(AveragedModel):
     """An average of the model's weights whose validities become soft labels for sparsely rated data.
 
-    Once a step, average = theta * current + (1 - theta) * average, with the config's `distillation_momentum` as theta.
+    Once a step, average = theta * current + (1 - theta) * average, with the config's `distillation_momentum` as theta:
+    the recursive form of equation 5, which the authors' release computes (the equation itself has the previous step's
+    weights for the previous average).
     """
 
     @torch.no_grad()
