@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 MAX_PIXELS = 300_000_000
 """Largest picture that is opened, in pixels."""
+
+# Modes that Pillow converts through copies of the whole image are converted in bands of so many pixels.
+_BAND_PIXELS = 4_000_000
+# Decoded by starting another program, or not at all.
+_RUN_BY_OTHERS = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5"})
 
 _ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -41,7 +47,12 @@ class Picture:
 
 
 def orientation(image: Image.Image) -> Image.Transpose | None:
-    """The turn that brings a stored picture upright, or None where it is already."""
+    """Return the turn that brings a stored image upright, or None where it is already.
+
+    Pillow turns TIFF files itself as it decodes them, and gives their size as upright.
+    """
+    if image.format == "TIFF":
+        return None
     return _ORIENTATIONS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
 
 
@@ -61,20 +72,47 @@ def has_alpha(image: Image.Image) -> bool:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Eight-bit RGB of a picture in any mode: transparency over white, 16-bit scaled down, others stretched."""
+    """Return an image of any mode in eight-bit RGB: transparency over white, 16-bit scaled down, others stretched."""
+    return _reduced_rgb(image, 1)
+
+
+def _reduced_rgb(image: Image.Image, factor: int) -> Image.Image:
+    """Return an RGB copy, `factor` by `factor` pixels averaged into one.
+
+    Other modes than RGB are converted a band of rows at a time: whole, they would be held several times over.
+    """
     if image.mode == "RGB" and "transparency" not in image.info:
-        return image
+        return image.reduce(factor) if factor > 1 else image
+    extrema = image.getextrema() if image.mode in ("I", "F") else None
+    copy = Image.new("RGB", (-(-image.width // factor), -(-image.height // factor)))
+    rows = max(1, _BAND_PIXELS // (image.width * factor))
+    for top in range(0, copy.height, rows):
+        band = image.crop((0, top * factor, image.width, min(image.height, (top + rows) * factor)))
+        band = _band_to_rgb(band, extrema)
+        copy.paste(band.reduce(factor) if factor > 1 else band, (0, top))
+    return copy
+
+
+def _band_to_rgb(image: Image.Image, extrema: tuple[float, float] | None) -> Image.Image:
     if image.mode.startswith("I;16"):
         return image.convert("I").point(lambda value: value / 257).convert("L").convert("RGB")
-    if image.mode in ("I", "F"):
-        low, high = image.getextrema()
+    if extrema is not None:
+        low, high = extrema
         scale = 255 / (high - low) if high > low else 0.0
         return image.convert("F").point(lambda value: value * scale + (-low * scale)).convert("L").convert("RGB")
     if has_alpha(image):
-        image = image.convert("RGBA")
+        image = with_plain_alpha(image).convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
+    if image.mode == "LAB":
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
     return image.convert("RGB")
+
+
+def with_plain_alpha(image: Image.Image) -> Image.Image:
+    """Return an image whose colours are not multiplied by its alpha channel: modes La and RGBa become LA and RGBA."""
+    return image.convert(image.mode.upper()) if image.mode in ("La", "RGBa") else image
 
 
 def read_picture(image: Image.Image, short_side: int) -> Picture:
@@ -89,18 +127,14 @@ def read_picture(image: Image.Image, short_side: int) -> Picture:
     scale = min(1.0, short_side / min(width, height))
     image.draft(None, (math.ceil(width * scale), math.ceil(height * scale)))
     image.load()
-    factor = min(image.size) // short_side
-    # Palette entries and 16-bit integers cannot be averaged as they are.
-    if factor > 1 and image.mode in ("L", "LA", "RGB", "RGBA", "CMYK", "F"):
-        image = image.reduce(factor)
-    copy = to_rgb(image)
+    copy = _reduced_rgb(image, max(1, min(image.size) // short_side))
     if transpose is not None:
         copy = copy.transpose(transpose)
     return Picture(copy, (width, height) if swaps_sides(transpose) else (height, width))
 
 
 class ImageFileError(ValueError):
-    """A photograph that cannot be read or written; the message is one line that names the file."""
+    """A file that cannot be read or written as an image; the message is one line that names the file."""
 
     def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
         super().__init__(f"{path}: {reason}")
@@ -125,53 +159,116 @@ def lift_pixel_limit() -> None:
 
 
 @contextmanager
-def open_image(source: str | os.PathLike[str] | BinaryIO, name: str | None = None) -> Iterator[Image.Image]:
-    """Open an image file, its pixels not yet decoded.
+def open_image(source: str | os.PathLike[str] | IO[bytes], name: str | None = None) -> Iterator[Image.Image]:
+    """Open an image file, its pixels not yet decoded; what decodes them belongs inside `decoding`.
 
     Args:
         source: Its path, or a binary file object that can seek.
         name: What errors call it, the path when left out.
 
     Raises:
-        ImageFileError: The file is missing, empty, not a picture, truncated or too large, found on opening or, inside
-            the `with` block, on decoding.
+        ImageFileError: The file is missing, empty, no regular file, not an image, or has too many pixels.
     """
-    path: Path | BinaryIO = Path(source) if isinstance(source, str | os.PathLike) else source
     named = name or str(source)
-    try:
-        if isinstance(path, Path):
-            if path.stat().st_size == 0 and path.is_file():
-                raise ImageFileError(named, "empty file (0 bytes)")
-            if path.is_dir():
-                raise ImageFileError(named, "a folder, not a picture")
-        try:
-            image = Image.open(path)
-        except UnidentifiedImageError:
-            is_heif = Path(named).suffix.lower() in (".heic", ".heif")
-            if not _register_heif():
-                hint = " (HEIC files need the package pillow-heif)" if is_heif else ""
-                raise ImageFileError(named, f"not a picture that can be read{hint}") from None
-            if not isinstance(path, Path):
-                path.seek(0)
-            image = Image.open(path)
-        with image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ImageFileError(named, f"{image.width} x {image.height} is over {MAX_PIXELS // 10**6} megapixels")
+    if not isinstance(source, str | os.PathLike):
+        with _identify(source, named) as image:
             yield image
+        return
+    with open_regular_file(source, named) as file, _identify(file, named) as image:
+        yield image
+
+
+@contextmanager
+def open_regular_file(path: str | os.PathLike[str], name: str | None = None) -> Iterator[IO[bytes]]:
+    """Open a file for reading, but no folder, pipe, socket or device, which could block for ever.
+
+    Raises:
+        ImageFileError: The file cannot be opened, is empty or is no regular file.
+    """
+    named = name or str(path)
+    try:
+        _check_regular(named, os.stat(path))
+        # A pipe that took the file's place meanwhile must not block either.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except OSError as error:
+        raise ImageFileError(named, _reason(error)) from None
+    with os.fdopen(descriptor, "rb") as file:
+        state = os.fstat(descriptor)
+        _check_regular(named, state)
+        if state.st_size == 0:
+            raise ImageFileError(named, "empty file (0 bytes)")
+        yield file
+
+
+def _check_regular(named: str, state: os.stat_result) -> None:
+    for is_kind, kind in (
+        (stat.S_ISDIR, "a folder"),
+        (stat.S_ISFIFO, "a pipe"),
+        (stat.S_ISSOCK, "a socket"),
+        (stat.S_ISCHR, "a device"),
+        (stat.S_ISBLK, "a device"),
+    ):
+        if is_kind(state.st_mode):
+            raise ImageFileError(named, f"{kind}, not an image file")
+
+
+def _identify(file: IO[bytes], named: str) -> Image.Image:
+    """Read the head of an image file that is open."""
+    with decoding(named):
+        try:
+            image = Image.open(file)
+        except UnidentifiedImageError:
+            if not _register_heif():
+                is_heif = Path(named).suffix.lower() in (".heic", ".heif")
+                hint = " (HEIC files need the package pillow-heif)" if is_heif else ""
+                raise ImageFileError(named, f"not an image that can be read{hint}") from None
+            file.seek(0)
+            image = Image.open(file)
+    if image.format in _RUN_BY_OTHERS:
+        raise ImageFileError(named, f"not an image that can be read ({image.format})")
+    if image.width * image.height > MAX_PIXELS:
+        raise ImageFileError(named, f"{image.width} x {image.height} is over {MAX_PIXELS // 10**6} megapixels")
+    return image
+
+
+@contextmanager
+def decoding(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Report what a decoder raises as an error of the file; hold nothing but decoding inside.
+
+    Raises:
+        ImageFileError: The image is broken, truncated or too large for memory.
+    """
+    try:
+        yield
     except ImageFileError:
         raise
-    except FileNotFoundError:
-        raise ImageFileError(named, "no such file") from None
-    except PermissionError:
-        raise ImageFileError(named, "no permission to read it") from None
-    except UnidentifiedImageError:
-        raise ImageFileError(named, "not a picture that can be read") from None
+    except OSError as error:
+        raise ImageFileError(path, _reason(error)) from None
     except Image.DecompressionBombError:
-        raise ImageFileError(named, "more pixels than Pillow is allowed to open") from None
-    except (OSError, SyntaxError, EOFError, ValueError, IndexError, MemoryError) as error:
-        # Pillow's decoders report a broken file by any of these.
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageFileError(named, f"broken or truncated picture ({reason})") from None
+        raise ImageFileError(path, "more pixels than Pillow is allowed to open") from None
+    except MemoryError:
+        raise ImageFileError(path, "not enough memory to decode it") from None
+    except Exception as error:
+        # Pillow's decoders report a broken file by SyntaxError, EOFError, IndexError, struct.error and more.
+        raise ImageFileError(path, f"broken or truncated image ({one_line(error)})") from None
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, PermissionError):
+        return "no permission to read it"
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image that can be read"
+    if error.errno is not None:
+        return f"cannot be read ({error.strerror})"
+    # Pillow's own: the system's errors have a number.
+    return f"broken or truncated image ({one_line(error)})"
+
+
+def one_line(error: BaseException) -> str:
+    """Return an exception's message in one line, or its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def load_image_file(path: str | os.PathLike[str], short_side: int) -> Picture:
@@ -182,7 +279,7 @@ def load_image_file(path: str | os.PathLike[str], short_side: int) -> Picture:
         short_side: The copy's short side is at least this many pixels, unless the picture's own is shorter.
 
     Raises:
-        ImageFileError: See `open_image`.
+        ImageFileError: See `open_image` and `decoding`.
     """
-    with open_image(path) as image:
+    with open_image(path) as image, decoding(path):
         return read_picture(image, short_side)

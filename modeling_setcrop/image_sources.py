@@ -16,7 +16,7 @@ from urllib.parse import unquote_to_bytes
 import numpy as np
 from PIL import Image
 
-from .image_reading import ImageFileError, Picture, load_image_file, open_image, read_picture
+from .image_reading import ImageFileError, Picture, decoding, load_image_file, open_image, read_picture
 
 
 def read_any_image(source: Any, short_side: int, timeout: float | None = None) -> Picture:
@@ -71,7 +71,7 @@ def _read_text(text: str, short_side: int, timeout: float | None) -> Picture:
 
 
 def _read_bytes(content: bytes, short_side: int, name: str) -> Picture:
-    with open_image(io.BytesIO(content), name) as image:
+    with open_image(io.BytesIO(content), name) as image, decoding(name):
         return read_picture(image, short_side)
 
 

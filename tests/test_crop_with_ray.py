@@ -39,7 +39,7 @@ def test_two_workers_crop_a_folder_and_a_parquet_list_as_the_command_does(tiny_c
     example = ROOT / "examples" / "crop_with_ray.py"
     cluster = run(example, album, "--out", tmp_path / "two", "--manifest", tmp_path / "crops.csv", *options)
     assert cluster.returncode == 1 and "12 crops of 7 photographs" in cluster.stdout, cluster.stderr[-3000:]
-    assert "broken.jpg: not a picture" in cluster.stderr
+    assert "broken.jpg: not an image" in cluster.stderr
     for file in (tmp_path / "one").rglob("*.jpg"):
         assert (tmp_path / "two" / file.relative_to(tmp_path / "one")).read_bytes() == file.read_bytes()
     with (tmp_path / "crops.csv").open() as manifest:

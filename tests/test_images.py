@@ -35,9 +35,9 @@ READABLE = {
     "png_named_jpg.jpg", "progressive.jpg", "tall_1_to_40.jpg", *(f"exif_orientation_{n}.jpg" for n in range(1, 9)),
 }  # fmt: skip
 BROKEN = {
-    "garbage.png": "not a picture",
-    "header_only.jpg": "picture",
-    "text_named.jpg": "not a picture",
+    "garbage.png": "not an image",
+    "header_only.jpg": "image",
+    "text_named.jpg": "not an image",
     "truncated.jpg": "truncated",
     "zero_bytes.jpg": "empty file",
 }
@@ -87,7 +87,7 @@ def test_every_readable_odd_file_gives_a_crop_of_its_own_kind(shared_data, tmp_p
 def test_missing_files_folders_and_empty_folders_are_named(tmp_path):
     with pytest.raises(ImageFileError, match=r"nowhere\.jpg: no such file"):
         load_image_file(tmp_path / "nowhere.jpg")
-    with pytest.raises(ImageFileError, match="a folder, not a picture"):
+    with pytest.raises(ImageFileError, match="a folder, not an image file"):
         load_image_file(tmp_path)
     (tmp_path / "notes.txt").write_text("no picture")
     errors: list[ImageFileError] = []

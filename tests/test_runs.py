@@ -183,7 +183,7 @@ def test_the_manifest_lists_every_crop_and_every_failure(cropper, album, tmp_pat
         rows = list(csv.DictReader(path.open(encoding="utf-8")))
     else:
         rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    assert rows[-1]["source"].endswith("broken.jpg") and "not a picture" in rows[-1]["error"]
+    assert rows[-1]["source"].endswith("broken.jpg") and "not an image" in rows[-1]["error"]
     assert len(rows) == 1 + sum(len(report.rows) for report in reports)
     for row in rows[:-1]:
         with Image.open(out / row["file"]) as crop:
@@ -242,7 +242,7 @@ def test_commands_end_to_end(tiny_checkpoint, photos, album, tmp_path):
     cropped = command(*arguments, "--manifest", tmp_path / "crops.jsonl")
     assert cropped.returncode == 1
     assert "12 crops of 6 photographs went to" in cropped.stdout and "1 failed" in cropped.stdout
-    assert "broken.jpg: not a picture that can be read" in cropped.stderr
+    assert "broken.jpg: not an image that can be read" in cropped.stderr
     assert "trip/photo1_16x9.webp" in files_below(out) and len(files_below(out)) == 13
     assert len((tmp_path / "crops.jsonl").read_text().splitlines()) == 13
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..image_reading import ImageFileError, Picture, open_image, read_picture
+from ..image_reading import ImageFileError, Picture, decoding, open_image, read_picture
 from .sources import Source
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ _Decoded = tuple[Picture, dict[str, Any]]
 
 
 def _read(cropper: ImageCroppingPipeline, photo: Source, budget: PixelBudget) -> _Decoded:
-    with open_image(photo.path) as image, budget(image.width * image.height):
+    with open_image(photo.path) as image, budget(image.width * image.height), decoding(photo.path):
         picture = read_picture(image, cropper.short_side)
     return picture, cropper.preprocess(picture)
 
