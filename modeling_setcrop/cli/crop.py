@@ -6,7 +6,7 @@ import signal
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -44,6 +44,10 @@ def crop(
     ] = None,
     manifest: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also list every crop in a .jsonl or .csv file.")
+    ] = None,
+    manifest_format: Annotated[
+        Literal["sanity", "imgix", "thumbor", "css", "azure", "label-studio"] | None,
+        typer.Option(help="Write the manifest as another system's JSON instead, a line a photograph."),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Redo photographs that are done, and replace other files.")
@@ -92,7 +96,9 @@ def crop(
         )
         template = name or default_name(top_k, isinstance(options.get("aspect_ratio"), list))
         plan = CropPlan(out, template, format, quality, width, height)
-        if manifest is not None and manifest.suffix.lower() not in (".jsonl", ".csv"):
+        if manifest_format is not None and (manifest is None or manifest.suffix.lower() == ".csv"):
+            raise ValueError("--manifest-format needs --manifest FILE, in JSON")
+        if manifest is not None and manifest_format is None and manifest.suffix.lower() not in (".jsonl", ".csv"):
             raise ValueError(f"--manifest {manifest}: use .jsonl or .csv")
         if any(path.is_dir() and path.resolve() == out.resolve() for path in photos):
             raise ValueError(f"--out {out}: give another folder than the photographs'")
@@ -109,7 +115,7 @@ def crop(
         run.crop(cropper, found, plan, options, overwrite, dry_run, batch_size, workers)
     if manifest is not None and not dry_run and found:
         try:
-            run.write_manifest(manifest, found)
+            run.write_manifest(manifest, found, manifest_format)
         except ImageFileError as error:
             raise shared.fail(f"setcrop crop: {error}") from None
     run.summarise(out, dry_run)
@@ -196,12 +202,16 @@ class _Run:
                 box = ",".join(str(row[edge]) for edge in ("xmin", "ymin", "xmax", "ymax"))
                 print(f"{row['source']} -> {row['file']}  {box}  {row['score']:.3f}")
 
-    def write_manifest(self, path: Path, photos: list[Source]) -> None:
+    def write_manifest(self, path: Path, photos: list[Source], format: str | None) -> None:
+        from modeling_setcrop.integrations.formats import write_formatted
         from modeling_setcrop.runs.manifest import write_manifest
 
         failed = {error.path for error in self.errors}
         rows = self.journal.rows(photo for photo in photos if photo.path not in failed)
-        write_manifest(path, rows, self.errors)
+        if format is None:
+            write_manifest(path, rows, self.errors)
+        else:
+            write_formatted(path, rows, format)
 
     def summarise(self, out: Path, dry_run: bool) -> None:
         """The run in one line, and where it stopped if it did."""

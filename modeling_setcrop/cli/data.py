@@ -22,7 +22,7 @@ _SHOWN = 5
 _BAR = 40
 
 Folder = Annotated[Path, typer.Argument(help="Folder of the data set.")]
-Layout = Annotated[str, typer.Option(help="gaic, cpc, flms, fcdb, folder or saved.")]
+Layout = Annotated[str, typer.Option(help="gaic, cpc, flms, fcdb, folder, saved, label-studio or cvat.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first bad entry.")]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from . import options as shared
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from modeling_setcrop.image_reading import ImageFileError
     from modeling_setcrop.runs.scheduling import Suggestion
 
 
@@ -22,6 +24,7 @@ def suggest(
     top_k: shared.TopK = 5,
     aspect_ratio: shared.AspectRatio = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line a photograph instead of tables.")] = False,
+    format: shared.CropFormat = None,
     annotate: Annotated[
         Path | None,
         typer.Option(metavar="FILE|FOLDER", help="Also write the photograph with its crops drawn on it."),
@@ -64,7 +67,7 @@ def suggest(
         )
     except shared.UsageError as error:
         raise shared.fail(f"setcrop suggest: {error}") from None
-    from modeling_setcrop.image_reading import ImageFileError
+    from modeling_setcrop.integrations.formats import format_lines
     from modeling_setcrop.runs.scheduling import in_order, suggest_crops
     from modeling_setcrop.runs.sources import list_sources
 
@@ -83,17 +86,47 @@ def suggest(
         except shared.UsageError as error:
             raise shared.fail(f"setcrop suggest: {error}") from None
         suggestions = suggest_crops(cropper, found, options, batch_size=batch_size, workers=workers)
-        for suggestion in in_order(suggestions, found):
-            try:
-                if suggestion.error is not None:
-                    raise suggestion.error
-                drawn = None if annotate is None else annotate_photo(suggestion, annotate)
-            except ImageFileError as error:
-                note(error)
-                continue
+        shown = answered(in_order(suggestions, found), annotate, note)
+        if format is not None:
+            for line in format_lines(format, rows_with_crops(shown, note)):
+                print(line, flush=True)
+        for suggestion, drawn in shown:
             show(suggestion, as_json, drawn)
     if failed:
         raise typer.Exit(1)
+
+
+def answered(
+    suggestions: Iterable[Suggestion], annotate: Path | None, note: Callable[[ImageFileError], None]
+) -> Iterator[tuple[Suggestion, Path | None]]:
+    """Yield the suggestions that are no errors, and the file that each is drawn in."""
+    from modeling_setcrop.image_reading import ImageFileError
+
+    for suggestion in suggestions:
+        try:
+            if suggestion.error is not None:
+                raise suggestion.error
+            drawn = None if annotate is None else annotate_photo(suggestion, annotate)
+        except ImageFileError as error:
+            note(error)
+        else:
+            yield suggestion, drawn
+
+
+def rows_with_crops(
+    shown: Iterable[tuple[Suggestion, Path | None]], note: Callable[[ImageFileError], None]
+) -> Iterator[list[dict[str, Any]]]:
+    """Yield each photograph's rows; one without a crop is an error, since other systems have no form for it."""
+    from modeling_setcrop.image_reading import ImageFileError
+    from modeling_setcrop.integrations.formats import crop_rows
+
+    for suggestion, _ in shown:
+        path = suggestion.photo.path
+        rows = crop_rows(path.as_posix(), suggestion.picture.size, suggestion.result)
+        if rows:
+            yield rows
+        else:
+            note(ImageFileError(path, "no crop is above the threshold"))
 
 
 def show(suggestion: Suggestion, as_json: bool, drawn: Path | None = None) -> None:

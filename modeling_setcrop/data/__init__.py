@@ -8,10 +8,12 @@ from collections.abc import Callable
 from datasets import DatasetDict
 
 from modeling_setcrop.data.cpc import load_cpc
+from modeling_setcrop.data.cvat import load_cvat
 from modeling_setcrop.data.fcdb import load_fcdb
 from modeling_setcrop.data.flms import load_flms
 from modeling_setcrop.data.folder import load_folder
 from modeling_setcrop.data.gaic import load_gaic
+from modeling_setcrop.data.label_studio import load_label_studio
 from modeling_setcrop.data.saved import load_saved
 from modeling_setcrop.data.schema import FEATURES, DataError, Problem, Problems
 
@@ -22,6 +24,8 @@ LAYOUTS: dict[str, Callable[..., DatasetDict]] = {
     "fcdb": load_fcdb,
     "folder": load_folder,
     "saved": load_saved,
+    "label-studio": load_label_studio,
+    "cvat": load_cvat,
 }
 
 
@@ -48,9 +52,11 @@ __all__ = [
     "Problems",
     "load",
     "load_cpc",
+    "load_cvat",
     "load_fcdb",
     "load_flms",
     "load_folder",
     "load_gaic",
+    "load_label_studio",
     "load_saved",
 ]
