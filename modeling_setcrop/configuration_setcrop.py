@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import ConditionalDetrConfig
 
 from .backbone_efficientnet_lite import EfficientNetLiteConfig  # noqa: F401  (registers its model type)
+from .hub_code import AUTO_CLASSES, PIPELINES, write_code
 
 LABEL_SMOOTHING = ("none", "quality", "distillation")
 
@@ -109,6 +111,13 @@ class SetCropConfig(ConditionalDetrConfig):
         if config_dict.get("model_type") == ConditionalDetrConfig.model_type:
             config_dict = {k: v for k, v in config_dict.items() if k not in _DETECTOR_FIELDS and k != "model_type"}
         return super().from_dict(config_dict, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """As upstream's; the config of a checkpoint that came with its code is saved with the code."""
+        if getattr(self, "auto_map", None):
+            self.auto_map, self.custom_pipelines = dict(AUTO_CLASSES), dict(PIPELINES)
+            write_code(save_directory)
+        super().save_pretrained(save_directory, **kwargs)
 
     def validate_setcrop(self) -> None:
         """Part of the validation that runs when a config is made; raises `ValueError` naming the field."""

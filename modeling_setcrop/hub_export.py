@@ -2,44 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
-from transformers.dynamic_module_utils import get_relative_import_files
 
-_PACKAGE = Path(__file__).parent
-_AUTO_CLASSES = {
-    "AutoConfig": "configuration_setcrop.SetCropConfig",
-    "AutoModel": "modeling_setcrop.SetCropModel",
-    "AutoModelForObjectDetection": "modeling_setcrop.SetCropForImageCropping",
-}
-_IMAGE_PROCESSORS = {
-    "torchvision": "image_processing_setcrop.SetCropImageProcessor",
-    "pil": "image_processing_pil_setcrop.SetCropImageProcessorPil",
-}
-_PIPELINES = {
-    "image-cropping": {
-        "impl": "pipeline_image_cropping.ImageCroppingPipeline",
-        # A class of transformers' own, as loading a custom pipeline requires.
-        "pt": ["AutoModelForObjectDetection"],
-        "type": "image",
-    }
-}
+from .hub_code import AUTO_CLASSES, IMAGE_PROCESSORS
+
 # What a checkpoint folder may hold beside the model, for its card.
 _ACCOMPANYING = ("training.json", "evaluation")
-
-
-def code_files() -> list[Path]:
-    """The modules that custom code on the Hub consists of: the classes' own and what these import, sorted by name."""
-    classes = [*_AUTO_CLASSES.values(), *_IMAGE_PROCESSORS.values(), *(p["impl"] for p in _PIPELINES.values())]
-    modules = {_PACKAGE / f"{name.split('.')[0]}.py" for name in classes}
-    for module in list(modules):
-        modules.update(Path(imported) for imported in get_relative_import_files(module))
-    return sorted(modules)
 
 
 def export_hub(checkpoint: str | Path, target: str | Path) -> list[Path]:
@@ -68,15 +41,13 @@ def export_hub(checkpoint: str | Path, target: str | Path) -> list[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as work:
         folder = Path(work)
+        model.config.auto_map = dict(AUTO_CLASSES)
         model.save_pretrained(folder)
+        processor.auto_map = {"AutoImageProcessor": dict(IMAGE_PROCESSORS)}
         processor.save_pretrained(folder)
         stored = Path(checkpoint) / "model.safetensors"
         if stored.is_file():  # as they are: weights may be stored in another precision than they are computed in
             shutil.copyfile(stored, folder / stored.name)
-        _update_json(folder / "config.json", auto_map=_AUTO_CLASSES, custom_pipelines=_PIPELINES)
-        _update_json(folder / "preprocessor_config.json", auto_map={"AutoImageProcessor": _IMAGE_PROCESSORS})
-        for module in code_files():
-            shutil.copyfile(module, folder / module.name)
         for name in _ACCOMPANYING:
             source = Path(checkpoint) / name
             if source.is_dir():
@@ -84,11 +55,6 @@ def export_hub(checkpoint: str | Path, target: str | Path) -> list[Path]:
             elif source.is_file():
                 shutil.copyfile(source, folder / name)
         return _move_files(folder, target)
-
-
-def _update_json(path: Path, **entries: object) -> None:
-    content = {**json.loads(path.read_text(encoding="utf-8")), **entries}
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _move_files(source: Path, target: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from transformers import Pipeline
 from transformers.modeling_outputs import ModelOutput
 
 from .crop_selection import CropConstraints, CropJudge, judge_picture, select_crops
+from .hub_code import AUTO_CLASSES, IMAGE_PROCESSORS
 from .image_processing_pil_setcrop import crop_ranking
 from .image_sources import read_any_image
 from .modeling_setcrop import SetCropEncoderOutput
@@ -87,6 +89,13 @@ class ImageCroppingPipeline(Pipeline):
     def short_side(self) -> int:
         """Pixels on the short side that a photograph needs; a larger one can be decoded at reduced scale."""
         return _READ_FACTOR * int(self.image_processor.size.shortest_edge or 600)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Save model, image processor and code: the folder loads wherever transformers is, with
+        `trust_remote_code=True`, and where SetCrop is installed without it."""
+        self.model.config.auto_map = dict(AUTO_CLASSES)
+        self.image_processor.auto_map = {"AutoImageProcessor": dict(IMAGE_PROCESSORS)}
+        super().save_pretrained(save_directory, **kwargs)
 
     def preprocess(self, image: Any, timeout: float | None = None) -> dict[str, Any]:
         picture = read_any_image(image, self.short_side, timeout)

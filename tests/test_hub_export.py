@@ -9,6 +9,7 @@ import site
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import venv
 from pathlib import Path
 
@@ -16,10 +17,11 @@ import pytest
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection, pipeline
 
 from modeling_setcrop import SetCropConfig, SetCropForImageCropping
-from modeling_setcrop.hub_export import code_files, export_hub
+from modeling_setcrop.hub_code import code_files
+from modeling_setcrop.hub_export import export_hub
 
 # What transformers and torch bring along is there; what only SetCrop asks for is not.
-WITHOUT_SETCROP = """
+ABSENT = """
 import json, sys
 from importlib.machinery import PathFinder
 
@@ -30,7 +32,10 @@ PathFinder.find_spec = classmethod(
 )
 import torch
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, pipeline
-
+"""
+CROP = (
+    ABSENT
+    + """
 folder, photos, flags = sys.argv[1], sys.argv[2].split(","), json.loads(sys.argv[3])
 torch.set_num_threads(1)
 cropper = pipeline("image-cropping", model=folder, **flags)
@@ -41,6 +46,26 @@ assert type(model).__name__ == "SetCropForImageCropping"
 assert type(AutoImageProcessor.from_pretrained(folder, **flags)).__name__ == "SetCropImageProcessorPil"
 print(json.dumps(crops))
 """
+)
+# One step of training, then the model saved, and the pipeline.
+TRAIN_AND_SAVE = (
+    ABSENT.replace('"scipy", ', "")  # the loss needs it
+    + """
+folder, target = sys.argv[1:3]
+torch.set_num_threads(1)
+torch.manual_seed(0)
+model = AutoModelForObjectDetection.from_pretrained(folder, trust_remote_code=True).train()
+processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+crops = {"boxes": [[20, 10, 120, 90], [0, 0, 60, 50]], "scores": [4.5, 2.0], "good": [True, False]}
+batch = processor(torch.zeros(3, 100, 140), annotations=crops, return_tensors="pt")
+optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+model(**batch).loss.backward()
+optimizer.step()
+model.save_pretrained(target + "/model")
+processor.save_pretrained(target + "/model")
+pipeline("image-cropping", model=folder, trust_remote_code=True).save_pretrained(target + "/pipeline")
+"""
+)
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +87,13 @@ def python_without_setcrop(tmp_path_factory) -> Path:
     return folder / "bin" / "python"
 
 
-def run_without_setcrop(python: Path, tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess:
+def run_without_setcrop(
+    python: Path, tmp_path: Path, *arguments: str, script: str = CROP
+) -> subprocess.CompletedProcess:
     environment = {key: value for key, value in os.environ.items() if key not in {"PYTHONPATH", "PYTHONHOME"}}
-    environment |= {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
-    command = [str(python), "-c", WITHOUT_SETCROP, *arguments]
+    # A cache of its own, so that a folder has to bring all of its code itself.
+    environment |= {"HF_MODULES_CACHE": tempfile.mkdtemp(dir=tmp_path), "HF_HUB_OFFLINE": "1"}
+    command = [str(python), "-c", script, *arguments]
     return subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
 
 
@@ -110,6 +138,40 @@ def test_without_setcrop_the_trust_flag_is_needed(exported, python_without_setcr
     )
     assert found.returncode != 0
     assert "trust_remote_code=True" in found.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the environment is laid out for POSIX")
+def test_what_is_saved_without_setcrop_loads_again_without_it(exported, python_without_setcrop, photos, tmp_path):
+    """Saved by the model after training and by the pipeline; each folder is complete."""
+    found = run_without_setcrop(python_without_setcrop, tmp_path, str(exported), str(tmp_path), script=TRAIN_AND_SAVE)
+    assert found.returncode == 0, found.stderr
+    before = pipeline("image-cropping", model=str(exported))(str(photos[0]), top_k=5)
+    for name in ("model", "pipeline"):
+        found = run_without_setcrop(
+            python_without_setcrop, tmp_path, str(tmp_path / name), str(photos[0]), '{"trust_remote_code": true}'
+        )
+        assert found.returncode == 0, found.stderr
+        (crops,) = json.loads(found.stdout.splitlines()[-1])
+        assert (crops == before) is (name == "pipeline")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the environment is laid out for POSIX")
+def test_what_is_saved_with_setcrop_loads_without_it(
+    exported, tiny_checkpoint, python_without_setcrop, photos, tmp_path
+):
+    """A checkpoint that came with its code keeps it; the pipeline brings it in every case."""
+    AutoModelForObjectDetection.from_pretrained(exported).save_pretrained(tmp_path / "model")
+    AutoImageProcessor.from_pretrained(exported).save_pretrained(tmp_path / "model")
+    cropper = pipeline("image-cropping", model=str(tiny_checkpoint))
+    cropper.save_pretrained(tmp_path / "pipeline")
+    for name in ("model", "pipeline"):
+        assert {file.name for file in code_files()} <= {file.name for file in (tmp_path / name).iterdir()}
+        assert pipeline("image-cropping", model=str(tmp_path / name))(str(photos[0])) == cropper(str(photos[0]))
+        found = run_without_setcrop(
+            python_without_setcrop, tmp_path, str(tmp_path / name), str(photos[0]), '{"trust_remote_code": true}'
+        )
+        assert found.returncode == 0, found.stderr
+        assert json.loads(found.stdout.splitlines()[-1]) == [cropper(str(photos[0]), top_k=5)]
 
 
 def test_with_the_package_no_flag_is_needed(exported, tiny_checkpoint, photos):
