@@ -17,9 +17,9 @@ from modeling_setcrop.images.atomic import atomic_writer
 
 from .pictures import write_examples
 from .results import (
+    TASK,
     CardError,
     comparison_table,
-    eval_results_yaml,
     model_index,
     read_evaluations,
     read_json,
@@ -30,7 +30,15 @@ from .results import (
 TEMPLATE = Path(__file__).with_name("template.md")
 _EXAMPLES = "examples"
 # Kinds of the values in training.json.
-_TRAINING = {"data": list, "labels": str, "recipe": list, "command": str, "limits": list, "examples": str}
+_TRAINING = {
+    "data": list,
+    "labels": str,
+    "recipe": list,
+    "command": str,
+    "limits": list,
+    "examples": str,
+    "base_model": str,
+}
 
 
 def build_card(folder: str | Path, repo_id: str | None = None) -> ModelCard:
@@ -38,9 +46,10 @@ def build_card(folder: str | Path, repo_id: str | None = None) -> ModelCard:
 
     Args:
         folder: `config.json`, `model.safetensors`, and where they exist `preprocessor_config.json`, `training.json`
-            (`data`: a list of `name`, `pictures`, `licence`; `recipe` and `limits`: lists of sentences; `labels`,
-            `command`, and `examples`, what to know of the example pictures), the evaluations in `evaluation/`,
-            pictures in `examples/`.
+            (`data`: a list of `name`, `pictures`, `licence` and, for data on the Hub, `id`; `recipe` and `limits`:
+            lists of sentences; `labels`, `command`; `examples`, what to know of the example images; `base_model`, the
+            Hub's name of the model that training started from), the evaluations in `evaluation/`, images in
+            `examples/`.
         repo_id: name on the Hub, for the usage examples; the folder's name when left out.
 
     Raises:
@@ -55,10 +64,14 @@ def build_card(folder: str | Path, repo_id: str | None = None) -> ModelCard:
     except (OSError, ValueError) as error:
         raise CardError(f"{folder}: no model config: {error}") from error
     custom_code = (folder / "modeling_setcrop.py").is_file()
-    results = model_index(evaluations)
+    results, training = model_index(evaluations), _training(folder)
     data = ModelCardData(
         license="apache-2.0",
         library_name="transformers",
+        pipeline_tag=TASK,
+        datasets=[source["id"] for source in training["data"] if source.get("id")] or None,
+        metrics=sorted({result.metric_type for result in results}) or None,
+        base_model=training["base_model"] or None,
         tags=["image-cropping", "aesthetic-cropping", "composition", "setcrop", "conditional-detr"],
         model_name=name,
         eval_results=results or None,
@@ -72,7 +85,7 @@ def build_card(folder: str | Path, repo_id: str | None = None) -> ModelCard:
         parameters=_parameters(folder / "model.safetensors"),
         backbone=_backbone(config),
         size=_picture_size(folder),
-        training=_training(folder),
+        training=training,
         custom_code=custom_code,
         trust=", trust_remote_code=True" if custom_code else "",
         examples=[f"{_EXAMPLES}/{path.name}" for path in sorted((folder / _EXAMPLES).glob("*.jpg"))],
@@ -96,20 +109,18 @@ def _title(evaluation: dict[str, Any]) -> str:
 
 
 def write_card(folder: str | Path, repo_id: str | None = None) -> list[Path]:
-    """Writes README.md, `examples/` and `.eval_results/` into a checkpoint folder.
+    """Write README.md and `examples/` into a checkpoint folder.
 
     Raises:
         CardError: see `build_card`.
     """
     folder = Path(folder)
     written = write_examples(folder, folder / _EXAMPLES)
-    texts = {folder / "README.md": str(build_card(folder, repo_id))}
-    for found in read_evaluations(folder):
-        texts[folder / ".eval_results" / f"{found['data']}-{found['split']}.yaml"] = eval_results_yaml(found)
-    for path, text in texts.items():
-        with atomic_writer(path) as file:
-            file.write(text.encode("utf-8"))
-    return [*written, *texts]
+    path = folder / "README.md"
+    text = str(build_card(folder, repo_id))
+    with atomic_writer(path) as file:
+        file.write(text.encode("utf-8"))
+    return [*written, path]
 
 
 def _training(folder: Path) -> dict[str, Any]:

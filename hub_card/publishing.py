@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import HfApi
 
 SPACE = Path(__file__).with_name("space")
+_README = "README.md"
 _IGNORED = {"__pycache__", ".git", ".cache"}
 
 
@@ -16,13 +19,14 @@ class Upload:
     """One repository's worth of files.
 
     repo_id: name on the Hub; repo_type: "model" or "space"; folder: where the files lie; files: (path inside the
-    repository, bytes), sorted.
+    repository, bytes), sorted; model: the model's name, which stands in the Space's README as `{{model}}`.
     """
 
     repo_id: str
     repo_type: str
     folder: Path
     files: tuple[tuple[str, int], ...]
+    model: str | None = None
 
     @property
     def size(self) -> int:
@@ -47,7 +51,8 @@ def plan_upload(folder: str | Path, repo_id: str, space: bool = False) -> list[U
             raise FileNotFoundError(f"{folder}: has no {needed}; write the folder with: setcrop export hub {folder}")
     uploads = [Upload(repo_id, "model", folder, _files(folder))]
     if space:
-        uploads.append(Upload(f"{repo_id}-demo", "space", SPACE, _files(SPACE)))
+        files = dict(_files(SPACE)) | {_README: len(_space_readme(SPACE, repo_id))}
+        uploads.append(Upload(f"{repo_id}-demo", "space", SPACE, tuple(sorted(files.items())), repo_id))
     return uploads
 
 
@@ -61,15 +66,24 @@ def upload(plan: Upload, private: bool = False, api: HfApi | None = None) -> str
     options = {"space_sdk": "gradio"} if plan.repo_type == "space" else {}
     url = api.create_repo(plan.repo_id, repo_type=plan.repo_type, private=private, exist_ok=True, **options)
     if plan.repo_type == "space":
-        api.add_space_variable(plan.repo_id, "SETCROP_MODEL", plan.repo_id.removesuffix("-demo"))
-    api.upload_folder(
-        repo_id=plan.repo_id,
-        repo_type=plan.repo_type,
-        folder_path=plan.folder,
-        allow_patterns=[name for name, _ in plan.files],
-        commit_message=f"Upload {plan.repo_id.rsplit('/', 1)[-1]}",
-    )
+        api.add_space_variable(plan.repo_id, "SETCROP_MODEL", plan.model)
+    with tempfile.TemporaryDirectory() as work:
+        folder = plan.folder
+        if plan.model is not None:
+            folder = Path(shutil.copytree(plan.folder, Path(work, "space")))
+            (folder / _README).write_bytes(_space_readme(plan.folder, plan.model))
+        api.upload_folder(
+            repo_id=plan.repo_id,
+            repo_type=plan.repo_type,
+            folder_path=folder,
+            allow_patterns=[name for name, _ in plan.files],
+            commit_message=f"Upload {plan.repo_id.rsplit('/', 1)[-1]}",
+        )
     return str(url)
+
+
+def _space_readme(folder: Path, model: str) -> bytes:
+    return (folder / _README).read_text(encoding="utf-8").replace("{{model}}", model).encode("utf-8")
 
 
 def _files(folder: Path) -> tuple[tuple[str, int], ...]:

@@ -1,13 +1,13 @@
-"""Evaluations of a checkpoint as tables, as a card's `model-index` and as `.eval_results` files."""
+"""Evaluations of a checkpoint as tables and as a card's `model-index`."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
+from huggingface_hub import EvalResult
 
 # Measures that a card shows, in this order, of those that an evaluation has.
 MEASURES = {
@@ -25,7 +25,8 @@ MEASURES = {
     "ap_10@0.90": "AP 10 (0.90)",
     "srcc": "SRCC",
 }
-_TASK = "image-cropping"
+# What the Hub knows that is nearest: boxes in an image.
+TASK = "object-detection"
 
 
 class CardError(ValueError):
@@ -114,16 +115,21 @@ def spread_table(evaluation: dict[str, Any]) -> str | None:
     return _table("standard deviation of", list(spread), cells)
 
 
+def identifier(name: str) -> str:
+    """A name as the Hub takes identifiers: `ACC 1/5@0.85` is `acc_1_5_0.85`."""
+    return re.sub(r"[^a-z0-9.-]+", "_", name.lower()).strip("_")
+
+
 def model_index(evaluations: list[dict[str, Any]]) -> list[EvalResult]:
     """The model's measures for the card's metadata."""
     return [
         EvalResult(
-            task_type=_TASK,
+            task_type=TASK,
             task_name="Image cropping",
-            dataset_type=evaluation["data"],
+            dataset_type=identifier(evaluation["data"]),
             dataset_name=f"{evaluation['data']} ({evaluation['pictures']} pictures)",
             dataset_split=evaluation["split"],
-            metric_type=name,
+            metric_type=identifier(name),
             metric_name=MEASURES[name],
             metric_value=round(value, 4),
         )
@@ -132,30 +138,9 @@ def model_index(evaluations: list[dict[str, Any]]) -> list[EvalResult]:
     ]
 
 
-def eval_results_yaml(evaluation: dict[str, Any]) -> str:
-    """One `.eval_results` file: an entry a measure, with the blind baselines' best in its notes."""
-    entries = []
-    for name, value in _model_values(evaluation).items():
-        notes = f"split {evaluation['split']}, {evaluation['pictures']} pictures, {MEASURES[name]}"
-        blind = _best_blind(evaluation, name)
-        if blind is not None:
-            notes += f"; best baseline that the model is shown beside: {blind[0]} {blind[1]:.4f}"
-        entries.append(
-            EvalResultEntry(dataset_id=evaluation["data"], task_id=name, value=round(value, 4), notes=notes)
-        )
-    return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True)
-
-
 def _model_values(evaluation: dict[str, Any]) -> dict[str, float]:
     measures = evaluation["methods"][evaluation["model"]]["measures"]
     return {name: measures[name]["value"] for name in MEASURES if (measures.get(name) or {}).get("value") is not None}
-
-
-def _best_blind(evaluation: dict[str, Any], name: str) -> tuple[str, float] | None:
-    """The best method that never looks at the picture by a measure, as the evaluation says, and its value."""
-    methods = evaluation["methods"]
-    found = (methods[evaluation["model"]].get("less_best_blind") or {}).get(name)
-    return found and (found["against"], methods[found["against"]]["measures"][name]["value"])
 
 
 def _table(corner: str, header: list[str], rows: dict[str, list[str]]) -> str:

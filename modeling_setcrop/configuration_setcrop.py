@@ -16,6 +16,19 @@ LABEL_SMOOTHING = ("none", "quality", "distillation")
 # What a Conditional DETR *detector's* config says about its own task; a cropper started from it keeps its own values.
 _DETECTOR_FIELDS = ("id2label", "label2id", "num_labels", "num_queries", "auxiliary_loss", "architectures")
 
+# What every config has, and what means nothing for a backbone inside a model.
+_NOT_OF_A_BACKBONE = (
+    "_name_or_path",
+    "chunk_size_feed_forward",
+    "dtype",
+    "id2label",
+    "is_encoder_decoder",
+    "label2id",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+)
+
 
 @strict
 class SetCropConfig(ConditionalDetrConfig):
@@ -111,6 +124,17 @@ class SetCropConfig(ConditionalDetrConfig):
         if config_dict.get("model_type") == ConditionalDetrConfig.model_type:
             config_dict = {k: v for k, v in config_dict.items() if k not in _DETECTOR_FIELDS and k != "model_type"}
         return super().from_dict(config_dict, **kwargs)
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """As upstream's; of the backbone only what makes it, not the empty fields and labels of a classifier."""
+        fields = super().to_diff_dict()
+        if isinstance(fields.get("backbone_config"), dict):
+            fields["backbone_config"] = {
+                name: value
+                for name, value in fields["backbone_config"].items()
+                if value is not None and name not in _NOT_OF_A_BACKBONE
+            }
+        return fields
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """As upstream's; the config of a checkpoint that came with its code is saved with the code."""

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from huggingface_hub import ModelCard, parse_eval_result_entries
+from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
+from transformers import AutoConfig
 from typer.testing import CliRunner
 
 from hub_card.card import build_card, write_card
@@ -37,6 +38,7 @@ EVALUATION = {
             "measures": {
                 "iou": {"value": 0.8567, "low": 0.83, "high": 0.88},
                 "bde": {"value": 0.0456, "low": 0.04, "high": 0.05},
+                "acc_1/5@0.85": {"value": 0.7, "low": 0.6, "high": 0.8},
                 "recall_5@0.85": {"value": 0.5, "low": 0.4, "high": 0.6},
                 "srcc": {"value": None, "low": None, "high": None},
             },
@@ -48,7 +50,11 @@ EVALUATION = {
     },
 }
 TRAINING = {
-    "data": [{"name": "Meadow views", "pictures": 1234, "licence": "CC BY 4.0"}],
+    "data": [
+        {"name": "Meadow views", "pictures": 1234, "licence": "CC BY 4.0"},
+        {"name": "Hedges", "pictures": 5, "licence": "CC0", "id": "somebody/hedges"},
+    ],
+    "base_model": "somebody/base",
     "labels": "Scored by three gardeners.",
     "recipe": ["AdamW, 3 epochs"],
     "command": "setcrop train --data meadow --layout gaic",
@@ -121,19 +127,33 @@ def test_figures_stand_beside_the_baselines_and_come_from_the_evaluation(exporte
     assert {("human agreement", "0.812"), ("whole picture", "0.820"), ("constant: best box", "0.830")} <= set(rows)
     assert "| the first crop's edges (tiny) | 0.010 | 0.020 | 0.030 | 0.040 |" in card.text
     found = {result.metric_type: result for result in card.data.eval_results}
-    assert found.keys() == {"iou", "bde"}
+    assert found.keys() == {"iou", "bde", "acc_1_5_0.85"}
     assert found["iou"].metric_value == 0.8567
     assert found["iou"].dataset_type == "flms43"
-    assert found["iou"].task_type == "image-cropping"
+    assert found["iou"].task_type == "object-detection"
 
 
-def test_eval_results_are_in_the_hubs_form(exported):
-    entries = parse_eval_result_entries(yaml.safe_load((exported / ".eval_results" / "flms43-test.yaml").read_text()))
-    values = {entry.task_id: entry for entry in entries}
-    assert values["iou"].value == 0.8567
-    assert values["iou"].dataset_id == "flms43"
-    assert "constant: best box 0.8301" in values["iou"].notes
-    assert "baseline" not in values["bde"].notes
+def test_metadata_speaks_the_hubs_language(exported):
+    data = ModelCard.load(exported / "README.md").data
+    assert data.pipeline_tag == "object-detection"
+    assert data.tags[0] == "image-cropping"
+    assert data.datasets == ["somebody/hedges"]
+    assert data.metrics == ["acc_1_5_0.85", "bde", "iou"]
+    assert data.base_model == "somebody/base"
+    for result in data.eval_results:
+        for name in (result.task_type, result.dataset_type, result.metric_type):
+            assert re.fullmatch(r"[a-z0-9_.-]+", name)
+    assert {"acc_1_5_0.85", "iou"} <= {result.metric_type for result in data.eval_results}
+    assert not (exported / ".eval_results").exists()
+
+
+def test_the_config_says_nothing_that_means_nothing(exported):
+    """No labels of a classifier, no empty names: of the backbone only what makes it."""
+    backbone = json.loads((exported / "config.json").read_text())["backbone_config"]
+    assert not {"id2label", "label2id", "_name_or_path", "architectures", "problem_type"} & backbone.keys()
+    assert None not in backbone.values()
+    assert backbone["variant"] and backbone["out_features"]
+    assert AutoConfig.from_pretrained(exported).backbone_config.out_features == backbone["out_features"]
 
 
 def test_card_shows_its_own_crops(exported):
@@ -201,6 +221,7 @@ class FakeHub:
 
     def upload_folder(self, **options):
         self.calls.append(("upload_folder", options))
+        self.sent = [(name, Path(options["folder_path"], name).read_bytes()) for name in options["allow_patterns"]]
         if self.failures:
             self.failures -= 1
             response = httpx.Response(503, request=httpx.Request("POST", "https://hub.invalid"))
@@ -217,7 +238,7 @@ def test_a_failed_upload_can_be_repeated(exported):
     created, sent = hub.calls[2][1], hub.calls[3][1]
     assert created == {"repo_id": "somebody/tiny-crop", "repo_type": "model", "private": True, "exist_ok": True}
     assert sent["folder_path"] == exported
-    assert {"model.safetensors", "README.md", ".eval_results/flms43-test.yaml"} <= set(sent["allow_patterns"])
+    assert {"model.safetensors", "README.md"} <= set(sent["allow_patterns"])
 
 
 def test_dry_run_lists_files_and_sizes_without_network(exported, monkeypatch):
@@ -227,7 +248,7 @@ def test_dry_run_lists_files_and_sizes_without_network(exported, monkeypatch):
     files = [path for path in exported.rglob("*") if path.is_file()]
     total = sum(path.stat().st_size for path in files) / 1e6
     assert f"somebody/tiny-crop (model): {len(files)} files, {total:.1f} MB" in found.output
-    for name in ("model.safetensors", "modeling_setcrop.py", "README.md", ".eval_results/flms43-test.yaml"):
+    for name in ("model.safetensors", "modeling_setcrop.py", "README.md"):
         assert re.search(rf"[\d,]+  {re.escape(name)}$", found.output, flags=re.MULTILINE)
     assert "Nothing was uploaded" in found.output
 
@@ -242,6 +263,13 @@ def test_the_space_is_uploaded_with_the_models_name(exported):
     ]
     upload(plans[1], api=hub)
     assert hub.calls[0][1]["space_sdk"] == "gradio"
+    files = dict(hub.sent)
+    space = yaml.safe_load(files["README.md"].decode().split("---")[1])
+    assert space["models"] == ["somebody/tiny-crop"]
+    assert space["sdk"] == "gradio"
+    assert re.fullmatch(r"6\.\d+\.\d+", space["sdk_version"])
+    assert re.fullmatch(r"3\.\d+", space["python_version"])
+    assert dict(plans[1].files)["README.md"] == len(files["README.md"])
     assert hub.calls[1][1] == {
         "repo_id": "somebody/tiny-crop-demo",
         "key": "SETCROP_MODEL",

@@ -39,7 +39,7 @@ def card(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Checkpoint folder with config.json.")],
     repo_id: RepoId = None,
 ) -> None:
-    """Write the card, its pictures and .eval_results into a checkpoint folder, from the evaluations stored there."""
+    """Write the card and its example images into a checkpoint folder, from the evaluations stored there."""
     from hub_card.card import write_card
     from hub_card.results import CardError
 
