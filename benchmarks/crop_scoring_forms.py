@@ -26,11 +26,12 @@ from tqdm import tqdm
 from transformers import AutoImageProcessor
 
 from modeling_setcrop import SetCropConfig, SetCropForImageCropping
+from modeling_setcrop.crop_geometry import cxcywh_to_xyxy, xyxy_to_cxcywh
 from modeling_setcrop.crop_scoring_setcrop import SetCropScorer, _geometry
 from modeling_setcrop.data import load
+from modeling_setcrop.data.augmentation import jitter
 from modeling_setcrop.data.collation import AspectRatioBatchSampler, CropCollator, CropPictures
 from modeling_setcrop.loss_setcrop import crop_scoring_loss
-from modeling_setcrop.modeling_setcrop import _jitter
 
 BATCH = 32
 
@@ -151,6 +152,11 @@ def predict(head: nn.Module, batch: dict, boxes: torch.Tensor) -> torch.Tensor:
     return head(boxes, batch["memory"].float(), batch["mask"], batch["sizes"], batch["shares"])
 
 
+def jittered(boxes: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    corners = cxcywh_to_xyxy(boxes).flatten(0, 1).numpy()
+    return xyxy_to_cxcywh(torch.from_numpy(jitter(corners, rng))).view_as(boxes)
+
+
 def train(head: nn.Module, batches: list[dict], epochs: int, seed: int) -> None:
     order = np.random.default_rng(seed)
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=1e-4)
@@ -158,7 +164,7 @@ def train(head: nn.Module, batches: list[dict], epochs: int, seed: int) -> None:
     for _ in range(epochs):
         for i in order.permutation(len(batches)):
             batch = batches[i]
-            score, rank = crop_scoring_loss(predict(head, batch, _jitter(batch["boxes"])), batch["labels"])
+            score, rank = crop_scoring_loss(predict(head, batch, jittered(batch["boxes"], order)), batch["labels"])
             optimizer.zero_grad()
             (score + rank).backward()
             optimizer.step()

@@ -3,36 +3,62 @@
     python examples/train_with_trainer.py --data DIR --layout gaic --model START --output_dir OUT [--epochs 10]
 
 The model computes its own loss from `labels`, so the Trainer needs no more than a data set and a collator. Batches by
-aspect ratio, the momentum teacher, averaged weights and exact normalisation over accumulated batches are the work of
-`setcrop train`.
+aspect ratio, augmentation, the momentum teacher, averaged weights and exact normalisation over accumulated batches are
+the work of `setcrop train`.
 """
 
 from __future__ import annotations
 
 import argparse
 
+import numpy as np
 from datasets import Dataset
+from datasets import Image as ImageFeature
+from torch.utils.data import DataLoader
 from transformers import BaseImageProcessor, Trainer, TrainingArguments
 
 from modeling_setcrop import SetCropForImageCropping
 from modeling_setcrop.data import LAYOUTS, load
+from modeling_setcrop.data.collation import batches_of_one_size, read_image
+from modeling_setcrop.image_processing_pil_setcrop import resized_size
 from modeling_setcrop.training.initialization import load_model, load_processor
 
 
 class RowCollator:
-    """Encodes rows of the crop data sets into one batch."""
+    """Encode rows of the crop data sets into one batch."""
 
     def __init__(self, processor: BaseImageProcessor) -> None:
         self.processor = processor
 
     def __call__(self, rows: list[dict]) -> dict:
-        return dict(
-            self.processor(
-                images=[row["image"].convert("RGB") for row in rows],
-                annotations=[{key: row[key] for key in ("boxes", "scores", "good")} for row in rows],
-                return_tensors="pt",
-            )
+        images = [read_image(row["image"], self.processor.size.shortest_edge) for row in rows]
+        annotations = []
+        for row, image in zip(rows, images, strict=True):
+            # The copy is smaller than the image in whose pixels the boxes are.
+            scale = np.tile([image.image.width / row["width"], image.image.height / row["height"]], 2)
+            boxes = (np.asarray(row["boxes"]) * scale).tolist()
+            annotations.append({"boxes": boxes, "scores": row["scores"], "good": row["good"]})
+        pictures = [image.image for image in images]
+        return dict(self.processor(images=pictures, annotations=annotations, return_tensors="pt"))
+
+
+class CropTrainer(Trainer):
+    """A Trainer that evaluates images of one size together, because padding changes what a model answers."""
+
+    def get_eval_dataloader(self, eval_dataset: Dataset | str | None = None) -> DataLoader:
+        if isinstance(eval_dataset, str):
+            rows = self.eval_dataset[eval_dataset]
+        else:
+            rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        edges = self.processing_class.size
+        sides = zip(rows["height"], rows["width"], strict=True)
+        sizes = [resized_size(side, edges.shortest_edge, edges.longest_edge) for side in sides]
+        batches = batches_of_one_size(sizes, self.args.eval_batch_size)
+        return self.accelerator.prepare(
+            DataLoader(rows, batch_sampler=batches, collate_fn=self.data_collator, num_workers=0)
         )
+
+    get_test_dataloader = get_eval_dataloader
 
 
 def make_trainer(
@@ -46,16 +72,16 @@ def make_trainer(
     arguments = TrainingArguments(
         remove_unused_columns=False,
         label_names=["labels"],
-        prediction_loss_only=True,
         max_grad_norm=0.1,
         **options,
     )
-    return Trainer(
+    undecoded = ImageFeature(decode=False)
+    return CropTrainer(
         model=model,
         args=arguments,
         data_collator=RowCollator(processor),
-        train_dataset=train,
-        eval_dataset=validation,
+        train_dataset=train.cast_column("image", undecoded),
+        eval_dataset=validation.cast_column("image", undecoded),
         processing_class=processor,
     )
 

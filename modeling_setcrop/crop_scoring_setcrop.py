@@ -100,7 +100,7 @@ class SetCropScorer(nn.Module):
         # Points beyond the picture's edge carry no feature: that is how the head sees that nothing is cut there.
         inside_x, inside_y = (x >= 0) & (x <= 1), (y >= 0) & (y <= 1)
         inside = inside_y[:, :, :, None] & inside_x[:, :, None, :]
-        sampled = sampled.reshape(batch, -1, count, points, points) * inside[:, None]
+        sampled = sampled.reshape(batch, _CHANNELS, count, points, points) * inside[:, None]
         sampled = sampled.permute(0, 2, 1, 3, 4).flatten(2)
         hidden = self.sampled(sampled) + self.geometry(_geometry(boxes, picture_sizes)) + picture
         hidden = self.dropout(nn.functional.gelu(hidden))

@@ -17,6 +17,9 @@ from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 MAX_PIXELS = 300_000_000
 """Largest picture that is opened, in pixels."""
 
+READ_FACTOR = 2
+"""Images are decoded at no less than this many times the model's size, so that resizing still averages pixels."""
+
 # Modes that Pillow converts through copies of the whole image are converted in bands of so many pixels.
 _BAND_PIXELS = 4_000_000
 # Decoded by starting another program, or not at all.

@@ -27,14 +27,9 @@ from transformers.models.conditional_detr.modeling_conditional_detr import (
 )
 
 from .configuration_setcrop import SetCropConfig
-from .crop_geometry import box_iou, choice_grid, cxcywh_to_xyxy, xyxy_to_cxcywh
+from .crop_geometry import choice_grid, xyxy_to_cxcywh
 from .crop_scoring_setcrop import SetCropScorer
 from .loss_setcrop import crop_choice_loss, crop_scoring_loss, set_crop_loss
-
-# Training moves the edges of rated crops by up to this share of the picture and keeps a crop's score where the moved
-# one still overlaps it by this IoU, so that the scoring head sees more places than the labels' grid.
-_JITTER = 0.015
-_JITTER_IOU = 0.9
 
 # What only the model with heads has.
 _OF_THE_HEADS = ("logits", "pred_boxes", "pred_scores", "choice_probabilities", "crop_scores", "score_crops")
@@ -270,7 +265,8 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
             pixel_mask: (B, H, W), 1 for picture and 0 for padding.
             encoder_outputs: of an earlier call, instead of `pixel_values`.
             labels: a dict a picture with `boxes` (G, 4), `class_labels` (G,), `scored_boxes` (S, 4), `scores` (S,),
-                optionally `teacher_validity` (N,); boxes cxcywh in [0, 1]. See [`set_crop_loss`].
+                optionally `teacher_validity` (N,) and `jittered_boxes` (S, 4), places that the scoring head learns the
+                scores at instead of `scored_boxes`; boxes cxcywh in [0, 1]. See [`set_crop_loss`].
             candidate_boxes: (B, M, 4) cxcywh in [0, 1], to be scored as `crop_scores`.
             num_good_crops: what the set loss is divided by; see [`set_crop_loss`].
 
@@ -293,7 +289,8 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
                 logits, labels, logits.device, pred_boxes, self.config, layer_logits, layer_boxes, num_good_crops
             )
             if self.config.crop_scoring:
-                loss = loss + self._scoring_loss(encoded, labels, loss_dict)
+                loss_dict |= self._scoring_losses(encoded, labels)
+                loss = loss + self.scoring_loss(loss_dict)
         crop_scores = None if candidate_boxes is None else self.score_crops(candidate_boxes, encoded)
         rerank = self.config.rerank and not self.training
         choose = self.config.crop_choice and not self.training
@@ -399,22 +396,27 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
         size = self.anchor_sizes.expand_as(reference) if self.config.anchor_sizes else torch.zeros_like(reference)
         return (self.bbox_predictor(hidden) + torch.cat([reference, size], dim=-1)).sigmoid()
 
-    def _scoring_loss(
-        self, encoded: SetCropEncoderOutput, labels: list[dict[str, torch.Tensor]], loss_dict: dict[str, torch.Tensor]
-    ) -> torch.Tensor:
-        """Adds the scoring head's losses to `loss_dict` and returns their weighted sum."""
-        boxes = nn.utils.rnn.pad_sequence([label["scored_boxes"] for label in labels], batch_first=True)
-        boxes = boxes.to(encoded.last_hidden_state)
-        if self.training:
-            boxes = _jitter(boxes)
+    def scoring_loss(self, loss_dict: dict[str, torch.Tensor]) -> torch.Tensor | float:
+        """The scoring head's part of the loss, a mean over the images with rated crops, from the separate losses."""
+        weights = {
+            "loss_crop_score": self.config.crop_score_loss_coefficient,
+            "loss_crop_rank": self.config.crop_rank_loss_coefficient,
+            "loss_crop_choice": self.config.crop_choice_loss_coefficient,
+        }
+        return sum(weight * loss_dict[name] for name, weight in weights.items() if name in loss_dict)
+
+    def _scoring_losses(
+        self, encoded: SetCropEncoderOutput, labels: list[dict[str, torch.Tensor]]
+    ) -> dict[str, torch.Tensor]:
+        """The scoring head's separate losses on the rated crops, in training where augmentation has moved them."""
+        moved = [label.get("jittered_boxes", label["scored_boxes"]) for label in labels]
+        boxes = nn.utils.rnn.pad_sequence(moved, batch_first=True).to(encoded.last_hidden_state)
         predicted, choice = self._judge(boxes, encoded)
         score, rank = crop_scoring_loss(predicted, labels)
-        loss_dict["loss_crop_score"], loss_dict["loss_crop_rank"] = score, rank
-        loss = self.config.crop_score_loss_coefficient * score + self.config.crop_rank_loss_coefficient * rank
+        losses = {"loss_crop_score": score, "loss_crop_rank": rank}
         if choice is not None:
-            loss_dict["loss_crop_choice"] = crop_choice_loss(choice, labels)
-            loss = loss + self.config.crop_choice_loss_coefficient * loss_dict["loss_crop_choice"]
-        return loss
+            losses["loss_crop_choice"] = crop_choice_loss(choice, labels)
+        return losses
 
 
 def _without_heads(name: str, holder: str) -> str:
@@ -424,15 +426,6 @@ def _without_heads(name: str, holder: str) -> str:
     return (
         f"{holder} has no {name!r}: AutoModel loads SetCrop without its heads, AutoModelForObjectDetection with them"
     )
-
-
-def _jitter(boxes: torch.Tensor) -> torch.Tensor:
-    """Move boxes (B, S, 4) a little; a box that would overlap its old self by less than the bound stays."""
-    noise = (torch.rand_like(boxes) * 2 - 1) * _JITTER
-    corners = cxcywh_to_xyxy(boxes)
-    moved = (corners + noise).clamp(0, 1)
-    overlap = box_iou(corners[..., None, :], moved[..., None, :])[..., 0]
-    return torch.where(overlap >= _JITTER_IOU, xyxy_to_cxcywh(moved), boxes)
 
 
 # Checkpoints of Conditional DETR are stored under older names that transformers translates by class; here as there.

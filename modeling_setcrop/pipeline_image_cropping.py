@@ -13,11 +13,10 @@ from transformers.modeling_outputs import ModelOutput
 from .crop_selection import CropConstraints, CropJudge, judge_picture, select_crops
 from .hub_code import AUTO_CLASSES, IMAGE_PROCESSORS
 from .image_processing_pil_setcrop import crop_ranking
+from .image_reading import READ_FACTOR
 from .image_sources import read_any_image
 from .modeling_setcrop import SetCropEncoderOutput
 
-# Photographs are decoded at no less than this many times the model's size, so that resizing still averages pixels.
-_READ_FACTOR = 2
 _CONSTRAINTS = ("width", "height", "min_area", "max_area", "min_size", "keep", "avoid")
 # Of the model's output, a row a picture.
 _PREDICTED = ("logits", "pred_boxes", "pred_scores", "choice_probabilities")
@@ -88,7 +87,7 @@ class ImageCroppingPipeline(Pipeline):
     @property
     def short_side(self) -> int:
         """Pixels on the short side that a photograph needs; a larger one can be decoded at reduced scale."""
-        return _READ_FACTOR * int(self.image_processor.size.shortest_edge or 600)
+        return READ_FACTOR * int(self.image_processor.size.shortest_edge or 600)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Save model, image processor and code: the folder loads wherever transformers is, with

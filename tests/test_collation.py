@@ -13,9 +13,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from modeling_setcrop import SetCropImageProcessorPil
-from modeling_setcrop.data.augmentation import mirror, photometric_distortion
+from modeling_setcrop.crop_geometry import cxcywh_to_xyxy
+from modeling_setcrop.data.augmentation import jitter, mirror, photometric_distortion
 from modeling_setcrop.data.collation import AspectRatioBatchSampler, CropCollator, CropPictures, Draw
-from modeling_setcrop.data.schema import FEATURES
+from modeling_setcrop.data.schema import FEATURES, displayed_size
+from modeling_setcrop.image_reading import READ_FACTOR
+from modeling_setcrop.image_sources import read_any_image
+from modeling_setcrop.metrics import pairwise_iou
 
 
 def marked_picture(width: int, height: int, box: tuple[int, int, int, int]) -> Image.Image:
@@ -71,6 +75,27 @@ class TestPhotometricDistortion:
         assert max(turned) > 12
 
 
+class TestJitter:
+    def test_moves_most_boxes_a_little_and_keeps_them_near_and_inside(self):
+        rng = np.random.default_rng(0)
+        low, high = rng.uniform(0, 0.4, (200, 2)), rng.uniform(0.5, 1, (200, 2))
+        boxes = np.concatenate([low, high], axis=1).astype(np.float32)
+        moved = jitter(boxes, np.random.default_rng(1))
+        assert moved.dtype == boxes.dtype and moved.min() >= 0 and moved.max() <= 1
+        assert (np.diagonal(pairwise_iou(boxes, moved)) >= 0.9).all()
+        assert np.abs(moved - boxes).max() <= 0.015 + 1e-6
+        assert (moved != boxes).any(axis=1).mean() > 0.5
+
+    def test_a_box_that_a_move_would_change_too_much_stays(self):
+        boxes = np.tile([0.5, 0.5, 0.51, 0.51], (200, 1))
+        moved = jitter(boxes, np.random.default_rng(0))
+        assert (moved == boxes).all(axis=1).mean() > 0.95
+        assert (np.diagonal(pairwise_iou(boxes, moved)) >= 0.9).all()
+
+    def test_no_boxes_are_no_boxes(self):
+        assert jitter(np.zeros((0, 4)), np.random.default_rng(0)).shape == (0, 4)
+
+
 def sampler(count: int = 50, **options) -> AspectRatioBatchSampler:
     rng = np.random.default_rng(0)
     return AspectRatioBatchSampler(
@@ -89,6 +114,15 @@ class TestSampler:
         parts = [sampler(shuffle=False, processes=3, rank=rank) for rank in range(3)]
         drawn = [draw.index for part in parts for batch in part for draw in batch]
         assert sorted(drawn) == list(range(50))
+
+    @pytest.mark.parametrize("processes", [1, 2])
+    def test_an_unshuffled_epoch_pads_nothing(self, processes):
+        parts = [sampler(shuffle=False, processes=processes, rank=rank) for rank in range(processes)]
+        batches = [batch for part in parts for batch in part]
+        assert all(draw.size == draw.padded_size for batch in batches for draw in batch)
+        assert len(list(parts[0])) <= len(parts[0])
+        if processes == 1:
+            assert len(batches) == len(parts[0])
 
     def test_few_pictures_are_repeated_to_a_whole_batch(self):
         batches = list(sampler(count=3, batch_size=8))
@@ -152,6 +186,28 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     )
 
 
+def odd_image(folder: Path, kind: str) -> tuple[Path, tuple[int, int]]:
+    """An image file of the kind, and its height and width as displayed."""
+    ramp = np.linspace(0, 1, 64 * 96).reshape(64, 96)
+    if kind == "16 bit":
+        path = folder / "deep.png"
+        Image.fromarray((ramp * 20_000).astype(np.uint16)).save(path)
+    elif kind == "transparent":
+        path = folder / "clear.png"
+        colours = np.dstack([np.full((64, 96, 3), 90), (ramp > 0.5) * 255]).astype(np.uint8)
+        Image.fromarray(colours, "RGBA").save(path)
+    elif kind == "turned TIFF":
+        path = folder / "turned.tif"
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        upright = Image.fromarray((ramp * 255).astype(np.uint8)).convert("RGB")
+        upright.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    else:
+        path = folder / "grey.jpg"
+        Image.fromarray((ramp * 255).astype(np.uint8)).save(path)
+    return path, (64, 96)
+
+
 class TestBatches:
     @pytest.mark.parametrize("index", [0, 1], ids=["upright", "turned by EXIF"])
     def test_boxes_frame_the_same_part_after_resizing(self, rows, index):
@@ -181,13 +237,41 @@ class TestBatches:
             assert label["scores"].tolist() == [4.5, 2.0]
         assert batch["indices"].tolist() == [0, 1]
 
+    def test_rated_crops_are_jittered_by_the_draws_seed_whatever_the_batch(self, rows):
+        collate, pictures = CropCollator(SetCropImageProcessorPil(), augment=True), CropPictures(rows, augment=True)
+        draws = [Draw(0, (32, 64), (40, 64), 5), Draw(1, (40, 60), (40, 64), 6)]
+        both = collate([pictures[draw] for draw in draws])["labels"]
+        state = torch.get_rng_state()
+        alone = [collate([pictures[draw]])["labels"][0] for draw in draws]
+        assert torch.equal(torch.get_rng_state(), state)
+        for label, other in zip(both, alone, strict=True):
+            assert torch.equal(label["jittered_boxes"], other["jittered_boxes"])
+            assert not torch.equal(label["jittered_boxes"], label["scored_boxes"])
+            old, new = (cxcywh_to_xyxy(label[name]).numpy() for name in ("scored_boxes", "jittered_boxes"))
+            assert (np.diagonal(pairwise_iou(old, new)) >= 0.9).all()
+        plain = CropCollator(SetCropImageProcessorPil())([pictures[draws[0]]])["labels"][0]
+        assert "jittered_boxes" not in plain
+
+    @pytest.mark.parametrize("kind", ["16 bit", "transparent", "turned TIFF", "grey"])
+    def test_an_image_of_any_kind_is_seen_as_by_the_pipeline(self, kind, tmp_path: Path):
+        path, (height, width) = odd_image(tmp_path, kind)
+        row = {"image": {"path": str(path), "bytes": None}, "image_id": kind, "width": width, "height": height}
+        row |= {"boxes": [[0, 0, width, height]], "scores": [4.0], "good": [True], "split": "test"}
+        processor = SetCropImageProcessorPil(size={"shortest_edge": 32, "longest_edge": 64})
+        seen = read_any_image(str(path), READ_FACTOR * 32)
+        assert seen.size == (height, width) == displayed_size(path)[::-1]
+        expected = processor(seen.image, return_tensors="pt")["pixel_values"]
+        pictures = CropPictures(Dataset.from_list([row], features=FEATURES), augment=False)
+        batch = CropCollator(processor)([pictures[Draw(0, (32, 48), (32, 48), 0)]])
+        torch.testing.assert_close(batch["pixel_values"], expected)
+
     def test_a_broken_picture_is_named_and_left_out_of_its_batch(self, rows, tmp_path: Path, caplog):
         (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
         broken = Dataset.from_list(
             [{**rows.cast_column("image", FEATURES["image"]).remove_columns("image")[0], "image_id": "broken"}]
         ).add_column("image", [{"path": str(tmp_path / "broken.jpg"), "bytes": None}])
         nothing = CropPictures(broken, augment=False)[Draw(0, (32, 64), (32, 64), 0)]
-        assert nothing is None and "left out picture 'broken'" in caplog.text
+        assert nothing is None and "left out image 'broken'" in caplog.text
         good = CropPictures(rows, augment=False)[Draw(1, (32, 64), (32, 64), 0)]
         collate = CropCollator(SetCropImageProcessorPil())
         assert collate([nothing, good])["indices"].tolist() == [1]

@@ -18,7 +18,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
-from training_data import write_gaic, write_tiny_start
+from training_data import write_folder, write_gaic, write_tiny_start
 
 from modeling_setcrop import SetCropConfig, SetCropForImageCropping, SetCropImageProcessorPil
 from modeling_setcrop.data import load
@@ -157,20 +157,31 @@ class TestRun:
                 config_overrides=["dropout=0.0"],
             )
             training = CropTraining(args)
-            gradients = {}
-            training.optimizer.optimizer.register_step_pre_hook(
-                lambda *_, training=training, into=gradients: into.update(
-                    {name: p.grad.clone() for name, p in training.raw_model.named_parameters() if p.grad is not None}
-                )
-            )
             fixed = [training.train_loader.collate_fn([item]) for item in _items(training)]
             size = 4 // accumulation
-            batches = [_merge(fixed[i : i + size]) for i in range(0, 4, size)]
-            training._optimizer_step(batches)
-            weights.append(gradients)
+            weights.append(_gradients(training, [_merge(fixed[i : i + size]) for i in range(0, 4, size)]))
         assert weights[0].keys() == weights[1].keys()
         for name, gradient in weights[0].items():
             torch.testing.assert_close(gradient, weights[1][name], atol=1e-5, rtol=1e-4)
+
+
+def _gradients(training: CropTraining, batches: list[dict]) -> dict[str, torch.Tensor]:
+    """The gradients of an optimiser step."""
+    gradients = {}
+    training.optimizer.optimizer.register_step_pre_hook(
+        lambda *_: gradients.update(
+            {name: p.grad.clone() for name, p in training.raw_model.named_parameters() if p.grad is not None}
+        )
+    )
+    training._optimizer_step(batches)
+    return gradients
+
+
+def _trainer_example():
+    spec = importlib.util.spec_from_file_location("train_with_trainer", RECIPES.parent / "train_with_trainer.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    return example
 
 
 def _items(training: CropTraining) -> list[dict]:
@@ -187,6 +198,100 @@ def _merge(batches: list[dict]) -> dict:
         "labels": [label for batch in batches for label in batch["labels"]],
         "indices": torch.cat([batch["indices"] for batch in batches]),
     }
+
+
+class TestWithoutRatings:
+    """Ratings are optional: of all images, of a split's, or of most."""
+
+    @pytest.fixture(params=[{}, {"train": 1}, {"train": 1, "validation": 1}], ids=["none", "train", "one in three"])
+    def unrated(self, request, arguments, tmp_path):
+        data = write_folder(tmp_path / "data", request.param, rated_every=3)
+        options = {"data": str(data), "layout": "folder", "batch_size": 2, "epochs": 1}
+        return arguments(**options, config_overrides=["crop_scoring=true", "rerank=true"]), request.param
+
+    def test_trains_and_validates(self, unrated):
+        args, ratings = unrated
+        figures = CropTraining(args).train()
+        assert math.isfinite(figures["loss"]) and figures["pictures"] == 4
+        assert ("srcc" in figures) == ("validation" in ratings)
+        assert all(math.isfinite(line["loss"]) for line in log_of(args) if "loss" in line)
+
+    def test_the_trainer_trains_and_evaluates(self, unrated, tmp_path):
+        args, _ = unrated
+        splits = load("folder", args.data)
+        model = load_model(args.model_name_or_path, parse_overrides(args.config_overrides))
+        trainer = _trainer_example().make_trainer(
+            model,
+            load_processor(args.model_name_or_path),
+            splits["train"],
+            splits["validation"],
+            output_dir=str(tmp_path / "trainer"),
+            max_steps=3,
+            per_device_train_batch_size=2,
+            report_to="none",
+            use_cpu=True,
+            disable_tqdm=True,
+        )
+        assert math.isfinite(trainer.train().training_loss)
+        assert math.isfinite(trainer.evaluate()["eval_loss"])
+
+    def test_a_metric_that_needs_ratings_is_refused_before_training(self, arguments, tmp_path):
+        data = write_folder(tmp_path / "data", {"train": 1})
+        with pytest.raises(ValueError, match="srcc needs ratings, and no validation image has any"):
+            CropTraining(arguments(data=str(data), layout="folder", metric_for_best="srcc"))
+
+
+class TestBatchSize:
+    """What is measured and learned does not depend on how images are put into batches."""
+
+    @pytest.fixture
+    def scoring(self, arguments, tmp_path):
+        data = write_folder(tmp_path / "mixed", {"train": 1, "validation": 1}, val=9, rated_every=2)
+
+        def make(**options):
+            overrides = ["crop_scoring=true", "rerank=true", "dropout=0.0"]
+            return arguments(data=str(data), layout="folder", config_overrides=overrides, **options)
+
+        return make
+
+    def test_validation_figures_are_those_of_single_images(self, scoring):
+        found = []
+        for batch_size in (1, 2, 8):
+            training = CropTraining(scoring(batch_size=batch_size))
+            found.append(training.evaluate(training.raw_model))
+        assert found[0].keys() == found[1].keys() == found[2].keys() >= {"loss", "srcc", "ap_k10_085"}
+        for figures in found[1:]:
+            assert figures == pytest.approx(found[0], rel=1e-5)
+
+    def test_accumulation_is_exact_where_only_some_images_are_rated(self, scoring, tmp_path):
+        gradients = []
+        for batch_size, accumulation in ((4, 1), (1, 4)):
+            options = {"batch_size": batch_size, "gradient_accumulation_steps": accumulation, "max_train_samples": 4}
+            training = CropTraining(scoring(**options, train_short_sides=[64], output_dir=str(tmp_path / "o")))
+            fixed = [training.train_loader.collate_fn([item]) for item in _items(training)]
+            gradients.append(
+                _gradients(training, [_merge(fixed[i : i + batch_size]) for i in range(0, 4, batch_size)])
+            )
+        assert any(name.startswith("crop_scorer") for name in gradients[0])
+        for name, gradient in gradients[0].items():
+            torch.testing.assert_close(gradient, gradients[1][name], atol=1e-5, rtol=1e-4)
+
+    def test_the_trainer_evaluates_images_of_one_size_together(self, scoring, tmp_path):
+        args = scoring()
+        splits = load("folder", args.data)
+        trainer = _trainer_example().make_trainer(
+            load_model(args.model_name_or_path),
+            load_processor(args.model_name_or_path),
+            splits["train"],
+            splits["validation"],
+            output_dir=str(tmp_path / "trainer"),
+            per_device_eval_batch_size=8,
+            report_to="none",
+            use_cpu=True,
+        )
+        masks = [batch["pixel_mask"] for batch in trainer.get_eval_dataloader()]
+        assert sum(len(mask) for mask in masks) == 9 and max(len(mask) for mask in masks) > 1
+        assert all((mask == 1).all() for mask in masks)
 
 
 class TestResume:
@@ -534,11 +639,8 @@ class TestCommand:
 
 class TestTransformersTrainer:
     def test_trains_the_model(self, data, start, tmp_path):
-        spec = importlib.util.spec_from_file_location("train_with_trainer", RECIPES.parent / "train_with_trainer.py")
-        example = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(example)
         splits = load("gaic", data)
-        trainer = example.make_trainer(
+        trainer = _trainer_example().make_trainer(
             load_model(str(start)),
             load_processor(str(start)),
             splits["train"],

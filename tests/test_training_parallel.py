@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_data import write_gaic, write_tiny_start
+from training_data import write_folder, write_tiny_start
 
 from modeling_setcrop.training.engine import run
 
@@ -33,11 +33,22 @@ def launch_two(*options: str) -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """Ten steps on eleven pictures, validation on seven, by one process and by two."""
+    """Ten steps on eleven pictures, two in three unrated, validation on seven, by one process and by two."""
     root = tmp_path_factory.mktemp("parallel")
-    data = write_gaic(root / "gaic", train=11, val=7)
-    start = write_tiny_start(root / "start", dropout=0.0)
-    options = ["--data", str(data), "--model_name_or_path", str(start), "--max_steps", "10", "--num_workers", "0"]
+    data = write_folder(root / "data", {"train": 1, "validation": 1}, train=11, val=7, rated_every=3)
+    start = write_tiny_start(root / "start", dropout=0.0, crop_scoring=True)
+    options = [
+        "--data",
+        str(data),
+        "--layout",
+        "folder",
+        "--model_name_or_path",
+        str(start),
+        "--max_steps",
+        "10",
+        "--num_workers",
+        "0",
+    ]
     options += ["--log_every", "1", "--ema_decay", "0.5", "--eval_every", "100"]
     assert run([*options, "--batch_size", "4", "--output_dir", str(root / "1")], prog="one") == 0
     launch_two(*options, "--batch_size", "2", "--output_dir", str(root / "2"))

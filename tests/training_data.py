@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -50,3 +51,28 @@ def write_tiny_start(folder: Path, **config: object) -> Path:
     ).save_pretrained(folder)
     SetCropImageProcessorPil(size={"shortest_edge": 48, "longest_edge": 80}).save_pretrained(folder)
     return folder
+
+
+def write_folder(root: Path, ratings: dict[str, float], train: int = 6, val: int = 4, rated_every: int = 1) -> Path:
+    """A plain folder with noise images of three shapes and six crops each, a share of them rated.
+
+    ratings: for each split, of which images crops are rated: every `rated_every`th, or none where it is missing; its
+    value is what the ratings, 2..5, are multiplied by.
+    """
+    root.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    lines = []
+    for split, count in (("train", train), ("validation", val)):
+        for number in range(count):
+            width, height = SIZES[number % len(SIZES)]
+            pixels = rng.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+            name = f"{split}{number}.jpg"
+            Image.fromarray(pixels).resize((width, height)).save(root / name)
+            near, far = rng.uniform(0, 0.3, (6, 2)), rng.uniform(0.7, 1, (6, 2))
+            boxes = (np.concatenate([near, far], axis=1) * [width, height, width, height]).round(1).tolist()
+            entry = {"file_name": name, "boxes": boxes, "split": split, "good": [True, True, *[False] * 4]}
+            if split in ratings and number % rated_every == 0:
+                entry["scores"] = (rng.uniform(2, 5, 6) * ratings[split]).round(3).tolist()
+            lines.append(json.dumps(entry))
+    (root / "metadata.jsonl").write_text("\n".join(lines))
+    return root

@@ -1,4 +1,4 @@
-"""Training augmentation: the paper's photometric distortion (section 4.3), and mirroring with exact boxes."""
+"""Training augmentation: the paper's photometric distortion (section 4.3), mirroring, and jitter of rated crops."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ BRIGHTNESS = 32.0
 CONTRAST = (0.5, 1.5)
 SATURATION = (0.5, 1.5)
 HUE_DEGREES = 18.0
+# An edge of a rated crop moves by up to this share of the image's side, and the crop stays where it would overlap
+# itself by less than this IoU, so that its rating may stand.
+JITTER = 0.015
+JITTER_IOU = 0.9
 
 _LEVELS = np.arange(256, dtype=np.float64)
 
@@ -27,6 +31,25 @@ def mirror(image: Image.Image, boxes: np.ndarray) -> tuple[Image.Image, np.ndarr
     mirrored[:, 0] = image.width - boxes[:, 2]
     mirrored[:, 2] = image.width - boxes[:, 0]
     return ImageOps.mirror(image), mirrored
+
+
+def jitter(boxes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Move the edges of rated crops a little, so that the scoring head sees more places than the labels' grid.
+
+    Args:
+        boxes: (S, 4) corners x1, y1, x2, y2, normalised to [0, 1].
+        rng: the source of randomness; the same state gives the same result.
+
+    Returns:
+        (S, 4) boxes in [0, 1], each overlapping its original by an IoU of at least 0.9.
+    """
+    moved = (boxes + rng.uniform(-JITTER, JITTER, boxes.shape)).clip(0, 1).astype(boxes.dtype)
+    shared = np.minimum(boxes, moved)[:, 2:] - np.maximum(boxes, moved)[:, :2]
+    # A move can turn a small box inside out; then it has no area.
+    areas = [np.prod((corners[:, 2:] - corners[:, :2]).clip(min=0), axis=1) for corners in (boxes, moved)]
+    intersection = np.prod(shared.clip(min=0), axis=1)
+    near = intersection >= JITTER_IOU * (areas[0] + areas[1] - intersection)
+    return np.where(near[:, None], moved, boxes)
 
 
 def _lookup(levels: np.ndarray) -> list[int]:

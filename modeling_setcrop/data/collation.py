@@ -11,15 +11,18 @@ import numpy as np
 import torch
 from datasets import Dataset
 from datasets import Image as ImageFeature
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import BaseImageProcessor
 
+from ..crop_geometry import cxcywh_to_xyxy, xyxy_to_cxcywh
 from ..image_processing_pil_setcrop import resized_size
-from .augmentation import mirror, photometric_distortion
+from ..image_reading import READ_FACTOR, ImageFileError, Picture, decoding, open_image, read_picture
+from .augmentation import jitter, mirror, photometric_distortion
 
 logger = logging.getLogger(__name__)
 
 BUCKETS_PER_OCTAVE = 4
+_JITTER_STREAM = 1
 
 
 class Draw(NamedTuple):
@@ -45,14 +48,14 @@ class AspectRatioBatchSampler:
     processes) has one short side, drawn from `short_sides` when shuffling; every process takes its own part of it and
     pads to the size of the whole, so that the result does not depend on the number of processes. A shuffled epoch
     shows every picture once; pictures drawn first fill up the last batch. An unshuffled epoch keeps every picture
-    exactly once over all processes and fills nothing up.
+    exactly once over all processes, fills nothing up and pads nothing: a batch is of one size.
 
     Args:
         heights, widths: (N,) sizes of the dataset's pictures in pixels.
         batch_size: pictures in a batch of one process.
         short_sides: short sides in pixels to draw from; an unshuffled sampler uses the first.
         long_side: the largest long side in pixels.
-        shuffle: a new order and new augmentation seeds every epoch (training); otherwise sorted by aspect ratio.
+        shuffle: a new order and new augmentation seeds every epoch (training); otherwise grouped by size.
         seed: of the order, the short sides and the augmentation.
         processes, rank: number of processes and which of them this is.
     """
@@ -88,11 +91,12 @@ class AspectRatioBatchSampler:
 
     def __len__(self) -> int:
         whole = self.batch_size * self.processes
-        return -(-len(self.heights) // whole) - self.start
+        count = -(-len(self.heights) // whole) if self.shuffle else len(self._batches_of_one_size())
+        return count - self.start
 
     def __iter__(self) -> Iterator[list[Draw]]:
         rng = np.random.default_rng((self.seed, self.epoch))
-        whole = self._shuffled_batches(rng) if self.shuffle else self._sorted_batches()
+        whole = self._shuffled_batches(rng) if self.shuffle else self._batches_of_one_size()
         for number, indices in enumerate(whole):
             batch_rng = np.random.default_rng((self.seed, self.epoch, number))
             short_side = int(batch_rng.choice(self.short_sides)) if self.shuffle else self.short_sides[0]
@@ -103,9 +107,7 @@ class AspectRatioBatchSampler:
                     yield part
 
     def _draws(self, indices: np.ndarray, short_side: int, seeds: np.ndarray) -> list[Draw]:
-        sizes = [
-            resized_size((int(self.heights[i]), int(self.widths[i])), short_side, self.long_side) for i in indices
-        ]
+        sizes = [self._size(int(i), short_side) for i in indices]
         padded = (max(height for height, _ in sizes), max(width for _, width in sizes))
         return [Draw(int(i), size, padded, int(seed)) for i, size, seed in zip(indices, sizes, seeds, strict=True)]
 
@@ -126,20 +128,45 @@ class AspectRatioBatchSampler:
         batches.extend(left.reshape(-1, whole))
         return [batches[i] for i in rng.permutation(len(batches))]
 
-    def _sorted_batches(self) -> list[np.ndarray]:
-        order = np.argsort(self.widths / self.heights, kind="stable")
-        whole = self.batch_size * self.processes
-        return [order[i : i + whole] for i in range(0, len(order), whole)]
+    def _size(self, index: int, short_side: int) -> tuple[int, int]:
+        return resized_size((int(self.heights[index]), int(self.widths[index])), short_side, self.long_side)
+
+    def _batches_of_one_size(self) -> list[list[int]]:
+        sizes = [self._size(index, self.short_sides[0]) for index in range(len(self.heights))]
+        return batches_of_one_size(sizes, self.batch_size * self.processes)
 
 
-def _open(picture: dict[str, Any], size: tuple[int, int]) -> Image.Image:
-    """Decodes an undecoded `datasets.Image` value to RGB of `size` (height, width), orientation applied."""
-    source = picture["path"] if picture["bytes"] is None else io.BytesIO(picture["bytes"])
-    with Image.open(source) as image:
-        # JPEG decodes at an eighth to a half of its size for less time; twice the wanted size keeps the result sharp.
-        image.draft("RGB", (2 * max(size), 2 * max(size)))
-        image = ImageOps.exif_transpose(image).convert("RGB")
-    return image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+def batches_of_one_size(sizes: Sequence[tuple[int, int]], batch_size: int) -> list[list[int]]:
+    """Indices of images in batches that need no padding, which would change what a model answers.
+
+    Args:
+        sizes: (height, width) of each image as the model sees it.
+        batch_size: at most so many indices in a batch.
+
+    Returns:
+        Every index once, in order of aspect ratio and then of size; all of a batch have the same size.
+    """
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index, size in enumerate(sizes):
+        groups.setdefault(tuple(size), []).append(index)
+    order = sorted(groups, key=lambda size: (size[1] / size[0], size))
+    return [groups[size][i : i + batch_size] for size in order for i in range(0, len(groups[size]), batch_size)]
+
+
+def read_image(value: dict[str, Any], short_side: int) -> Picture:
+    """Read an undecoded `datasets.Image` value as the pipeline reads a file.
+
+    Args:
+        value: `path` and `bytes`, of which bytes come first.
+        short_side: of the copy that the model will see, in pixels; twice that is decoded, where the file has it.
+
+    Raises:
+        ImageFileError: it cannot be read; the message names the file.
+    """
+    name = value["path"] or "an image without a name"
+    source = name if value["bytes"] is None else io.BytesIO(value["bytes"])
+    with open_image(source, name) as image, decoding(name):
+        return read_picture(image, READ_FACTOR * short_side)
 
 
 class CropPictures(torch.utils.data.Dataset):
@@ -164,10 +191,11 @@ class CropPictures(torch.utils.data.Dataset):
     def __getitem__(self, draw: Draw) -> dict[str, Any] | None:
         row = self.rows[draw.index]
         try:
-            image = _open(row["image"], draw.size)
-        except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises on broken files
-            logger.warning("left out picture %r, which cannot be decoded: %s", row["image_id"], error)
+            image = read_image(row["image"], min(draw.size)).image
+        except ImageFileError as error:
+            logger.warning("left out image %r, which cannot be decoded: %s", row["image_id"], error)
             return None
+        image = image.resize((draw.size[1], draw.size[0]), Image.Resampling.BILINEAR)
         scale = np.array([draw.size[1] / row["width"], draw.size[0] / row["height"]] * 2, dtype=np.float32)
         boxes = np.asarray(row["boxes"], dtype=np.float32).reshape(-1, 4) * scale
         if self.augment:
@@ -177,14 +205,16 @@ class CropPictures(torch.utils.data.Dataset):
             image = photometric_distortion(image, rng)
         scores = None if row["scores"] is None else np.asarray(row["scores"], dtype=np.float32)
         annotation = {"boxes": boxes, "scores": scores, "good": np.asarray(row["good"], dtype=bool)}
-        return {"image": image, "annotation": annotation, "index": draw.index, "padded_size": draw.padded_size}
+        return {"image": image, "annotation": annotation, **draw._asdict()}
 
 
 class CropCollator:
-    """Encodes items of `CropPictures` into one batch with the model's image processor.
+    """Encode items of `CropPictures` into one batch with the model's image processor.
 
     Args:
         processor: a SetCrop image processor.
+        augment: add `jittered_boxes` (S, 4) to every label: the rated crops moved a little ([`augmentation.jitter`]),
+            by a generator that the image's draw seeds, so that they do not depend on the batch or the process.
 
     Returns (when called):
         `pixel_values` (B, 3, H, W) and `pixel_mask` (B, H, W) padded to the draw's padded size, `labels` (a list of B
@@ -194,8 +224,9 @@ class CropCollator:
         OSError: no picture of the batch could be decoded.
     """
 
-    def __init__(self, processor: BaseImageProcessor) -> None:
+    def __init__(self, processor: BaseImageProcessor, augment: bool = False) -> None:
         self.processor = processor
+        self.augment = augment
 
     def __call__(self, items: list[dict[str, Any] | None]) -> dict[str, Any]:
         items = [item for item in items if item is not None]
@@ -209,4 +240,10 @@ class CropCollator:
             pad_size={"height": height, "width": width},
             return_tensors="pt",
         )
+        if self.augment:
+            for label, item in zip(batch["labels"], items, strict=True):
+                # Another stream than the one that distorts the image.
+                rng = np.random.default_rng((item["seed"], _JITTER_STREAM))
+                moved = jitter(cxcywh_to_xyxy(label["scored_boxes"]).numpy(), rng)
+                label["jittered_boxes"] = xyxy_to_cxcywh(torch.from_numpy(moved))
         return {**batch, "indices": torch.tensor([item["index"] for item in items])}

@@ -18,7 +18,8 @@ import datasets
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, Features, Image, List, Value
-from PIL import Image as PILImage
+
+from ..image_reading import ImageFileError, decoding, open_image, orientation, swaps_sides
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,6 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".
 # Raised whenever a reader's result changes for unchanged files, so that old cache entries are left aside.
 _CACHE_VERSION = 2
 _ROWS_PER_BATCH = 1000
-_EXIF_ORIENTATION = 0x0112
 # Annotation tools round: a corner this far outside (pixels) is drawn in without a word.
 _ROUNDING = 1.0
 
@@ -106,11 +106,11 @@ class Row(NamedTuple):
 def displayed_size(path: str | os.PathLike) -> tuple[int, int]:
     """(width, height) of a picture after its EXIF orientation, from the header alone.
 
-    Raises OSError when the file is missing or is not a picture.
+    Raises ImageFileError when the file is missing or is not an image.
     """
-    with PILImage.open(path) as image:
+    with open_image(path) as image, decoding(path):
         width, height = image.size
-        turned = image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+        turned = swaps_sides(orientation(image))
     return (height, width) if turned else (width, height)
 
 
@@ -119,9 +119,11 @@ def picture_size(path: str | os.PathLike, problems: Problems) -> tuple[int, int]
     try:
         os.fspath(path).encode("utf-8")  # Arrow's strings cannot hold any other name
         return displayed_size(path)
-    except (OSError, ValueError, PILImage.DecompressionBombError) as error:
-        problems.add("unreadable image", path, f"not a readable picture ({error})")
-        return None
+    except ImageFileError as error:
+        problems.add("unreadable image", path, f"not a readable image ({error.reason})")
+    except UnicodeEncodeError:
+        problems.add("unreadable image", path, "not a readable image (its name is not UTF-8)")
+    return None
 
 
 def good_or_best(scores: np.ndarray, good: np.ndarray) -> np.ndarray:

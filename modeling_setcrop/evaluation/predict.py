@@ -9,11 +9,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from datasets import Dataset
+from datasets import Image as ImageFeature
 from torch import nn
 
-from modeling_setcrop.crop_geometry import nms, xyxy_to_cxcywh
-from modeling_setcrop.data.schema import Problems
-from modeling_setcrop.evaluation.labels import Labels, Predictions
+from ..crop_geometry import nms, xyxy_to_cxcywh
+from ..data.collation import batches_of_one_size, read_image
+from ..data.schema import Problems
+from ..image_processing_pil_setcrop import resized_size
+from ..image_reading import ImageFileError
+from .labels import Labels, Predictions
 
 
 def predict(
@@ -28,7 +32,8 @@ def predict(
 ) -> tuple[Predictions, list[int]]:
     """All crops that a model proposes for each picture, and its scores of the labelled ones if it has a scoring head.
 
-    Pictures of a similar shape go together, which saves padding.
+    Images are read as the pipeline reads them. Those of one shape go through the model together, on the CPU each by
+    itself, so that no answer depends on the batch (see `ImageCroppingPipeline`).
 
     Args:
         model: a `SetCropForImageCropping`; processor: its image processor.
@@ -40,23 +45,21 @@ def predict(
         The predictions, and the index in the data set of each picture that they are for.
     """
     model = model.to(device).eval()
-    images = dataset.select_columns("image")
-    order = np.argsort(labels.sizes[:, 0] / labels.sizes[:, 1], kind="stable")
+    images = dataset.select_columns("image").cast_column("image", ImageFeature(decode=False))
     found: dict[int, _Answer] = {}
-    for start in range(0, len(order), batch_size):
-        batch = [int(index) for index in order[start : start + batch_size]]
-        pictures, indices = [], []
+    for batch in _batches(labels.sizes, processor, batch_size, model.device):
+        pixels: dict[int, torch.Tensor] = {}
         for index in batch:
             try:
-                pictures.append(images[index]["image"].convert("RGB"))
-                indices.append(index)
-            except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises on broken files
+                pixels[index] = _pixels(images[index]["image"], processor)
+            except ImageFileError as error:
                 if problems is None:
                     raise
-                problems.add("undecodable image", labels.image_ids[index], f"cannot be decoded ({error})")
-        if pictures:
+                problems.add("undecodable image", labels.image_ids[index], f"cannot be decoded ({error.reason})")
+        for indices in _of_one_shape(pixels):
+            stacked = torch.stack([pixels[index] for index in indices])
             candidates = [labels.boxes[index] for index in indices] if model.config.crop_scoring else None
-            for index, answer in zip(indices, _predict_batch(model, processor, pictures, candidates), strict=True):
+            for index, answer in zip(indices, _predict_batch(model, processor, stacked, candidates), strict=True):
                 found[index] = answer
         if progress is not None:
             progress(len(batch))
@@ -99,17 +102,41 @@ class _Answer(NamedTuple):
     as_set: tuple[np.ndarray, np.ndarray] | None
 
 
+def _batches(sizes: np.ndarray, processor: Any, batch_size: int, device: torch.device) -> list[list[int]]:
+    """Indices of images of one shape together, from their (width, height) (I, 2) in pixels."""
+    edges = processor.size
+    if not edges.shortest_edge:
+        seen = [(edges.height, edges.width)] * len(sizes)
+    else:
+        longest = edges.longest_edge or 10**9
+        seen = [resized_size((int(h), int(w)), edges.shortest_edge, longest) for w, h in sizes]
+    return batches_of_one_size(seen, 1 if device.type == "cpu" else batch_size)
+
+
+def _pixels(image: dict[str, Any], processor: Any) -> torch.Tensor:
+    """(3, H, W) pixels of an undecoded image as the model sees them."""
+    copy = read_image(image, int(processor.size.shortest_edge or 600)).image
+    return processor(copy, do_pad=False, return_tensors="pt")["pixel_values"][0]
+
+
+def _of_one_shape(pixels: dict[int, torch.Tensor]) -> list[list[int]]:
+    """Keys of tensors of the same shape; decoding at a reduced scale can change a side by a pixel."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, tensor in pixels.items():
+        groups.setdefault(tuple(tensor.shape), []).append(index)
+    return list(groups.values())
+
+
 @torch.inference_mode()
-def _predict_batch(model: Any, processor: Any, pictures: list, candidates: list[np.ndarray] | None) -> list[_Answer]:
-    inputs = processor(pictures, return_tensors="pt").to(model.device)
+def _predict_batch(
+    model: Any, processor: Any, pixels: torch.Tensor, candidates: list[np.ndarray] | None
+) -> list[_Answer]:
     padded = None
     if candidates is not None:
         corners = [torch.as_tensor(boxes, dtype=torch.float32) for boxes in candidates]
         boxes = [xyxy_to_cxcywh(b) for b in corners]
         padded = nn.utils.rnn.pad_sequence(boxes, batch_first=True, padding_value=0.5).to(model.device)
-    outputs = model(
-        pixel_values=inputs["pixel_values"].to(model.dtype), pixel_mask=inputs["pixel_mask"], candidate_boxes=padded
-    )
+    outputs = model(pixel_values=pixels.to(model.device, model.dtype), candidate_boxes=padded)
     crops = _ranked(outputs, processor)
     by_validity = [None] * len(crops)
     if model.config.rerank:

@@ -41,7 +41,7 @@ from .checkpointing import (
     save_weights,
     write_folder,
 )
-from .evaluation import FIGURES, validation_figures, validation_records
+from .evaluation import FIGURES, RATED_FIGURES, validation_figures, validation_records
 from .initialization import backbone_of, freeze_backbone_stages, load_model, load_processor, parse_overrides
 from .teacher import MomentumTeacher
 from .timing import StepTimer
@@ -111,6 +111,8 @@ class CropTraining:
             splits = load(args.layout, args.data) if dataset is None else dataset
         self.train_rows = _split(splits, "train", args.max_train_samples, args.data)
         self.validation_rows = _split(splits, "validation", args.max_eval_samples, args.data)
+        if args.metric_for_best in RATED_FIGURES and all(scores is None for scores in self.validation_rows["scores"]):
+            raise ValueError(f"metric_for_best: {args.metric_for_best} needs ratings, and no validation image has any")
         self.processor = load_processor(args.model_name_or_path, args.eval_short_side, args.eval_long_side)
         self.resume_folder = (
             find_checkpoint(args.resume_from_checkpoint, self.output_dir) if args.resume_from_checkpoint else None
@@ -207,7 +209,7 @@ class CropTraining:
 
     def _optimizer_step(self, batches: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """One optimiser step over the batches of a gradient accumulation; returns its mean losses."""
-        count = self._agree_on_count_and_stop(batches)
+        crops, rated = self._agree_on_counts_and_stop(batches)
         sums: dict[str, torch.Tensor] = {}
         for number, batch in enumerate(batches):
             last = number == len(batches) - 1
@@ -215,13 +217,14 @@ class CropTraining:
                 inputs = self._on_device(batch)
                 if self.teacher is not None:
                     self.teacher.label(inputs)
-                outputs = self.model(**inputs, num_good_crops=count)
-                if not torch.isfinite(outputs.loss):
-                    self._stop_on_bad_loss(outputs.loss, batch)
+                outputs = self.model(**inputs, num_good_crops=crops)
+                losses = self._losses(outputs, batch, rated)
+                if not torch.isfinite(losses["loss"]):
+                    self._stop_on_bad_loss(losses["loss"], batch)
                 self.timer.mark("loss")
-                self.accelerator.backward(outputs.loss / len(batches))
+                self.accelerator.backward(losses["loss"] / len(batches))
                 self.timer.mark("backward")
-            for name, value in {"loss": outputs.loss, **outputs.loss_dict}.items():
+            for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach() / len(batches)
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.clip)
         self.optimizer.step()
@@ -239,17 +242,28 @@ class CropTraining:
         if due and self.teacher is None:
             self.teacher = MomentumTeacher(self.raw_model, config.distillation_momentum)
 
-    def _agree_on_count_and_stop(self, batches: list[dict[str, Any]]) -> torch.Tensor:
-        """Good crops of the whole accumulated batch over all processes, as the mean of a process's batch.
+    def _losses(self, outputs: Any, batch: dict[str, Any], rated: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The loss and its parts, with the scoring head's divided by `rated`, not by the rated images of the batch."""
+        losses = dict(outputs.loss_dict)
+        scoring = {name: value for name, value in losses.items() if name.startswith("loss_crop_")}
+        scale = _rated_images([batch]) / rated
+        losses |= {name: value * scale for name, value in scoring.items()}
+        loss = outputs.loss + self.raw_model.scoring_loss(scoring) * (scale - 1)
+        return {"loss": loss, **losses}
+
+    def _agree_on_counts_and_stop(self, batches: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Good crops and rated images of the whole accumulated batch over all processes, in the mean of its batches.
 
         The mean, because the gradients of batches and processes are averaged. Processes agree on stopping in the same
         exchange.
         """
         crops = sum(len(label["boxes"]) for batch in batches for label in batch["labels"])
-        both = torch.tensor([float(crops), float(self.stop_signal is not None)], device=self.accelerator.device)
-        count, stop = self.accelerator.reduce(both, "mean")
+        own = [crops, _rated_images(batches), float(self.stop_signal is not None)]
+        crops, rated, stop = self.accelerator.reduce(torch.tensor(own, device=self.accelerator.device), "mean")
         self.stopping = bool(stop > 0) if self.accelerator.num_processes > 1 else self.stop_signal is not None
-        return (count / len(batches)).clamp(min=1)
+        # Without a rated image there is nothing to divide.
+        rated = torch.where(rated > 0, rated / len(batches), 1.0)
+        return (crops / len(batches)).clamp(min=1), rated
 
     def _on_device(self, batch: dict[str, Any]) -> dict[str, Any]:
         batch = send_to_device({k: v for k, v in batch.items() if k != "indices"}, self.accelerator.device)
@@ -286,11 +300,7 @@ class CropTraining:
         return validation_figures(records, self.validation_rows)
 
     def _is_better(self, figures: dict[str, float]) -> bool:
-        value = figures.get(self.args.metric_for_best)
-        if value is None:
-            raise ValueError(
-                f"metric_for_best: {self.args.metric_for_best} needs human scores, which the data has not"
-            )
+        value = figures[self.args.metric_for_best]
         if self.best is None or math.isnan(self.best):
             return True
         return value < self.best if self.args.metric_for_best == "loss" else value > self.best
@@ -418,7 +428,7 @@ class CropTraining:
         return DataLoader(
             CropPictures(rows, augment),
             batch_sampler=sampler,
-            collate_fn=CropCollator(self.processor),
+            collate_fn=CropCollator(self.processor, augment),
             # Its own generator: iterating must not draw from the one that dropout uses, or resuming would shift it.
             generator=torch.Generator(),
             num_workers=workers,
@@ -468,6 +478,10 @@ def _grouped(loader: DataLoader, size: int) -> Iterator[list[Any]]:
             group = []
     if group:
         yield group
+
+
+def _rated_images(batches: list[dict[str, Any]]) -> int:
+    return sum(len(label["scores"]) > 0 for batch in batches for label in batch["labels"])
 
 
 class _RunningLog:

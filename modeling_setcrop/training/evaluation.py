@@ -14,24 +14,19 @@ from ..metrics import functional as measures
 
 Record = dict[str, Any]
 
-FIGURES = (
-    "loss",
-    "ap_k10_085",
-    "ap_k10_090",
-    "first_iou",
-    "acc1_090",
-    "acc5_085",
-    "acc5_090",
-    "acc10_090",
-    "srcc",
-)
+# What needs rated crops, and all.
+RATED_FIGURES = ("first_iou", "acc1_090", "acc5_085", "acc5_090", "acc10_090", "srcc")
+FIGURES = ("loss", "ap_k10_085", "ap_k10_090", *RATED_FIGURES)
 
 
 @torch.no_grad()
 def validation_records(
     model: torch.nn.Module, batch: dict[str, Any], indices: torch.Tensor, processor: BaseImageProcessor
 ) -> list[Record]:
-    """Predictions and loss of one batch, a record a picture, everything in shares of the picture's sides.
+    """Predictions and loss of one batch, a record an image, boxes normalised to [0, 1].
+
+    The records hold the losses' sums and what these are divided by, so that the mean over the split does not depend on
+    the batches.
 
     Args:
         model: in eval mode; not wrapped for several processes, which may have different numbers of batches.
@@ -40,8 +35,10 @@ def validation_records(
         processor: decodes the predictions.
     """
     labels = batch["labels"]
-    crops = sum(len(label["boxes"]) for label in labels)
-    outputs = model(**batch, num_good_crops=float(max(1, crops)))
+    outputs = model(**batch, num_good_crops=1.0)
+    scoring = float(model.scoring_loss(outputs.loss_dict))
+    set_loss = float(outputs.loss) - scoring
+    rated = sum(len(label["scores"]) > 0 for label in labels)
     predictions = processor.post_process_image_cropping(outputs, threshold=-1.0)
     ratings: list[np.ndarray | None] = [None] * len(labels)
     if model.config.crop_scoring:
@@ -55,8 +52,10 @@ def validation_records(
             "scores": prediction["scores"].cpu().numpy(),
             "scored_boxes": cxcywh_to_xyxy(label["scored_boxes"]).cpu().numpy(),
             "ratings": rating,
-            "loss": float(outputs.loss) * crops / len(labels),
-            "crops": crops / len(labels),
+            "set_loss": set_loss / len(labels),
+            "crops": len(label["boxes"]),
+            "scoring_loss": scoring * rated / len(labels),
+            "rated": len(label["scores"]) > 0,
         }
         for index, prediction, label, rating in zip(indices, predictions, labels, ratings, strict=True)
     ]
@@ -70,9 +69,10 @@ def validation_figures(records: list[Record], rows: Dataset) -> dict[str, float]
         rows: the validation split, in the shared schema.
 
     Returns:
-        `pictures` (their number), `loss` (the mean over good crops), `ap_k10_085`, `ap_k10_090`, and, where crops are
-        rated, `first_iou`, `acc1_090`, `acc5_085`, `acc5_090`, `acc10_090` and `srcc` (of the scoring head where there
-        is one).
+        `pictures` (their number), `loss` (the set's, a mean over good crops, and the scoring head's, a mean over rated
+        images), `ap_k10_085`, `ap_k10_090`, and, over the images whose crops are rated, if there are any,
+        `first_iou`, `acc1_090`, `acc5_085`, `acc5_090`, `acc10_090` and `srcc` (of the scoring head where there is
+        one).
     """
     records = sorted(records, key=lambda record: record["index"])
     labels = rows.select_columns(["boxes", "scores", "good", "width", "height"])
@@ -82,20 +82,25 @@ def validation_figures(records: list[Record], rows: Dataset) -> dict[str, float]
     ]
     good = [np.asarray(row["good"]) for row in labels]
     predicted = [record["boxes"] for record in records], [record["scores"] for record in records]
-    figures = {
-        "pictures": len(records),
-        "loss": sum(record["loss"] for record in records) / max(1e-9, sum(record["crops"] for record in records)),
-    }
+    figures = {"pictures": len(records), "loss": _mean(records, "set_loss", "crops")}
+    figures["loss"] += _mean(records, "scoring_loss", "rated")
     for eps, name in ((0.85, "085"), (0.90, "090")):
         figures[f"ap_k10_{name}"] = measures.average_precision(*predicted, boxes, good, eps, k=10)
-    if any(row["scores"] is None for row in labels):
+    rated = [index for index, row in enumerate(labels) if row["scores"] is not None]
+    if not rated:
         return figures
-    scores = [np.asarray(row["scores"]) for row in labels]
+    scores = [np.asarray(labels[index]["scores"]) for index in rated]
+    boxes = [boxes[index] for index in rated]
+    predicted = tuple([values[index] for index in rated] for values in predicted)
     figures["first_iou"] = float(measures.first_crop_iou(*predicted, boxes, scores).mean())
     for n, eps, name in ((1, 0.90, "090"), (5, 0.85, "085"), (5, 0.90, "090"), (10, 0.90, "090")):
         figures[f"acc{n}_{name}"] = float(measures.accuracy(*predicted, boxes, scores, n, eps).mean())
-    ratings = [record["ratings"] for record in records]
+    ratings = [records[index]["ratings"] for index in rated]
     if ratings[0] is None:
         ratings = measures.overlap_scores(*predicted, boxes)
     figures["srcc"] = measures.mean_where_defined(measures.spearman(ratings, scores))
     return figures
+
+
+def _mean(records: list[Record], total: str, count: str) -> float:
+    return sum(record[total] for record in records) / max(1, sum(record[count] for record in records))
