@@ -9,6 +9,7 @@ from datasets import DatasetDict
 
 from modeling_setcrop.data.cpc import load_cpc
 from modeling_setcrop.data.cvat import load_cvat
+from modeling_setcrop.data.editor import load_editor
 from modeling_setcrop.data.fcdb import load_fcdb
 from modeling_setcrop.data.flms import load_flms
 from modeling_setcrop.data.folder import load_folder
@@ -22,6 +23,7 @@ LAYOUTS: dict[str, Callable[..., DatasetDict]] = {
     "cpc": load_cpc,
     "flms": load_flms,
     "fcdb": load_fcdb,
+    "editor": load_editor,
     "folder": load_folder,
     "saved": load_saved,
     "label-studio": load_label_studio,
@@ -53,6 +55,7 @@ __all__ = [
     "load",
     "load_cpc",
     "load_cvat",
+    "load_editor",
     "load_fcdb",
     "load_flms",
     "load_folder",

@@ -1,0 +1,118 @@
+"""The layout `editor`: lines of JSON into labels and into the shared schema; broken lines are named."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from modeling_setcrop.data import DataError, Problems, load
+from modeling_setcrop.data.any_box_rating import overlap, rate_boxes
+from modeling_setcrop.data.crop_views import BOXES, FAMILIES, WINDOWS, draw_view, draw_window, grid_boxes
+from modeling_setcrop.data.editor import read_editor_images
+
+GOOD = {
+    "photo": "a.jpg",
+    "split": "train",
+    "crops": [[0.1, 0.0, 0.9, 0.8, 4.0], [0.2, 0.1, 0.8, 0.9, 3.5]],
+    "whole": 3.0,
+    "subjects": [[0.2, 0.2, 0.4, 0.4, 0.5]],
+    "square": 0.4,
+    "slim": 0.3,
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    def write(*entries, name="labels.jsonl"):
+        for photo in ("a.jpg", "b.jpg"):
+            Image.new("RGB", (90, 60), (120, 90, 60)).save(tmp_path / photo)
+        text = "".join((entry if isinstance(entry, str) else json.dumps(entry)) + "\n" for entry in entries)
+        opened = gzip.open if name.endswith(".gz") else open
+        with opened(tmp_path / name, "wt", encoding="utf-8") as file:
+            file.write(text)
+        return tmp_path
+
+    return write
+
+
+@pytest.mark.parametrize("name", ["labels.jsonl", "labels.jsonl.gz"])
+def test_rows_have_crops_in_pixels_with_ratings(folder, name):
+    people = {"photo": "b.jpg", "split": "val", "people": [0.0, 0.0, 0.5, 1.0], "crops": GOOD["crops"]}
+    splits = load("editor", folder(GOOD, people, {**GOOD, "split": "fcdb_test"}, name=name))
+    row = splits["train"][0]
+    assert len(splits["train"]) == 1
+    np.testing.assert_allclose(row["boxes"], [[9, 0, 81, 48], [18, 6, 72, 54], [0, 0, 90, 60]], atol=1e-4)
+    np.testing.assert_allclose(row["scores"], [4.0, 3.5, 3.0])
+    assert row["good"] == [True, True, False]
+    row = splits["validation"][0]
+    np.testing.assert_allclose(row["boxes"][0], [0, 0, 45, 60])
+    np.testing.assert_allclose(row["scores"], [4.0, 4.0, 3.5])
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ("{not json", "not a line of JSON"),
+        ({**GOOD, "photo": 3}, "'photo'"),
+        ({**GOOD, "crops": [[0.5, 0, 0.4, 1, 4]]}, "'crops'"),
+        ({**GOOD, "crops": [[0, 0, 1, 1, 9]]}, "ratings must lie in 1..5"),
+        ({**GOOD, "subjects": [[0, 0, 1, 1, 2]]}, "importance"),
+        ({**GOOD, "whole": "good"}, "'whole'"),
+        ({**GOOD, "slim": None}, "'square' and 'slim'"),
+        ({"photo": "a.jpg"}, "neither 'crops' nor 'people'"),
+        ([1, 2], "'photo'"),
+    ],
+)
+def test_a_broken_line_is_named_and_the_rest_is_read(folder, broken, message):
+    problems = Problems()
+    found = list(read_editor_images(folder(broken, GOOD), problems))
+    assert [image.line for image in found] == [2]
+    assert len(problems.found) == 1
+    assert message in problems.found[0].message and problems.found[0].line == 1
+
+
+def test_a_folder_without_labels_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"labels\.jsonl"):
+        load("editor", tmp_path)
+
+
+def test_views_rate_their_boxes_as_the_whole_image_does(folder):
+    (entry,) = read_editor_images(folder(GOOD), Problems())
+    image = Image.new("RGB", (90, 60), (120, 90, 60))
+    image.putpixel((0, 0), (255, 255, 255))
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        window = draw_window(entry.labels, "editors", 1.5, rng)
+        assert (window[:2] <= [0.2, 0.1]).all() and (window[2:] >= [0.8, 0.8]).all()  # holds one of the crops
+        view = draw_view(image, entry.labels, window, (96, 64), 16, "editors", np.random.default_rng(seed))
+        assert view.image.size == (96, 64) and view.importance.shape == (4, 6)
+        assert view.boxes.shape == (BOXES, 4) and (view.boxes[:, 2:] > view.boxes[:, :2]).all()
+        assert view.windows.shape == (FAMILIES, WINDOWS, 4) and view.window_fit.max() <= 1 + 1e-9
+        # Where the view is not mirrored, its boxes are the image's, and their ratings with them.
+        offset, scale = np.tile(window[:2], 2), np.tile(window[2:] - window[:2], 2)
+        plain = rate_boxes(view.boxes * scale + offset, entry.labels)
+        mirrored = view.boxes[:, [2, 1, 0, 3]] * [-1, 1, -1, 1] + [1, 0, 1, 0]
+        turned = rate_boxes(mirrored * scale + offset, entry.labels)
+        assert np.allclose(view.ratings, plain) or np.allclose(view.ratings, turned)
+
+
+def test_window_families_peak_where_the_labels_say(folder):
+    (entry,) = read_editor_images(folder(GOOD), Problems())
+    whole = np.array([0.0, 0.0, 1.0, 1.0])
+    image = Image.new("RGB", (90, 60))
+    for seed in range(10):
+        view = draw_view(image, entry.labels, whole, (96, 64), 16, "editors", np.random.default_rng(seed))
+        best = view.windows[0][view.window_fit[0].argmax()]
+        centre = (best[0] + best[2]) / 2
+        assert min(abs(centre - 0.4), abs(centre - 0.6)) < 0.05  # 0.6: mirrored
+        assert view.family_weight[0] == 1
+
+
+def test_grid_boxes_are_those_of_grid_anchor_cropping():
+    boxes = grid_boxes(1.0)
+    assert len(boxes) == 90 and (overlap(boxes, boxes).argmax(1) == np.arange(90)).all()
+    assert len(grid_boxes(30.0)) == 1  # no candidate of an allowed shape: the whole image
