@@ -13,6 +13,7 @@ from .init import init
 from .publish import publish
 from .report import report
 from .score import score
+from .serve import serve
 from .suggest import suggest
 from .train import train
 
@@ -38,3 +39,4 @@ app.add_typer(export, name="export")
 app.command()(publish)
 app.command()(init)
 app.command()(score)
+app.command()(serve)

@@ -1,0 +1,43 @@
+"""The one cropper of a process in which many requests want crops."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from modeling_setcrop import ImageCroppingPipeline
+
+_lock = threading.Lock()
+_croppers: dict[str, ImageCroppingPipeline] = {}
+
+
+def shared_cropper(model: str | None = None) -> ImageCroppingPipeline:
+    """Return the process's cropper, loaded when it is first asked for; it may be called from several threads.
+
+    Args:
+        model: Checkpoint folder or name on the Hub; None for what the environment variable SETCROP_MODEL names, or the
+            one that comes with SetCrop.
+    """
+    from transformers import pipeline
+
+    from modeling_setcrop import DEFAULT_CHECKPOINT
+
+    name = model or os.environ.get("SETCROP_MODEL") or DEFAULT_CHECKPOINT
+    with _lock:
+        if name not in _croppers:
+            _croppers[name] = pipeline("image-cropping", model=name)
+        return _croppers[name]
+
+
+def largest_area(aspect_ratio: float, picture_size: tuple[int, int]) -> float:
+    """Return the share of an image, in 0..1, that the largest crop of an aspect ratio has, less a pixel a side.
+
+    Args:
+        aspect_ratio: Width over height.
+        picture_size: Height and width in pixels.
+    """
+    height, width = picture_size
+    across, down = min(width, round(height * aspect_ratio)), min(height, round(width / aspect_ratio))
+    return max(across - 1, 0) * max(down - 1, 0) / (width * height)
