@@ -3,8 +3,8 @@
     python benchmarks/serve_load.py --requests 400
 
 It starts the server itself, and prints how many requests were answered how, the median and the 99th percentile of the
-time of those that got crops, what the same images take in this process without a server, and the server's memory before
-and after.
+time of those that got crops, what the same images take in this process without a server, and the server's memory
+before and after.
 """
 
 from __future__ import annotations

@@ -51,9 +51,7 @@ def fetch_image(url: str, allowed_hosts: Collection[str], max_bytes: int, timeou
         finally:
             connection.close()
     except (OSError, http.client.HTTPException) as error:
-        raise FetchError(
-            f"{host}: cannot be fetched ({' '.join(str(error).split()) or type(error).__name__})"
-        ) from None
+        raise FetchError(f"{host}: cannot be fetched ({one_line(error)})") from None
 
 
 def _checked(url: str, allowed_hosts: Collection[str]) -> tuple[str, str, str]:
