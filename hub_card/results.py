@@ -25,6 +25,8 @@ MEASURES = {
     "ap_10@0.90": "AP 10 (0.90)",
     "srcc": "SRCC",
 }
+# What `setcrop evaluate --out` writes beside an evaluation.
+PREDICTIONS = "predictions.json"
 # What the Hub knows that is nearest: boxes in an image.
 TASK = "object-detection"
 
@@ -41,6 +43,8 @@ def read_evaluations(folder: str | Path) -> list[dict[str, Any]]:
     """
     found = []
     for path in sorted(Path(folder, "evaluation").rglob("*.json")):
+        if path.name == PREDICTIONS:
+            continue
         evaluation = read_json(path)
         for key, kind in {"data": str, "split": str, "model": str, "pictures": int, "methods": dict}.items():
             if not isinstance(evaluation.get(key), kind):

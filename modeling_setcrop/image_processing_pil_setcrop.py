@@ -10,6 +10,7 @@ from transformers import BatchFeature
 from transformers.image_utils import SizeDict, get_image_size, make_flat_list_of_images
 from transformers.models.conditional_detr.image_processing_pil_conditional_detr import ConditionalDetrImageProcessorPil
 
+from .coco_annotations import crops_of_coco
 from .crop_geometry import covering_order, cxcywh_to_xyxy, good_crop_probability, nms, xyxy_to_cxcywh
 
 # The coarsest stride of the backbones: a thinner picture would leave less than one cell of features.
@@ -27,7 +28,8 @@ class CropProcessingMixin:
         Args:
             images: a picture or a list of them (PIL, NumPy or torch).
             annotations: a dict a picture with `boxes` (S, 4) corner format in pixels of that picture, `scores` (S,)
-                human scores or None, and `good` (S,) booleans: the crops to be proposed.
+                human scores or None, and `good` (S,) booleans: the crops to be proposed; or COCO's form, a dict with
+                `annotations`, see [`crops_of_coco`].
             **kwargs: as upstream's Conditional DETR processor.
 
         Returns:
@@ -45,7 +47,7 @@ class CropProcessingMixin:
             if len(pictures) != len(annotations):
                 raise ValueError(f"{len(pictures)} images, but {len(annotations)} annotations")
             encoding["labels"] = [
-                encode_crops(annotation, _picture_size(picture))
+                encode_crops(_crops(annotation), _picture_size(picture))
                 for annotation, picture in zip(annotations, pictures, strict=True)
             ]
         return encoding
@@ -132,6 +134,10 @@ class CropProcessingMixin:
 def crop_ranking(validity: torch.Tensor, pred_scores: torch.Tensor | None) -> torch.Tensor:
     """Probability (B, N) by which crops rank: validity or, if the model re-ranks, that of the predicted score."""
     return validity if pred_scores is None else good_crop_probability(pred_scores.float())
+
+
+def _crops(annotation: dict[str, Any]) -> dict[str, Any]:
+    return crops_of_coco(annotation["annotations"]) if "annotations" in annotation else annotation
 
 
 def encode_crops(annotation: dict[str, Any], picture_size: tuple[int, int]) -> dict[str, torch.Tensor]:

@@ -22,7 +22,9 @@ _SHOWN = 5
 _BAR = 40
 
 Folder = Annotated[Path, typer.Argument(help="Folder of the data set.")]
-Layout = Annotated[str, typer.Option(help="gaic, cpc, flms, fcdb, folder, saved, label-studio or cvat.")]
+Layout = Annotated[
+    str, typer.Option(help="gaic, cpc, flms, fcdb, folder, coco, imagefolder, saved, label-studio or cvat.")
+]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first bad entry.")]
 
 
@@ -31,6 +33,7 @@ class Form(StrEnum):
 
     disk = "disk"
     parquet = "parquet"
+    coco = "coco"
 
 
 @data.command()
@@ -56,15 +59,16 @@ def convert(
     folder: Folder,
     layout: Layout,
     out: Annotated[Path | None, typer.Option(help="New folder to write.")] = None,
-    to: Annotated[Form, typer.Option(help="save_to_disk folder or Parquet files.")] = Form.parquet,
+    to: Annotated[Form, typer.Option(help="save_to_disk folder, Parquet files or COCO files.")] = Form.parquet,
     push_to_hub: Annotated[
         str | None, typer.Option(metavar="REPOSITORY", help="Upload to this data set repository instead of --out.")
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="With --push-to-hub: a private repository.")] = False,
     strict: Strict = False,
 ) -> None:
-    """Write a self-contained copy, pictures included, that loads with layout 'saved' or from the Hub."""
+    """Write a self-contained copy, images included, that loads with layout 'saved' or 'coco' or from the Hub."""
     from modeling_setcrop.data import DataError
+    from modeling_setcrop.data.coco import save_coco
     from modeling_setcrop.data.saved import save
 
     if (out is None) == (push_to_hub is None):
@@ -75,6 +79,8 @@ def convert(
     try:
         if push_to_hub is not None:
             splits.push_to_hub(push_to_hub, private=private)
+        elif to is Form.coco:
+            save_coco(splits, out)
         else:
             save(splits, out, to.value)
     except (DataError, OSError, ValueError) as error:

@@ -52,7 +52,8 @@ def evaluate(
     batch_size: BatchSize = 8,
     device: Device = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for evaluation.json, evaluation.csv and evaluation.md.")
+        Path | None,
+        typer.Option(help="Folder for evaluation.json, .csv, .md and predictions.json (COCO results)."),
     ] = None,
 ) -> None:
     """Measure a model beside the blind baselines and, where there are several annotators, their agreement."""
@@ -68,7 +69,7 @@ def evaluate(
     for table in tables.terminal_tables(found.evaluation):
         console.print(table)
     if out is not None:
-        for file in tables.write(found.evaluation, out):
+        for file in [*tables.write(found.evaluation, out), *tables.write_predictions(found.evaluation, out)]:
             print(file)
 
 

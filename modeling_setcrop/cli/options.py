@@ -48,7 +48,7 @@ Keep = Annotated[
 Avoid = Annotated[list[str] | None, typer.Option(metavar="X1,Y1,X2,Y2", help="Box to leave out; may be repeated.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Fail rather than let a constraint give way.")]
 CropFormat = Annotated[
-    Literal["sanity", "imgix", "thumbor", "css", "azure", "label-studio"] | None,
+    Literal["sanity", "imgix", "thumbor", "css", "azure", "label-studio", "coco"] | None,
     typer.Option("--format", help="Crops as another system writes them, a JSON line a photograph."),
 ]
 BatchSize = Annotated[

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from datasets import DatasetDict
 
+from modeling_setcrop.data.coco import load_coco
 from modeling_setcrop.data.cpc import load_cpc
 from modeling_setcrop.data.cvat import load_cvat
 from modeling_setcrop.data.editor import load_editor
@@ -14,6 +15,7 @@ from modeling_setcrop.data.fcdb import load_fcdb
 from modeling_setcrop.data.flms import load_flms
 from modeling_setcrop.data.folder import load_folder
 from modeling_setcrop.data.gaic import load_gaic
+from modeling_setcrop.data.imagefolder import load_imagefolder
 from modeling_setcrop.data.label_studio import load_label_studio
 from modeling_setcrop.data.saved import load_saved
 from modeling_setcrop.data.schema import FEATURES, DataError, Problem, Problems
@@ -25,6 +27,8 @@ LAYOUTS: dict[str, Callable[..., DatasetDict]] = {
     "fcdb": load_fcdb,
     "editor": load_editor,
     "folder": load_folder,
+    "coco": load_coco,
+    "imagefolder": load_imagefolder,
     "saved": load_saved,
     "label-studio": load_label_studio,
     "cvat": load_cvat,
@@ -53,6 +57,7 @@ __all__ = [
     "Problem",
     "Problems",
     "load",
+    "load_coco",
     "load_cpc",
     "load_cvat",
     "load_editor",
@@ -60,6 +65,7 @@ __all__ = [
     "load_flms",
     "load_folder",
     "load_gaic",
+    "load_imagefolder",
     "load_label_studio",
     "load_saved",
 ]

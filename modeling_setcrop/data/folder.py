@@ -71,6 +71,11 @@ def _row(root: Path, file: Path, number: int, line: str, problems: Problems) -> 
     except ValueError as error:
         problems.add("undecodable annotation", file, f"is not JSON ({error})", number)
         return None
+    return entry_row(root, file, number, entry, problems)
+
+
+def entry_row(root: Path, file: Path, number: int, entry: Any, problems: Problems) -> Row | None:
+    """Return the row of one line of metadata, or None after noting what is wrong with it."""
     if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
         problems.add("wrong number of fields", file, "has no file_name", number)
         return None

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
+from modeling_setcrop.coco_annotations import coco_prediction
 from modeling_setcrop.evaluation.measures import RESAMPLES, Estimate
 from modeling_setcrop.evaluation.run import Comparison, Evaluation
 
@@ -171,6 +172,24 @@ def write(evaluation: Evaluation, folder: str | os.PathLike) -> list[Path]:
     """Writes `evaluation.json`, `.csv` and `.md` into `folder`, which is made if need be."""
     texts = {"json": json_text(evaluation), "csv": csv_text(evaluation), "md": markdown(evaluation)}
     return [write_text(Path(folder) / f"evaluation.{ending}", text) for ending, text in texts.items()]
+
+
+def write_predictions(evaluation: Evaluation, folder: str | os.PathLike) -> list[Path]:
+    """Write the model's crops as COCO results to `predictions.json`, where there was a model; return the files."""
+    if evaluation.predictions is None:
+        return []
+    results = [
+        coco_prediction(name, box * np.tile(size, 2), score)
+        for name, size, boxes, scores in zip(
+            evaluation.dataset["image_id"],
+            evaluation.labels.sizes,
+            evaluation.predictions.boxes,
+            evaluation.predictions.scores,
+            strict=True,
+        )
+        for box, score in zip(boxes, scores, strict=True)
+    ]
+    return [write_text(Path(folder) / "predictions.json", json.dumps(results))]
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+from ..coco_annotations import coco_prediction
 from ..images.atomic import atomic_writer
 
 Row = dict[str, Any]
@@ -193,6 +194,12 @@ def label_studio(rows: Sequence[Row]) -> dict[str, Any]:
     return {"data": {"image": rows[0]["source"]}, "predictions": [prediction]}
 
 
+def coco(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return COCO results, which `pycocotools` loads beside the annotations of the same images (`loadRes`)."""
+    edges = ("xmin", "ymin", "xmax", "ymax")
+    return [coco_prediction(row["source"], [row[edge] for edge in edges], row["score"]) for row in rows]
+
+
 FORMATS: dict[str, Callable[[Sequence[Row]], Any]] = {
     "sanity": sanity,
     "imgix": imgix,
@@ -200,6 +207,7 @@ FORMATS: dict[str, Callable[[Sequence[Row]], Any]] = {
     "css": css,
     "azure": azure,
     "label-studio": label_studio,
+    "coco": coco,
 }
 """What `setcrop suggest --format` and `setcrop crop --manifest-format` know, by name."""
 
@@ -208,15 +216,19 @@ def format_lines(name: str, photos: Iterable[Sequence[Row]]) -> Iterator[str]:
     """Yield lines of text with photographs' crops in a format, each as soon as its photograph comes.
 
     A line a photograph: `{"photo": source, "crops": [...]}`, or for `azure` and `label-studio` their own form; Label
-    Studio reads lists, so there all lines together are one.
+    Studio reads lists, so there all lines together are one; for `coco` all lines together are one list of results.
 
     Args:
         name: A key of `FORMATS`.
         photos: The rows of each photograph, at least one.
     """
-    as_list, first = name == "label-studio", True
+    as_list, first = name in ("label-studio", "coco"), True
     for rows in photos:
         value = FORMATS[name](rows)
+        if name == "coco":
+            yield ("[" if first else ",") + ",\n".join(map(json.dumps, value))
+            first = False
+            continue
         line = json.dumps({"photo": rows[0]["source"], "crops": value} if isinstance(value, list) else value)
         yield ("[" if first else ",") + line if as_list else line
         first = False

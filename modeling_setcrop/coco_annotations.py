@@ -1,0 +1,76 @@
+"""COCO's words for crops: annotations, predictions and image ids; boxes are x, y, width, height in pixels."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+# A detector learns the first; the second are crops that were rated and are not good ones.
+CATEGORIES = ({"id": 1, "name": "crop"}, {"id": 2, "name": "rejected crop"})
+GOOD, REJECTED = (category["id"] for category in CATEGORIES)
+
+
+def coco_image_id(file_name: str) -> int:
+    """The id of an image in annotations and predictions, the same wherever its file lies.
+
+    The number that the file's name is, as in COCO itself, or 48 bits that stand for the name; the ending does not
+    count.
+    """
+    stem = PurePosixPath(file_name).name
+    stem = stem.rpartition(".")[0] or stem
+    if stem.isascii() and stem.isdecimal() and len(stem) <= 15:
+        return int(stem)
+    return int.from_bytes(hashlib.sha256(stem.encode("utf-8", "surrogateescape")).digest()[:6], "big")
+
+
+def coco_box(box: Sequence[float]) -> list[float]:
+    """`bbox` of a box x1, y1, x2, y2, to a hundredth of a pixel."""
+    x1, y1, x2, y2 = (round(float(edge), 2) for edge in box)
+    return [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)]
+
+
+def corners(bbox: Sequence[float]) -> list[float]:
+    """x1, y1, x2, y2 of a `bbox`."""
+    x, y, width, height = bbox
+    return [x, y, x + width, y + height]
+
+
+def coco_prediction(file_name: str, box: Sequence[float], score: float) -> dict[str, Any]:
+    """A crop as `pycocotools.coco.COCO.loadRes` takes results."""
+    return {
+        "image_id": coco_image_id(file_name),
+        "category_id": GOOD,
+        "bbox": coco_box(box),
+        "score": round(float(score), 6),
+    }
+
+
+def crops_of_coco(annotations: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The crops of one image: `boxes` (S, 4) corners, `scores` (S,) or None, `good` (S,), of COCO annotations.
+
+    `rating` and `validity` are extra fields: with a rating on every annotation these are the scores; good are those
+    with a validity of at least 0.5 or, without one, those of another category than "rejected crop" (id 2).
+
+    Raises:
+        ValueError: an annotation has no `bbox` of four numbers, or only some have a rating.
+    """
+    boxes, good = [], []
+    for annotation in annotations:
+        bbox = annotation.get("bbox")
+        if (
+            not isinstance(bbox, Sequence)
+            or len(bbox) != 4
+            or not all(isinstance(value, int | float) for value in bbox)
+        ):
+            raise ValueError(f"annotation {annotation.get('id', len(boxes))}: bbox is not [x, y, width, height]")
+        boxes.append(corners(bbox))
+        validity = annotation.get("validity")
+        good.append(validity >= 0.5 if validity is not None else annotation.get("category_id", GOOD) != REJECTED)
+    ratings = [annotation.get("rating") for annotation in annotations]
+    if all(rating is None for rating in ratings):
+        return {"boxes": boxes, "scores": None, "good": good}
+    if any(rating is None for rating in ratings):
+        raise ValueError(f"{ratings.count(None)} of {len(ratings)} annotations have no rating")
+    return {"boxes": boxes, "scores": ratings, "good": good}
