@@ -353,8 +353,8 @@ def test_a_folder_of_another_kind_is_refused(tmp_path, layout):
 
 
 def test_an_unknown_layout_and_an_empty_set_are_refused(tmp_path):
-    with pytest.raises(DataError, match="unknown layout 'coco': choose one of gaic, cpc"):
-        load("coco", tmp_path)
+    with pytest.raises(DataError, match="unknown layout 'voc': choose one of gaic, cpc"):
+        load("voc", tmp_path)
     (tmp_path / "images" / "train").mkdir(parents=True)
     (tmp_path / "annotations").mkdir()
     with pytest.raises(DataError, match="no usable picture"):
