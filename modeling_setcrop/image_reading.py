@@ -20,6 +20,11 @@ MAX_PIXELS = 300_000_000
 READ_FACTOR = 2
 """Images are decoded at no less than this many times the model's size, so that resizing still averages pixels."""
 
+MAX_BYTES = 8 * MAX_PIXELS
+"""Most memory, in bytes, that decoding an image file and cutting crops from it may take."""
+
+# Bytes a pixel that decoders take beside the decoded image, measured; others take almost nothing.
+_DECODER_BYTES = {"WEBP": 12, "AVIF": 8, "JPEG2000": 12, "HEIF": 8, "GIF": 8}
 # Modes that Pillow converts through copies of the whole image are converted in bands of so many pixels.
 _BAND_PIXELS = 4_000_000
 # Decoded by starting another program, or not at all.
@@ -203,6 +208,32 @@ def open_regular_file(path: str | os.PathLike[str], name: str | None = None) -> 
         yield file
 
 
+def held_bytes(image: Image.Image) -> int:
+    """Return how many bytes of memory an opened image takes once it is decoded."""
+    whole = 1 if image.mode in ("1", "L", "P") else 2 if image.mode.startswith("I;16") else 4
+    # The frames of a GIF after the first are composed in full colour.
+    whole = 4 if image.format == "GIF" else whole
+    return image.width * image.height * whole
+
+
+def decoding_bytes(image: Image.Image) -> int:
+    """Estimate how many bytes of memory it takes to decode an opened image file."""
+    held, pixels = held_bytes(image), image.width * image.height
+    if image.format == "TIFF" and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        # Pillow turns it into a second copy.
+        return 2 * held
+    # A progressive file's coefficients, of three colours, are held until its last scan.
+    beside = 6 if image.info.get("progressive") else _DECODER_BYTES.get(image.format or "", 0)
+    return held + pixels * beside
+
+
+def refuse_over_limit(name: str | os.PathLike[str], needed: int, doing: str) -> None:
+    """Raise an ImageFileError where something would take more than `MAX_BYTES` bytes of memory."""
+    if needed > MAX_BYTES:
+        limit = f"{MAX_BYTES / 1e9:.1f} GB"
+        raise ImageFileError(name, f"{doing} it would take {needed / 1e9:.1f} GB of memory, over the limit of {limit}")
+
+
 def _check_regular(named: str, state: os.stat_result) -> None:
     for is_kind, kind in (
         (stat.S_ISDIR, "a folder"),
@@ -231,6 +262,9 @@ def _identify(file: IO[bytes], named: str) -> Image.Image:
         raise ImageFileError(named, f"not an image that can be read ({image.format})")
     if image.width * image.height > MAX_PIXELS:
         raise ImageFileError(named, f"{image.width} x {image.height} is over {MAX_PIXELS // 10**6} megapixels")
+    with decoding(named):
+        needed = decoding_bytes(image)
+    refuse_over_limit(named, needed, "decoding")
     return image
 
 

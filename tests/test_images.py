@@ -233,11 +233,11 @@ def test_several_crops_of_one_file_are_those_written_one_by_one(photos, tmp_path
 def test_boxes_outside_the_picture_and_unknown_formats_are_refused(tmp_path):
     source = tmp_path / "source.png"
     quadrants().save(source)
-    with pytest.raises(ValueError, match=r"is not inside the picture \(40 x 24\)"):
+    with pytest.raises(ValueError, match=r"is not inside the image \(40 x 24\)"):
         write_crop(source, (0, 0, 41, 24), tmp_path / "crop.png")
-    with pytest.raises(ValueError, match="unknown picture format"):
+    with pytest.raises(ValueError, match="unknown image format"):
         write_crop(source, (0, 0, 4, 4), tmp_path / "crop.xyz")
-    with pytest.raises(ValueError, match="unknown picture format 'xyz': use one of avif"):
+    with pytest.raises(ValueError, match="unknown image format 'xyz': use one of avif"):
         output_suffix(source, "xyz")
 
 

@@ -282,7 +282,7 @@ def test_ctrl_c_leaves_whole_files_and_the_next_run_goes_on(tiny_checkpoint, tmp
     [
         (["crop", "x.jpg", "--out", "o", "--aspect-ratio", "16:nine"], "aspect ratio '16:nine'"),
         (["crop", "x.jpg", "--out", "o", "--name", "{colour}"], "name template"),
-        (["crop", "x.jpg", "--out", "o", "--format", "docx"], "unknown picture format 'docx'"),
+        (["crop", "x.jpg", "--out", "o", "--format", "docx"], "unknown image format 'docx'"),
         (["crop", "x.jpg", "--out", "o", "--manifest", "m.txt"], "use .jsonl or .csv"),
         (["crop", "x.jpg", "--out", "o", "--keep", "1,2,3"], "--keep '1,2,3'"),
         (["crop", "examples/photos", "--out", "examples/photos"], "give another folder"),

@@ -1,35 +1,157 @@
-"""Files that appear under their name only when they are whole."""
+"""Files and folders that appear under their name only when they are whole."""
 
 from __future__ import annotations
 
+import errno
+import io
+import itertools
 import os
+import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from ..image_reading import ImageFileError
 
+PART_PREFIX, PART_SUFFIX = ".setcrop-", ".part"
+"""How unfinished files are named; a run that was killed may leave some."""
+
+_numbers = itertools.count()
+
+
+class FileWriteError(ImageFileError, OSError):
+    """A file that cannot be written; the message is one line that names it."""
+
+    def __init__(self, path: str | os.PathLike[str], error: OSError) -> None:
+        super().__init__(path, f"cannot be written ({error.strerror or error})")
+
 
 @contextmanager
 def atomic_writer(target: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A binary file that gets its name only when the block ends well; otherwise nothing is left behind.
+    """Give a binary file that gets its name only when the block ends well; otherwise nothing is left behind.
+
+    Before it gets its name, all bytes have reached the disk. Folders that are missing are made.
 
     Raises:
-        ImageFileError: The folder or the file cannot be written.
+        FileWriteError: The folder or the file cannot be written, or not all of it.
     """
     target = Path(target)
-    part = target.with_name(f".{target.name[:64]}.{os.getpid()}-{threading.get_ident()}.part")
+    part = _part_of(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        file = part.open("wb")
+        file = _WholeFile(target, io.FileIO(part, "x+"))
     except OSError as error:
-        raise ImageFileError(target, f"cannot be written ({error.strerror})") from None
+        raise FileWriteError(target, error) from None
     try:
-        with file:
+        try:
             yield file
-        os.replace(part, target)
+            file.finish()
+        finally:
+            # After a failed write, closing tries once more, in vain.
+            with suppress(OSError):
+                file.close()
+        try:
+            os.replace(part, target)
+        except OSError as error:
+            raise FileWriteError(target, error) from None
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a folder that takes the target's place only when the block ends well; otherwise nothing is left behind.
+
+    An older folder of that name goes; its files stay reachable until the new one is complete.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work, old = _part_of(target), _part_of(target)
+    work.mkdir()
+    try:
+        yield work
+        if target.exists():
+            os.replace(target, old)
+        os.replace(work, target)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    finally:
+        if old.exists():
+            if target.exists():
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                os.replace(old, target)
+
+
+def sweep_parts(folder: Path) -> None:
+    """Remove what killed runs left half written in a folder; only while no other run writes there."""
+    for part in folder.glob(f"{PART_PREFIX}*{PART_SUFFIX}"):
+        with suppress(OSError):
+            part.unlink()
+
+
+def _part_of(target: Path) -> Path:
+    # Short, whatever the target's name: a file's name has at most 255 bytes.
+    name = f"{PART_PREFIX}{os.getpid()}-{threading.get_ident()}-{next(_numbers)}{PART_SUFFIX}"
+    return target.with_name(name)
+
+
+class _WholeFile(io.BufferedRandom):
+    """A file that is written whole or raises.
+
+    Encoders that are given a file's descriptor write past Python and take a short write, which is how a full disk
+    begins, for a whole one. So there is none to be had: everything goes through the buffer, which checks.
+    """
+
+    def __init__(self, target: Path, raw: io.FileIO) -> None:
+        super().__init__(raw)
+        self._target = target
+        self._end = 0
+
+    def fileno(self) -> int:
+        raise io.UnsupportedOperation("fileno")
+
+    def write(self, data: bytes) -> int:
+        try:
+            count = super().write(data)
+        except OSError as error:
+            raise FileWriteError(self._target, error) from None
+        self._end = max(self._end, self.tell())
+        return count
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as error:
+            raise FileWriteError(self._target, error) from None
+
+    def finish(self) -> None:
+        """Bring everything to the disk.
+
+        Raises:
+            FileWriteError: Some of it did not arrive.
+        """
+        self.flush()
+        descriptor = self.raw.fileno()
+        try:
+            with _unless_unsupported():
+                os.fsync(descriptor)
+            size = os.fstat(descriptor).st_size
+            if size < self._end:
+                raise OSError(errno.EIO, f"{size} of {self._end} bytes arrived")
+        except OSError as error:
+            raise FileWriteError(self._target, error) from None
+
+
+@contextmanager
+def _unless_unsupported() -> Iterator[None]:
+    """Some file systems cannot say when bytes are on the disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise

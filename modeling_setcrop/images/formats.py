@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image, ImageCms, JpegImagePlugin
 
-from ..image_reading import has_alpha, open_image, to_rgb
+from ..image_reading import has_alpha, open_image, to_rgb, with_plain_alpha
 
 SUFFIX_OF_FORMAT = {
     "JPEG": ".jpg",
@@ -22,6 +22,7 @@ SUFFIX_OF_FORMAT = {
     "BMP": ".bmp",
     "AVIF": ".avif",
     "JPEG2000": ".jp2",
+    "TGA": ".tga",
 }
 FORMAT_OF_SUFFIX = {
     ".jpg": "JPEG",
@@ -34,6 +35,7 @@ FORMAT_OF_SUFFIX = {
     ".bmp": "BMP",
     ".avif": "AVIF",
     ".jp2": "JPEG2000",
+    ".tga": "TGA",
 }
 ANIMATED_FORMATS = frozenset({"GIF", "WEBP", "PNG", "AVIF"})
 MODES_OF_FORMAT = {
@@ -45,28 +47,44 @@ MODES_OF_FORMAT = {
     "BMP": ("1", "L", "P", "RGB"),
     "AVIF": ("L", "RGB", "RGBA"),
     "JPEG2000": ("L", "LA", "RGB", "RGBA", "I;16"),
+    "TGA": ("L", "LA", "P", "RGB", "RGBA"),
 }
 
 
 def output_suffix(path: str | os.PathLike[str], format: str | None = None) -> str:
-    """The suffix of a crop's file: of the wanted format, else of the source's real format, else `.jpg`.
+    """Return the suffix of a crop's file: of the wanted format, else the one of `own_suffix`.
+
+    Raises:
+        ValueError: The format is unknown.
+        ImageFileError: The source cannot be opened.
+    """
+    if format is None:
+        with open_image(path) as image:
+            return own_suffix(path, image)
+    suffix = "." + format.lower().lstrip(".")
+    if suffix not in FORMAT_OF_SUFFIX:
+        known = ", ".join(sorted(name[1:] for name in FORMAT_OF_SUFFIX))
+        raise ValueError(f"unknown image format {format!r}: use one of {known}")
+    return suffix
+
+
+def own_suffix(path: str | os.PathLike[str], image: Image.Image) -> str:
+    """Return the suffix for crops in the source's real format, or in one that holds its pixels where it has no writer.
 
     A suffix that already names the source's format (`.JPEG`) is kept.
     """
-    if format is not None:
-        suffix = "." + format.lower().lstrip(".")
-        if suffix not in FORMAT_OF_SUFFIX:
-            known = ", ".join(sorted(name[1:] for name in FORMAT_OF_SUFFIX))
-            raise ValueError(f"unknown picture format {format!r}: use one of {known}")
-        return suffix
-    with open_image(path) as image:
-        suffix = SUFFIX_OF_FORMAT.get(image.format or "", ".jpg")
+    suffix = SUFFIX_OF_FORMAT.get(image.format or "", ".png" if has_alpha(image) else ".jpg")
     own = Path(path).suffix
     return own if FORMAT_OF_SUFFIX.get(own.lower()) == FORMAT_OF_SUFFIX[suffix] else suffix
 
 
+def is_animated_in(image: Image.Image, format: str) -> bool:
+    """Whether an image has frames that a file of this format would show one after another."""
+    return bool(getattr(image, "is_animated", False)) and {image.format, format} <= ANIMATED_FORMATS
+
+
 def _to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, bytes | None]:
-    """A CMYK picture in RGB through its colour profile, and the profile that now applies."""
+    """Return a CMYK image in RGB through its colour profile, and the profile that now applies."""
     if profile is not None:
         with suppress(ImageCms.PyCMSError, OSError):
             srgb = ImageCms.createProfile("sRGB")
@@ -77,8 +95,9 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, by
 
 
 def fit_mode(image: Image.Image, format: str, profile: bytes | None) -> tuple[Image.Image, bytes | None]:
-    """The picture in a mode that the format can hold, and its colour profile where that still applies."""
+    """Return an image in a mode that the format can hold, and its colour profile where that still applies."""
     modes = MODES_OF_FORMAT[format]
+    image = with_plain_alpha(image)
     if image.mode in modes and not (format in ("JPEG", "BMP") and "transparency" in image.info):
         return image, profile
     if image.mode == "CMYK":
@@ -92,6 +111,7 @@ def fit_mode(image: Image.Image, format: str, profile: bytes | None) -> tuple[Im
 
 
 def save_options(source: Image.Image, format: str, quality: int) -> dict[str, Any]:
+    """Return Pillow's options for saving crops of a source in a format."""
     options: dict[str, Any] = {}
     if format == "JPEG":
         options |= {"quality": quality, "subsampling": 0 if quality >= 95 else 2}
@@ -102,6 +122,8 @@ def save_options(source: Image.Image, format: str, quality: int) -> dict[str, An
         options |= {"quality": quality}
     elif format == "TIFF":
         options |= {"compression": "tiff_deflate"}
+    elif format == "TGA":
+        options |= {"compression": "tga_rle"}
     if "dpi" in source.info and format in ("JPEG", "PNG", "TIFF", "BMP") and all(d > 0 for d in source.info["dpi"]):
         options["dpi"] = source.info["dpi"]
     return options

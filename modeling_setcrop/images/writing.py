@@ -1,24 +1,45 @@
 """Cut crops from the full file and write them.
 
-Crops are cut upright: the EXIF orientation is applied, and boxes refer to the upright image. Writing a crop holds the
-decoded file and the crop, together at most 8 bytes a pixel of the source.
+Crops are cut upright: the EXIF orientation is applied, and boxes refer to the upright image. What that takes in
+memory is estimated before anything is decoded (`cutting_bytes`); one that would take more than `MAX_BYTES` is refused.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageSequence
 
-from ..image_reading import ImageFileError, has_alpha, open_image, orientation, swaps_sides
-from .atomic import atomic_writer
-from .formats import ANIMATED_FORMATS, FORMAT_OF_SUFFIX, fit_mode, save_options
+from ..image_reading import (
+    ImageFileError,
+    decoding,
+    decoding_bytes,
+    has_alpha,
+    held_bytes,
+    one_line,
+    open_image,
+    orientation,
+    refuse_over_limit,
+    swaps_sides,
+    with_plain_alpha,
+)
+from .atomic import FileWriteError, atomic_writer
+from .formats import FORMAT_OF_SUFFIX, fit_mode, is_animated_in, save_options
 from .metadata import prepare_metadata
+
+MAX_ANIMATION_PIXELS = 1_000_000_000
+"""Pixels of all frames together of the largest animation that is cut."""
+
+# Crops are cut in bands of so many pixels, so that turning and converting them holds no second copy.
+_BAND_PIXELS = 4_000_000
+# Bytes a pixel of the crop that its encoder takes, measured; other encoders take almost nothing.
+_ENCODING_BYTES = {"WEBP": 8, "AVIF": 16, "JPEG2000": 20, "GIF": 8}
 
 
 @dataclass(frozen=True)
@@ -26,7 +47,7 @@ class CropFile:
     """A crop to be written.
 
     Attributes:
-        box: x1, y1, x2, y2 in whole pixels of the upright picture.
+        box: x1, y1, x2, y2 in whole pixels of the upright image.
         target: File to write; its suffix says the format.
         size: Width and height to resize the crop to; None keeps its pixels.
     """
@@ -44,29 +65,35 @@ class CropFile:
         """
         format = FORMAT_OF_SUFFIX.get(self.target.suffix.lower())
         if format is None:
-            raise ValueError(f"{self.target}: unknown picture format {self.target.suffix!r}")
+            raise ValueError(f"{self.target}: unknown image format {self.target.suffix!r}")
         return format
 
     @property
     def final_size(self) -> tuple[int, int]:
-        """Width and height of the file's picture."""
+        """Width and height of the file's image."""
         return self.size or (self.box[2] - self.box[0], self.box[3] - self.box[1])
 
 
-def write_crops(source: str | os.PathLike[str], crops: Sequence[CropFile], quality: int = 92) -> None:
+def write_crops(
+    source: str | os.PathLike[str],
+    crops: Sequence[CropFile],
+    quality: int = 92,
+    budget: Callable[[int], AbstractContextManager[None]] = nullcontext,
+) -> None:
     """Cut crops from the full file, decoded once, and write them upright, with colour profile and cleaned EXIF.
 
     An animation keeps all its frames, each cut the same, where the target's format can hold them. A target appears
     under its name only when it is complete.
 
     Args:
-        source: The photograph.
+        source: The image file.
         crops: What to write.
         quality: 1..100, for JPEG, WebP and AVIF.
+        budget: Held with the estimated bytes while they are in use.
 
     Raises:
-        ImageFileError: The source cannot be read, or a crop cannot be written.
-        ValueError: A target's suffix is no known format, or a box is not inside the picture.
+        ImageFileError: The source cannot be read or would take more than `MAX_BYTES`, or a crop cannot be written.
+        ValueError: A target's suffix is no known format, or a box is not inside the image.
     """
     with open_image(source) as image:
         transpose = orientation(image)
@@ -75,53 +102,102 @@ def write_crops(source: str | os.PathLike[str], crops: Sequence[CropFile], quali
         for crop in crops:
             x1, y1, x2, y2 = crop.box
             if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
-                raise ValueError(f"{source}: box {crop.box} is not inside the picture ({width} x {height})")
-        options = [save_options(image, crop.format, quality) for crop in crops]
+                raise ValueError(f"{source}: box {crop.box} is not inside the image ({width} x {height})")
+        formats = [crop.format for crop in crops]
+        options = [save_options(image, format, quality) for format in formats]
         places = [stored_box(crop.box, (height, width), image) for crop in crops]
         sizes = [crop.size[::-1] if crop.size and swapped else crop.size for crop in crops]
-        places = _draft_for(image, places, sizes)
-        for crop, place, size, option in zip(crops, places, sizes, options, strict=True):
-            _write(image, crop, place, size, transpose, option)
+        with decoding(source):
+            needed = cutting_bytes(image, crops)
+        refuse_over_limit(source, needed, "cutting")
+        with budget(needed):
+            places = _draft_for(image, places, sizes)
+            for crop, place, size, option in zip(crops, places, sizes, options, strict=True):
+                with decoding(source):
+                    cut, option = _cut_all(image, crop, place, size, transpose, option)
+                _save(source, crop, cut, option)
+                del cut
 
 
-def _write(
+def cutting_bytes(image: Image.Image, crops: Sequence[CropFile]) -> int:
+    """Estimate how many bytes of memory it takes to cut crops from an opened image file.
+
+    Raises:
+        ImageFileError: An animation has more than `MAX_ANIMATION_PIXELS` in all its frames.
+    """
+    most = 0
+    for crop in crops:
+        pixels = math.prod(crop.final_size)
+        frames = 1
+        if is_animated_in(image, crop.format):
+            # Counted from the file's structure, not decoded.
+            frames = image.n_frames
+            if frames * image.width * image.height > MAX_ANIMATION_PIXELS:
+                raise ImageFileError(
+                    crop.target,
+                    f"an animation of {frames} frames of {image.width} x {image.height} pixels is over "
+                    f"{MAX_ANIMATION_PIXELS // 10**6} megapixels in all",
+                )
+        # Stretching integers and floats to eight bits goes through one more copy.
+        held = 8 if image.mode in ("I", "F") else 4
+        # Transparent images are multiplied by their alpha, in a copy, before they are resized.
+        beside = held_bytes(image) if crop.size and image.mode in ("LA", "RGBA") else 0
+        most = max(most, pixels * (held * frames + _ENCODING_BYTES.get(crop.format, 0)) + beside)
+    # What the decoder needed is free again when crops are cut.
+    return max(decoding_bytes(image), held_bytes(image) + most)
+
+
+def _cut_all(
     image: Image.Image,
     crop: CropFile,
     place: tuple[float, float, float, float],
     size: tuple[int, int] | None,
     transpose: Image.Transpose | None,
     options: dict[str, Any],
-) -> None:
-    """Write one crop of an opened picture; `place` and `size` are those of the picture as it is stored."""
+) -> tuple[Image.Image, dict[str, Any]]:
+    """Cut one crop, of every frame where the target is an animation, and return it with the options to save it.
+
+    `place` and `size` are those of the image as it is stored.
+    """
     format = crop.format
-    exif, profile = prepare_metadata(image, crop.final_size), image.info.get("icc_profile")
-    if getattr(image, "is_animated", False) and {image.format, format} <= ANIMATED_FORMATS:
+    profile = image.info.get("icc_profile")
+    options = options | prepare_metadata(image, format, crop.final_size)
+    if is_animated_in(image, format):
         options |= _animation_options(image, format)
-        frames = (
-            fit_mode(_cut(frame, place, size, transpose), format, profile)[0]
-            for frame in ImageSequence.Iterator(image)
-        )
-        cut = next(frames)
-        # The PNG writer goes through its frames twice.
-        options["append_images"] = list(frames) if format == "PNG" else frames
+        frames = [_cut(frame, place, size, transpose, format, profile)[0] for frame in ImageSequence.Iterator(image)]
+        cut, *options["append_images"] = _alike(frames, format)
     else:
         if getattr(image, "is_animated", False):
             image.seek(0)
-        cut, profile = fit_mode(_cut(image, place, size, transpose), format, profile)
+        cut, profile = _cut(image, place, size, transpose, format, profile)
     if profile is not None:
         options["icc_profile"] = profile
-    if len(exif) > 0 and format in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF"):
-        options["exif"] = exif
     cut.info = {key: value for key, value in cut.info.items() if key == "transparency"}
-    with atomic_writer(crop.target) as file:
-        try:
-            cut.save(file, format=format, **options)
-        except (OSError, ValueError) as error:
-            raise ImageFileError(crop.target, f"cannot be written ({' '.join(str(error).split())})") from None
+    return cut, options
+
+
+def _alike(frames: list[Image.Image], format: str) -> list[Image.Image]:
+    """Return the frames in one mode, without which Pillow writes no PNG animation; GIF has a palette for each."""
+    modes = {frame.mode for frame in frames}
+    if format == "GIF" or len(modes) == 1:
+        return frames
+    mode = "RGBA" if any(has_alpha(frame) for frame in frames) else "RGB"
+    return [frame.convert(mode) for frame in frames]
+
+
+def _save(source: str | os.PathLike[str], crop: CropFile, cut: Image.Image, options: dict[str, Any]) -> None:
+    try:
+        with atomic_writer(crop.target) as file:
+            cut.save(file, format=crop.format, **options)
+    except FileWriteError as error:
+        raise ImageFileError(source, str(error)) from None
+    except Exception as error:
+        # An encoder refuses what its format cannot hold by any exception.
+        raise ImageFileError(source, f"{crop.target}: cannot be written ({one_line(error)})") from None
 
 
 def _animation_options(image: Image.Image, format: str) -> dict[str, Any]:
-    """How the frames are shown: for how long each, and how often in all."""
+    """Return how the frames are shown: for how long each, and how often in all."""
     durations = []
     for index in range(image.n_frames):
         image.seek(index)
@@ -139,7 +215,7 @@ def _animation_options(image: Image.Image, format: str) -> dict[str, Any]:
 def _draft_for(
     image: Image.Image, places: Sequence[tuple[int, int, int, int]], sizes: Sequence[tuple[int, int] | None]
 ) -> list[tuple[float, float, float, float]]:
-    """Decode a JPEG file no larger than resized crops need, and say where the crops then lie."""
+    """Decode a JPEG file no larger than resized crops need, and return where the crops then lie."""
     if None in sizes:
         return list(places)
     width, height = image.size
@@ -157,14 +233,57 @@ def _cut(
     place: tuple[float, float, float, float],
     size: tuple[int, int] | None,
     transpose: Image.Transpose | None,
-) -> Image.Image:
-    if size is None:
-        crop = frame.crop(tuple(int(edge) for edge in place))
-    else:
+    format: str,
+    profile: bytes | None,
+) -> tuple[Image.Image, bytes | None]:
+    """Return one crop of a frame, upright and in a mode that the format can hold, and its colour profile."""
+    frame.load()
+    if size is not None:
+        crop, profile = fit_mode(_resized(frame, place, size), format, profile)
+        return _turned(crop, transpose), profile
+    x1, y1, x2, y2 = (int(edge) for edge in place)
+    rows = max(1, _BAND_PIXELS // (x2 - x1))
+    first, kept = fit_mode(frame.crop((x1, y1, x2, min(y2, y1 + rows))), format, profile)
+    if y2 - y1 <= rows:
+        return _turned(first, transpose), kept
+    if frame.mode in ("I", "F") or first.mode == "P":
+        # Stretched by the whole crop's extremes; or of one byte a pixel, with a palette.
+        crop, kept = fit_mode(frame.crop((x1, y1, x2, y2)), format, profile)
+        return _turned(crop, transpose), kept
+    upright = (x2 - x1, y2 - y1)[:: -1 if swaps_sides(transpose) else 1]
+    crop = Image.new(first.mode, upright)
+    for top in range(y1, y2, rows):
+        band, _ = fit_mode(frame.crop((x1, top, x2, min(y2, top + rows))), format, profile)
+        crop.paste(_turned(band, transpose), _place_of_band(top - y1, band.height, y2 - y1, transpose))
+    crop.info = dict(first.info)
+    return crop, kept
+
+
+def _turned(image: Image.Image, transpose: Image.Transpose | None) -> Image.Image:
+    return image if transpose is None else image.transpose(transpose)
+
+
+def _place_of_band(top: int, rows: int, height: int, transpose: Image.Transpose | None) -> tuple[int, int]:
+    """Return the left upper corner, in the turned image, of a band of an image of `height` rows."""
+    backwards = (
+        Image.Transpose.ROTATE_180,
+        Image.Transpose.FLIP_TOP_BOTTOM,
+        Image.Transpose.ROTATE_270,
+        Image.Transpose.TRANSVERSE,
+    )
+    offset = height - top - rows if transpose in backwards else top
+    return (offset, 0) if swaps_sides(transpose) else (0, offset)
+
+
+def _resized(frame: Image.Image, place: tuple[float, float, float, float], size: tuple[int, int]) -> Image.Image:
+    if frame.mode in ("P", "PA", "1", "La", "RGBa"):
+        # Converted where the crop lies alone.
+        left, top, right, bottom = math.floor(place[0]), math.floor(place[1]), math.ceil(place[2]), math.ceil(place[3])
+        frame = with_plain_alpha(frame.crop((left, top, right, bottom)))
+        place = (place[0] - left, place[1] - top, place[2] - left, place[3] - top)
         if frame.mode in ("P", "PA", "1"):
             frame = frame.convert("RGBA" if has_alpha(frame) else "L" if frame.mode == "1" else "RGB")
-        crop = frame.resize(size, Image.Resampling.LANCZOS, box=place, reducing_gap=3.0)
-    return crop if transpose is None else crop.transpose(transpose)
+    return frame.resize(size, Image.Resampling.LANCZOS, box=place, reducing_gap=3.0)
 
 
 def stored_box(box: tuple[int, int, int, int], size: tuple[int, int], image: Image.Image) -> tuple[int, int, int, int]:
