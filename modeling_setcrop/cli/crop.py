@@ -49,6 +49,10 @@ def crop(
         Literal["sanity", "imgix", "thumbor", "css", "azure", "label-studio"] | None,
         typer.Option(help="Write the manifest as another system's JSON instead, a line a photograph."),
     ] = None,
+    strip: Annotated[
+        Literal["nothing", "location", "all"],
+        typer.Option(help="Metadata that crops lose: where a photograph was taken, or all but the colour profile."),
+    ] = "nothing",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Redo photographs that are done, and replace other files.")
     ] = False,
@@ -95,7 +99,7 @@ def crop(
             height=height,
         )
         template = name or default_name(top_k, isinstance(options.get("aspect_ratio"), list))
-        plan = CropPlan(out, template, format, quality, width, height)
+        plan = CropPlan(out, template, format, quality, width, height, strip)
         if manifest_format is not None and (manifest is None or manifest.suffix.lower() == ".csv"):
             raise ValueError("--manifest-format needs --manifest FILE, in JSON")
         if manifest is not None and manifest_format is None and manifest.suffix.lower() not in (".jsonl", ".csv"):

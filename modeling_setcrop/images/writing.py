@@ -31,7 +31,8 @@ from ..image_reading import (
 )
 from .atomic import FileWriteError, atomic_writer
 from .formats import FORMAT_OF_SUFFIX, fit_mode, is_animated_in, save_options
-from .metadata import prepare_metadata
+from .metadata import Strip, prepare_metadata
+from .xmp import Cut
 
 MAX_ANIMATION_PIXELS = 1_000_000_000
 """Pixels of all frames together of the largest animation that is cut."""
@@ -79,8 +80,9 @@ def write_crops(
     crops: Sequence[CropFile],
     quality: int = 92,
     budget: Callable[[int], AbstractContextManager[None]] = nullcontext,
+    strip: Strip = "nothing",
 ) -> None:
-    """Cut crops from the full file, decoded once, and write them upright, with colour profile and cleaned EXIF.
+    """Cut crops from the full file, decoded once, and write them upright, with colour profile and metadata.
 
     An animation keeps all its frames, each cut the same, where the target's format can hold them. A target appears
     under its name only when it is complete.
@@ -90,6 +92,7 @@ def write_crops(
         crops: What to write.
         quality: 1..100, for JPEG, WebP and AVIF.
         budget: Held with the estimated bytes while they are in use.
+        strip: What of the metadata is left out, see `prepare_metadata`.
 
     Raises:
         ImageFileError: The source cannot be read or would take more than `MAX_BYTES`, or a crop cannot be written.
@@ -114,6 +117,9 @@ def write_crops(
             places = _draft_for(image, places, sizes)
             for crop, place, size, option in zip(crops, places, sizes, options, strict=True):
                 with decoding(source):
+                    image.load()  # a PNG file may have text behind its pixels
+                    of_source = Cut(crop.box, (width, height), crop.final_size)
+                    option = option | prepare_metadata(image, crop.format, of_source, strip)
                     cut, option = _cut_all(image, crop, place, size, transpose, option)
                 _save(source, crop, cut, option)
                 del cut
@@ -161,9 +167,8 @@ def _cut_all(
     """
     format = crop.format
     profile = image.info.get("icc_profile")
-    options = options | prepare_metadata(image, format, crop.final_size)
     if is_animated_in(image, format):
-        options |= _animation_options(image, format)
+        options = options | _animation_options(image, format)
         frames = [_cut(frame, place, size, transpose, format, profile)[0] for frame in ImageSequence.Iterator(image)]
         cut, *options["append_images"] = _alike(frames, format)
     else:

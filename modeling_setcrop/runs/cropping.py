@@ -126,4 +126,4 @@ def _write(photo: Source, rows: list[dict[str, Any]], plan: CropPlan, budget: Pi
         crops.append(CropFile(box, plan.out / row["file"], None if unchanged else size))
     if rows:
         with budget(rows[0]["picture_width"] * rows[0]["picture_height"]):
-            write_crops(photo.path, crops, plan.quality)
+            write_crops(photo.path, crops, plan.quality, strip=plan.strip)

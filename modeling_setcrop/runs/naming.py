@@ -11,6 +11,7 @@ from typing import Any
 
 from ..image_reading import ImageFileError
 from ..images.formats import output_suffix
+from ..images.metadata import Strip
 from .scheduling import Suggestion
 
 _TEMPLATE_FIELDS = frozenset({"stem", "rank", "ratio", "width", "height", "score"})
@@ -26,6 +27,7 @@ class CropPlan:
         format: File format, or None for each photograph's own.
         quality: 1..100, for JPEG, WebP and AVIF.
         width, height: Pixels to which crops are brought down; smaller crops stay as they are.
+        strip: What of the photograph's metadata its crops lose.
 
     Raises:
         ValueError: The template names an unknown field, or the format is unknown.
@@ -37,6 +39,7 @@ class CropPlan:
     quality: int = 92
     width: int | None = None
     height: int | None = None
+    strip: Strip = "nothing"
 
     def __post_init__(self) -> None:
         try:
@@ -53,7 +56,8 @@ class CropPlan:
 
     def signature(self, model: str, options: dict[str, Any]) -> dict[str, Any]:
         """All that decides what the crops look like: a change of it makes an earlier run's crops out of date."""
-        return options | {"model": model, "name": self.name, "format": self.format, "quality": self.quality}
+        kept = {"name": self.name, "format": self.format, "quality": self.quality, "strip": self.strip}
+        return options | {"model": model} | kept
 
     def rows(self, suggestion: Suggestion) -> list[dict[str, Any]]:
         """The manifest's rows for a photograph's crops, with the files they go to.
