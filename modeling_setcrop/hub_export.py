@@ -2,59 +2,107 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from .hub_code import AUTO_CLASSES, IMAGE_PROCESSORS
 
 # What a checkpoint folder may hold beside the model, for its card.
-_ACCOMPANYING = ("training.json", "evaluation")
+_TRAINING, _EVALUATION, _EVALUATION_FILE = "training.json", "evaluation", "evaluation.json"
+_WEIGHTS = "model.safetensors"
 
 
-def export_hub(checkpoint: str | Path, target: str | Path) -> list[Path]:
-    """Writes model, image processor and code so that `trust_remote_code=True` is all that loading them needs.
+def export_hub(
+    checkpoint: str | Path,
+    target: str | Path,
+    evaluations: Sequence[str | Path] = (),
+    half: bool = False,
+    code: bool = True,
+) -> list[Path]:
+    """Write model, image processor and code so that `trust_remote_code=True` is all that loading them needs.
 
     `pipeline("image-cropping", model=target, trust_remote_code=True)` then works without this package, and where
     `modeling_setcrop` is imported it works without the flag. What the card is made from comes along from a local
     checkpoint.
 
     Args:
-        checkpoint: folder or Hub name of a model and image processor.
+        checkpoint: folder, as a training's output is, or Hub name of a model and image processor.
         target: folder to write; it is made, or replaced file by file when it is an earlier export.
+        evaluations: folders that `setcrop evaluate --out` wrote, instead of those that lie in the checkpoint.
+        half: store the weights in half precision; they are computed with in single precision all the same.
+        code: bring the code along; a checkpoint that only this package reads needs none.
 
     Returns:
         The files written.
 
     Raises:
         FileExistsError: `target` holds something other than an earlier export.
+        FileNotFoundError: an evaluation's folder has no evaluation.json.
         OSError, ValueError: the checkpoint cannot be loaded, or the folder cannot be written.
     """
     target = Path(target)
-    if target.exists() and any(target.iterdir()) and not (target / "configuration_setcrop.py").is_file():
+    if target.exists() and any(target.iterdir()) and not _is_export(target, code):
         raise FileExistsError(f"{target}: not empty and not an earlier export")
     model = AutoModelForObjectDetection.from_pretrained(checkpoint)
     processor = AutoImageProcessor.from_pretrained(checkpoint)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as work:
         folder = Path(work)
-        model.config.auto_map = dict(AUTO_CLASSES)
+        for holder, classes in ((model.config, AUTO_CLASSES), (processor, {"AutoImageProcessor": IMAGE_PROCESSORS})):
+            vars(holder).pop("auto_map", None)
+            if code:
+                holder.auto_map = dict(classes)
         model.save_pretrained(folder)
-        processor.auto_map = {"AutoImageProcessor": dict(IMAGE_PROCESSORS)}
         processor.save_pretrained(folder)
-        stored = Path(checkpoint) / "model.safetensors"
-        if stored.is_file():  # as they are: weights may be stored in another precision than they are computed in
-            shutil.copyfile(stored, folder / stored.name)
-        for name in _ACCOMPANYING:
-            source = Path(checkpoint) / name
-            if source.is_dir():
-                shutil.copytree(source, folder / name)
-            elif source.is_file():
-                shutil.copyfile(source, folder / name)
+        stored = Path(checkpoint) / _WEIGHTS
+        if half:
+            weights = {name: _half(value) for name, value in load_file(folder / _WEIGHTS).items()}
+            save_file(weights, folder / _WEIGHTS, metadata={"format": "pt"})
+        elif stored.is_file():  # as they are: weights may be stored in another precision than they are computed in
+            shutil.copyfile(stored, folder / _WEIGHTS)
+        _bring_record(Path(checkpoint), folder, evaluations)
+        if evaluations and (target / _EVALUATION).is_dir():
+            shutil.rmtree(target / _EVALUATION)
         return _move_files(folder, target)
+
+
+def _is_export(folder: Path, code: bool) -> bool:
+    """Whether a folder is what an earlier export of the same kind wrote."""
+    if code:
+        return (folder / "configuration_setcrop.py").is_file()
+    config = folder / "config.json"
+    return config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("model_type") == "setcrop"
+
+
+def _half(value: torch.Tensor) -> torch.Tensor:
+    return value.half() if value.is_floating_point() else value
+
+
+def _bring_record(checkpoint: Path, folder: Path, evaluations: Sequence[str | Path]) -> None:
+    """Copy into `folder` what the card is made from: how the model was trained, and how good it is."""
+    if (checkpoint / _TRAINING).is_file():
+        shutil.copyfile(checkpoint / _TRAINING, folder / _TRAINING)
+    if not evaluations:
+        if (checkpoint / _EVALUATION).is_dir():
+            ignored = shutil.ignore_patterns("predictions.json", "*.csv", "*.md")
+            shutil.copytree(checkpoint / _EVALUATION, folder / _EVALUATION, ignore=ignored)
+        return
+    for evaluated in map(Path, evaluations):
+        source = evaluated / _EVALUATION_FILE
+        if not source.is_file():
+            raise FileNotFoundError(f"{evaluated}: has no {_EVALUATION_FILE}; write it with: setcrop evaluate --out")
+        found = json.loads(source.read_text(encoding="utf-8"))
+        place = folder / _EVALUATION / f"{found['data']}_{found['split']}"
+        place.mkdir(parents=True)
+        shutil.copyfile(source, place / _EVALUATION_FILE)
 
 
 def _move_files(source: Path, target: Path) -> list[Path]:

@@ -14,9 +14,12 @@ import venv
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection, pipeline
+from typer.testing import CliRunner
 
 from modeling_setcrop import SetCropConfig, SetCropForImageCropping
+from modeling_setcrop.cli import app
 from modeling_setcrop.hub_code import code_files
 from modeling_setcrop.hub_export import export_hub
 
@@ -201,3 +204,46 @@ def test_what_the_card_is_made_from_comes_along(tiny_checkpoint, tmp_path):
     written = export_hub(checkpoint, tmp_path / "export")
     names = {path.relative_to(tmp_path / "export").as_posix() for path in written}
     assert {"training.json", "evaluation/flms/evaluation.json"} <= names
+
+
+def test_a_training_and_its_evaluations_become_one_folder(tiny_checkpoint, tiny_model, tmp_path):
+    """One command: half the bytes, the evaluations given and no others, the training's own record, a card."""
+    run, measured = tmp_path / "run", tmp_path / "measured"
+    shutil.copytree(tiny_checkpoint, run)
+    (run / "training.json").write_text(json.dumps({"recipe": ["4 optimiser steps"], "command": "setcrop train"}))
+    (run / "checkpoint-4").mkdir()
+    evaluation = {
+        "data": "flms43",
+        "split": "all",
+        "model": "run",
+        "pictures": 43,
+        "methods": {"run": {"measures": {"iou": {"value": 0.81, "low": 0.8, "high": 0.82}}}},
+    }
+    measured.mkdir()
+    (measured / "evaluation.json").write_text(json.dumps(evaluation))
+    (measured / "predictions.json").write_text("[]")
+    command = ["export", "hub", str(tmp_path / "out"), "--model", str(run), "--evaluation", str(measured), "--half"]
+    for _ in range(2):
+        found = CliRunner().invoke(app, command)
+        assert found.exit_code == 0, found.output
+    out = tmp_path / "out"
+    assert (out / "model.safetensors").stat().st_size < 0.6 * (run / "model.safetensors").stat().st_size
+    loaded = AutoModelForObjectDetection.from_pretrained(out)
+    assert loaded.dtype == torch.float32
+    for name, value in loaded.state_dict().items():
+        torch.testing.assert_close(value, tiny_model.state_dict()[name], atol=1e-3, rtol=1e-3)
+    assert [path.relative_to(out).as_posix() for path in sorted((out / "evaluation").rglob("*.json"))] == [
+        "evaluation/flms43_all/evaluation.json"
+    ]
+    card = (out / "README.md").read_text()
+    assert "- 4 optimiser steps" in card and "| **run** | 0.810" in card
+    assert not (out / "checkpoint-4").exists() and (out / "modeling_setcrop.py").is_file()
+    missing = CliRunner().invoke(app, [*command, "--evaluation", str(run)])
+    assert missing.exit_code == 1 and "has no evaluation.json" in missing.output
+
+
+def test_a_checkpoint_for_the_package_needs_no_code(tiny_checkpoint, tmp_path):
+    written = export_hub(tiny_checkpoint, tmp_path / "plain", code=False)
+    assert {path.name for path in written} == {"config.json", "model.safetensors", "preprocessor_config.json"}
+    assert "auto_map" not in (tmp_path / "plain" / "config.json").read_text()
+    export_hub(tiny_checkpoint, tmp_path / "plain", code=False)

@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from huggingface_hub import HfApi, RepoUrl
 from safetensors.torch import load_file
 from training_data import write_folder, write_gaic, write_tiny_start
 
-from modeling_setcrop import SetCropConfig, SetCropForImageCropping, SetCropImageProcessorPil
+from modeling_setcrop import SetCropConfig, SetCropForImageCropping
 from modeling_setcrop.data import load
 from modeling_setcrop.training import checkpointing
 from modeling_setcrop.training.arguments import CropTrainingArguments, parse_arguments
@@ -586,17 +587,65 @@ class TestReporting:
         assert all(share > 0 for share in shares) and sum(shares) == pytest.approx(1, abs=1e-4)
         assert line["images_per_second"] > 0
 
-    def test_the_best_model_goes_to_the_hub_by_the_ordinary_mixin(self, arguments, monkeypatch):
-        pushed = []
-        for pushable in (SetCropForImageCropping, SetCropImageProcessorPil):
-            monkeypatch.setattr(
-                pushable, "push_to_hub", lambda self, repository: pushed.append((type(self).__name__, repository))
-            )
-        CropTraining(arguments(push_to_hub=True, hub_model_id="someone/crops", max_steps=1)).train()
-        assert pushed == [
-            ("SetCropForImageCropping", "someone/crops"),
-            ("SetCropImageProcessorPil", "someone/crops"),
-        ]
+    def test_what_is_uploaded_is_what_export_hub_writes(self, arguments, monkeypatch):
+        asked, sent = [], {}
+
+        def upload_folder(self, *, folder_path, allow_patterns, **options):
+            asked.append(("upload", options["repo_id"]))
+            sent.update({name: Path(folder_path, name).read_bytes() for name in allow_patterns})
+
+        def create_repo(self, repo_id, **options):
+            asked.append(("create", repo_id))
+            return RepoUrl(f"https://huggingface.co/someone/{repo_id.split('/')[-1]}")
+
+        monkeypatch.setattr(HfApi, "whoami", lambda self: asked.append(("whoami",)))
+        monkeypatch.setattr(HfApi, "create_repo", create_repo)
+        monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+        args = arguments(push_to_hub=True, hub_model_id="crops", max_steps=1)
+        CropTraining(args).train()
+        names = [call[0] for call in asked]
+        assert names[:2] == ["whoami", "create"] and names[-1] == "upload"
+        assert asked[-1] == ("upload", "someone/crops")
+        assert {"model.safetensors", "modeling_setcrop.py", "pipeline_image_cropping.py", "README.md"} <= sent.keys()
+        assert b"someone/crops" in sent["README.md"]
+        assert json.loads(sent["training.json"]) == json.loads(Path(args.output_dir, "training.json").read_text())
+
+    def test_a_hub_that_cannot_be_written_to_is_told_before_training(self, arguments, monkeypatch):
+        def whoami(self):
+            raise OSError("connection refused")
+
+        monkeypatch.setattr(HfApi, "whoami", whoami)
+        args = arguments(push_to_hub=True, hub_model_id="someone/crops", max_steps=1)
+        with pytest.raises(OSError, match=r"^push_to_hub: someone/crops: connection refused; nothing was trained$"):
+            CropTraining(args).train()
+        assert not Path(args.output_dir).exists()
+
+    def test_a_failed_upload_loses_nothing(self, arguments, monkeypatch, caplog):
+        def upload_folder(self, **options):
+            raise OSError("connection lost")
+
+        monkeypatch.setattr(HfApi, "whoami", lambda self: None)
+        monkeypatch.setattr(
+            HfApi, "create_repo", lambda self, repo_id, **_: RepoUrl(f"https://huggingface.co/{repo_id}")
+        )
+        monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+        args = arguments(push_to_hub=True, hub_model_id="someone/crops", max_steps=1)
+        assert "loss" in CropTraining(args).train()
+        (message,) = [record.getMessage() for record in caplog.records if "push_to_hub" in record.getMessage()]
+        assert "connection lost" in message and f"setcrop export hub EXPORT --model {args.output_dir}" in message
+        assert Path(args.output_dir, "model.safetensors").is_file()
+
+    def test_a_run_writes_down_what_a_card_says_of_it(self, arguments):
+        args = arguments(max_steps=2)
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        Path(args.output_dir, "training.json").write_text('{"labels": "Rated by gardeners."}')
+        CropTraining(args).train()
+        record = json.loads(Path(args.output_dir, "training.json").read_text())
+        assert record["labels"] == "Rated by gardeners."
+        assert record["data"][0]["name"] == Path(args.data).name and record["data"][0]["pictures"] > 0
+        assert record["recipe"][0].startswith("2 optimiser steps")
+        assert "--max_steps 2" in record["command"] and record["command"].startswith("setcrop train --")
+        assert str(Path(args.output_dir).parent) not in record["command"]
 
     def test_mixed_precision_trains_with_finite_losses(self, arguments):
         AcceleratorState._reset_state(reset_partial_state=True)

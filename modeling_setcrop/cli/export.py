@@ -18,9 +18,18 @@ RepoId = Annotated[str | None, typer.Option(help="Name on the Hub for the card's
 def hub(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write, or an earlier export to renew.")],
     model: shared.Model = None,
+    evaluation: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder that `setcrop evaluate --out` wrote; repeatable (those in the checkpoint)."),
+    ] = None,
+    half: Annotated[bool, typer.Option("--half", help="Store the weights in half precision.")] = False,
+    code: Annotated[bool, typer.Option(help="Bring the code along, for those without SetCrop.")] = True,
     repo_id: RepoId = None,
 ) -> None:
-    """Write model, code, card and results: a folder to upload that works where SetCrop is not installed."""
+    """Write model, code, card and results: a folder to upload that works where SetCrop is not installed.
+
+    From a training's output and evaluations of it: setcrop export hub OUT --model RUN --evaluation EVALUATION
+    """
     from hub_card.card import write_card
     from hub_card.results import CardError
     from modeling_setcrop import DEFAULT_CHECKPOINT
@@ -28,7 +37,8 @@ def hub(
 
     _quiet()
     try:
-        written = export_hub(model or DEFAULT_CHECKPOINT, folder) + write_card(folder, repo_id)
+        written = export_hub(model or DEFAULT_CHECKPOINT, folder, evaluation or (), half, code)
+        written += write_card(folder, repo_id)
     except (CardError, OSError, ValueError) as error:
         raise shared.fail(f"setcrop export hub: {error}") from None
     _list(folder, written)

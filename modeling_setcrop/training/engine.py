@@ -23,7 +23,6 @@ from tqdm.auto import tqdm
 
 from ..data import load
 from ..data.collation import AspectRatioBatchSampler, CropCollator, CropPictures
-from ..modeling_setcrop import SetCropForImageCropping
 from .arguments import CropTrainingArguments, parse_arguments
 from .averaging import AveragedModel
 from .checkpointing import (
@@ -43,6 +42,8 @@ from .checkpointing import (
 )
 from .evaluation import FIGURES, RATED_FIGURES, validation_figures, validation_records
 from .initialization import backbone_of, freeze_backbone_stages, load_model, load_processor, parse_overrides
+from .publishing import prepare_repository, publish
+from .record import write_training_record
 from .teacher import MomentumTeacher
 from .timing import StepTimer
 
@@ -91,6 +92,7 @@ class CropTraining:
 
     Raises:
         ValueError: an empty split, an unknown metric, a checkpoint of another model (all `ValueError`s).
+        HubError: with `push_to_hub`, the Hub cannot be written to; nothing was trained.
         TrainingError: the loss is not a number any more, or the disk is full.
         Interrupted: SIGINT or SIGTERM; everything is saved.
     """
@@ -150,6 +152,7 @@ class CropTraining:
 
     def train(self) -> dict[str, float]:
         """Trains to the end and returns the best validation's figures."""
+        repository = self._prepare_repository()
         self.output_dir.mkdir(parents=True, exist_ok=True)
         if self.resume_folder is not None:
             self._resume(self.resume_folder)
@@ -166,8 +169,11 @@ class CropTraining:
                 if last or self.epoch % self.args.eval_every == 0:
                     self._validate()
                 self._checkpoint()
-        if self.args.push_to_hub and self.accelerator.is_main_process:
-            self._push_to_hub()
+        if self.accelerator.is_main_process:
+            images = {"train": len(self.train_rows), "validation": len(self.validation_rows)}
+            write_training_record(self.output_dir, self.args, images, self.step)
+            if repository is not None:
+                publish(self.output_dir, repository)
         self.accelerator.end_training()
         return json.loads((self.output_dir / "metrics.json").read_text())
 
@@ -376,10 +382,11 @@ class CropTraining:
         if self.args.report_to:
             self.accelerator.log(figures, step=self.step)
 
-    def _push_to_hub(self) -> None:
-        repository = self.args.hub_model_id or self.output_dir.resolve().name
-        SetCropForImageCropping.from_pretrained(self.output_dir).push_to_hub(repository)
-        self.processor.push_to_hub(repository)
+    def _prepare_repository(self) -> str | None:
+        """The repository to upload to, made before anything is trained; None where nothing is uploaded."""
+        if not (self.args.push_to_hub and self.accelerator.is_main_process):
+            return None
+        return prepare_repository(self.args.hub_model_id or self.output_dir.resolve().name)
 
     # Interruption
 
