@@ -15,8 +15,7 @@ import json
 import numpy as np
 
 from modeling_setcrop import metrics
-from modeling_setcrop.data.gaic import GOOD_SCORE
-from modeling_setcrop.data.schema import good_or_best
+from modeling_setcrop.data.schema import GOOD_RATING, good_or_best
 from modeling_setcrop.evaluation import Labels, baselines
 
 
@@ -34,7 +33,7 @@ def read(path: str, split: str) -> Labels:
         sizes=sizes,
         boxes=[crops / np.tile(size, 2) for crops, size in zip(boxes, sizes, strict=True)],
         scores=scores,
-        good=[good_or_best(values, values >= GOOD_SCORE) for values in scores],
+        good=[good_or_best(values, values >= GOOD_RATING) for values in scores],
     )
 
 

@@ -1,6 +1,6 @@
 """Trains SetCrop on one process or many.
 
-    accelerate launch examples/train_setcrop.py --config examples/configs/gaic_v2.yaml --data DIR --output_dir OUT
+    accelerate launch examples/train_setcrop.py --config examples/configs/gaic.yaml --data DIR --output_dir OUT
 
 Options of the command line override those of the file; `--help` lists them.
 """

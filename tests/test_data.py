@@ -6,6 +6,8 @@ import gzip
 import json
 import os
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
@@ -19,7 +21,8 @@ from typer.testing import CliRunner
 
 from modeling_setcrop.cli import app
 from modeling_setcrop.data import FEATURES, DataError, Problems, gaic, load
-from modeling_setcrop.data.inspect import summarise
+from modeling_setcrop.data import cpc as cpc_reader
+from modeling_setcrop.data.inspect import check, summarise
 from modeling_setcrop.data.saved import save
 from modeling_setcrop.data.schema import boxes_inside, good_or_best, held_out
 
@@ -141,16 +144,23 @@ def test_gaic_version_1_holds_out_36_of_1036_training_pictures():
 
 def test_cpc_scores_are_mean_votes_and_near_duplicates_are_not_good(tmp_path):
     (row,) = load("cpc", cpc(tmp_path / "set"))["train"]
-    assert row["scores"] == [3.0, 2.5, 0.5]
+    # Votes 0..4 become ratings 1..5.
+    assert row["scores"] == [4.0, 3.5, 1.5]
+    assert row["rating_scale"] == [0, 4]
     assert row["boxes"] == [[0, 0, 100, 80], [2, 0, 100, 80], [60, 40, 120, 80]]
     # The second has a mean of at least 2, but overlaps the better first one by 0.98.
     assert row["good"] == [True, False, False]
 
 
-def test_cpc_is_split_nine_to_one_with_a_seed(tmp_path):
+def test_cpc_holds_out_the_published_test_images_and_five_hundred_for_validation(tmp_path):
     splits = load("cpc", cpc(tmp_path / "set", count=22))
-    assert {name: len(rows) for name, rows in splits.items()} == {"train": 20, "test": 2}
-    assert len(held_out((str(index) for index in range(10797)), 1000 / 10797, 0)) == 1000
+    assert {name: len(rows) for name, rows in splits.items()} == {"train": 19, "validation": 1, "test": 2}
+    names = {f"{index}.jpg" for index in range(10797)}
+    test = held_out(names, cpc_reader.TEST_SHARE, cpc_reader.TEST_SEED)
+    validation = held_out(names - test, cpc_reader.VALIDATION_SHARE, cpc_reader.VALIDATION_SEED)
+    assert (len(test), len(validation), len(test & validation)) == (1000, 500, 0)
+    # The test images are those that were held out before there was a validation split.
+    assert sorted(test)[:3] == ["1.jpg", "10006.jpg", "10011.jpg"]
 
 
 def test_flms_43_has_all_427_crops(shared_data):
@@ -210,6 +220,80 @@ def test_folder_of_ones_own_pictures(tmp_path):
     assert splits["train"][0]["good"] == [True, False]
     assert (splits["test"][0]["scores"], splits["test"][0]["good"]) == (None, [False, True])
     assert splits["validation"][0]["good"] == [True, True]
+
+
+class TestRatingScale:
+    """Ratings on any scale become 1..5, and a scale that does not fit is refused."""
+
+    @staticmethod
+    def rated(root: Path, scores: list[float], **more: object) -> Path:
+        boxes = [[0, 0, 120, 80], [10, 10, 50, 50], [0, 0, 60, 80]]
+        return folder(root, {"file_name": "a.jpg", "boxes": boxes, "scores": scores, **more})
+
+    @pytest.mark.parametrize(
+        ("scale", "scores"), [((0, 1), [0.8, 0.75, 0.1]), ((1, 10), [9, 7.75, 2]), ((0, 100), [80, 75, 10])]
+    )
+    def test_a_given_scale_is_mapped_and_recorded(self, tmp_path, scale, scores):
+        low, high = scale
+        expected = [1 + 4 * (score - low) / (high - low) for score in scores]
+        for root, told in ((tmp_path / "told", scale), (tmp_path / "said", None)):
+            self.rated(root, scores, **({} if told else {"rating_scale": scale}))
+            row = load("folder", root, rating_scale=told)["train"][0]
+            assert row["scores"] == pytest.approx(expected)
+            # 4 of 5 is three quarters of the way, on every scale.
+            assert row["good"] == [True, True, False]
+            assert row["rating_scale"] == list(scale)
+
+    @pytest.mark.parametrize("scores", [[0.8, 0.75, 0.1], [9, 7.75, 2], [80, 75, 10]])
+    @pytest.mark.parametrize("command", ["inspect", "convert", "evaluate", "train", "init"])
+    def test_ratings_that_are_not_1_to_5_are_refused_by_every_command(self, tmp_path, scores, command, capsys):
+        root = self.rated(tmp_path / "set", scores)
+        options = {
+            "inspect": ["data", "inspect", root, "--layout", "folder"],
+            "convert": ["data", "convert", root, "--layout", "folder", "--out", tmp_path / "copy"],
+            "evaluate": ["evaluate", "--data", root, "--layout", "folder", "--model", "none", "--split", "train"],
+            "init": ["init", tmp_path / "start", "--data", root, "--layout", "folder"],
+            "train": [
+                "train",
+                "--data",
+                root,
+                "--layout",
+                "folder",
+                "--model_name_or_path",
+                root,
+                "--output_dir",
+                root,
+            ],
+        }
+        result = CliRunner().invoke(app, [str(option) for option in options[command]])
+        said = result.stderr or capsys.readouterr().err
+        assert result.exit_code == 1
+        assert "which is not within 1..5: say on which scale the ratings are" in said.splitlines()[-1]
+
+    def test_inspect_reports_the_scale(self, tmp_path):
+        root = self.rated(tmp_path / "set", [80, 75, 10])
+        options = ["data", "inspect", str(root), "--layout", "folder", "--rating-scale", "0,100"]
+        result = CliRunner().invoke(app, options)
+        assert result.exit_code == 0, result.stderr
+        assert "ratings given on the scale 0..100, mapped to 1..5" in result.output
+        result = CliRunner().invoke(app, [*options[:-1], "good"])
+        assert result.exit_code == 1 and "--rating-scale 'good': expected two numbers" in result.stderr
+
+    def test_a_layout_with_a_scale_of_its_own_takes_no_other(self, tmp_path):
+        with pytest.raises(DataError, match="layout 'gaic' has its own scale"):
+            load("gaic", gaic_v2(tmp_path / "set"), rating_scale=(0, 100))
+
+    @pytest.mark.parametrize("scale", [(5, 1), (0, float("nan")), (1, 2, 3)])
+    def test_a_scale_that_is_none_is_named(self, tmp_path, scale):
+        with pytest.raises(DataError, match=r"rating_scale is .*lowest and the highest rating"):
+            load("folder", self.rated(tmp_path / "set", [1, 2, 3]), rating_scale=scale)
+
+    def test_copies_from_before_the_scale_was_recorded_are_read(self, tmp_path):
+        splits = load("folder", self.rated(tmp_path / "set", [4.5, 2, 3]))
+        save(splits.remove_columns("rating_scale"), tmp_path / "copy", "parquet")
+        copy = load("saved", tmp_path / "copy")
+        assert copy["train"][0]["scores"] == [4.5, 2, 3]
+        assert summarise(copy)["train"].scales == []
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -322,7 +406,7 @@ def test_a_cpc_line_that_does_not_decode_is_named(tmp_path, content, kind):
 def test_cpc_votes_out_of_range_are_named(tmp_path):
     problems = Problems()
     (row,) = load("cpc", cpc(tmp_path / "set", votes=[[4, 9, 0]]), problems=problems)["train"]
-    assert row["scores"] == [4.0, 0.0]
+    assert row["scores"] == [5.0, 1.0]
     assert "crop 2 has a vote" in str(problems.found[0])
 
 
@@ -377,6 +461,158 @@ def test_a_changed_data_set_is_read_anew_and_an_unchanged_one_is_not(tmp_path, m
     annotation(root / "annotations" / "train" / "train.txt", "3 5 70 115 4.00")
     assert len(load("gaic", root, problems=third)["train"][0]["boxes"]) == 1
     assert not third.found
+
+
+@pytest.mark.parametrize("change", ["replaced", "added", "linked"])
+def test_a_change_in_a_subfolder_is_noticed(tmp_path, change):
+    root = tmp_path / "set"
+    place = tmp_path / "elsewhere" if change == "linked" else root / "album"
+    picture(place / "a.jpg")
+    root.mkdir(exist_ok=True)
+    if change == "linked":
+        (root / "album").symlink_to(place)
+    entries = [{"file_name": f"album/{name}.jpg", "boxes": [[0, 0, 60, 60]]} for name in "ab"]
+    annotation(root / "metadata.jsonl", *map(json.dumps, entries))
+    assert load("folder", root)["train"]["width"][:] == [120]
+    if change == "added":
+        picture(place / "b.jpg")
+        assert load("folder", root)["train"]["image_id"][:] == ["album/a", "album/b"]
+    else:
+        picture(place / "a.jpg", (100, 80))
+        assert load("folder", root)["train"]["width"][:] == [100]
+
+
+def test_a_link_that_leads_back_up_is_followed_once(tmp_path):
+    root = folder(tmp_path / "set", {"file_name": "a.jpg", "boxes": [[0, 0, 60, 60]]})
+    (root / "again").symlink_to(root)
+    assert len(load("folder", root)["train"]) == 1
+
+
+@pytest.mark.parametrize("layout", ["gaic", "cpc", "fcdb", "folder"])
+def test_a_byte_order_mark_costs_nothing(tmp_path, layout):
+    root = {"gaic": gaic_v2, "cpc": cpc, "fcdb": fcdb}.get(layout, lambda root: root)(tmp_path / "set")
+    if layout == "folder":
+        folder(root, {"file_name": "a.jpg", "boxes": [[0, 0, 60, 60]]})
+    expected = load(layout, root)["train"]["boxes"][:]
+    for file in [*root.rglob("*.txt"), *root.rglob("*.json*")]:
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    problems = Problems()
+    assert load(layout, root, problems=problems)["train"]["boxes"][:] == expected
+    assert not problems.found
+
+
+def test_two_images_of_one_name_are_named(tmp_path):
+    root = gaic_v2(tmp_path / "set")
+    other = picture(root / "images" / "train" / "train.png")
+    problems = Problems()
+    assert load("gaic", root, problems=problems)["train"]["image_id"][:] == ["train"]
+    assert [(problem.kind, problem.file) for problem in problems.found] == [("several images of one name", str(other))]
+    assert "left out beside train.jpg" in str(problems.found[0])
+
+
+@pytest.mark.parametrize("name", ["../a.jpg", "album/../../a.jpg", "/tmp/a.jpg"])
+def test_a_file_name_that_leaves_the_folder_is_refused(tmp_path, name):
+    picture(tmp_path / "a.jpg")
+    root = folder(tmp_path / "set", {"file_name": "a.jpg", "boxes": [[0, 0, 9, 9]]})
+    annotation(
+        root / "metadata.jsonl", *(json.dumps({"file_name": n, "boxes": [[0, 0, 9, 9]]}) for n in ("a.jpg", name))
+    )
+    problems = Problems()
+    assert len(load("folder", root, problems=problems)["train"]) == 1
+    assert [(problem.kind, problem.line) for problem in problems.found] == [("outside the folder", 2)]
+
+
+def test_an_annotation_of_ninety_megabytes_is_named_and_not_read(tmp_path):
+    root = gaic_v2(tmp_path / "set")
+    large = root / "annotations" / "train" / "train.txt"
+    with open(large, "wb") as file:
+        file.truncate(90_000_000)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    problems = Problems()
+    assert list(load("gaic", root, problems=problems)) == ["validation", "test"]
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 40
+    assert str(problems.found[0]).startswith(f"{large}: cannot be read (90 MB")
+
+
+class TestCheck:
+    """What `inspect` finds beyond single entries."""
+
+    @staticmethod
+    def found(root: Path, layout: str = "folder") -> list[tuple[str, str]]:
+        problems = Problems()
+        check(load(layout, root, problems=problems), problems)
+        return [(problem.kind, problem.message) for problem in problems.found]
+
+    def test_nothing_is_wrong_with_what_is_right(self, tmp_path):
+        root = gaic_v2(tmp_path / "set")
+        picture(root / "images" / "val" / "val.jpg", (119, 80))
+        picture(root / "images" / "test" / "test.jpg", (118, 80))
+        assert self.found(root, "gaic") == []
+
+    def test_a_half_truncated_image_is_named(self, tmp_path):
+        noise = np.random.default_rng(0).integers(0, 256, (400, 600, 3), dtype=np.uint8)
+        root = folder(tmp_path / "set", {"file_name": "a.jpg", "boxes": [[0, 0, 60, 60]]})
+        Image.fromarray(noise).save(root / "a.jpg")
+        content = (root / "a.jpg").read_bytes()
+        (root / "a.jpg").write_bytes(content[: len(content) // 2])
+        ((kind, message),) = self.found(root)
+        assert kind == "undecodable image" and "truncated" in message
+
+    def test_an_image_in_two_splits_is_named_whatever_its_name(self, tmp_path):
+        root = folder(
+            tmp_path / "set",
+            {"file_name": "a.jpg", "boxes": [[0, 0, 60, 60]], "split": "train"},
+            {"file_name": "copy.jpg", "boxes": [[0, 0, 60, 60]], "split": "test"},
+        )
+        (root / "copy.jpg").write_bytes((root / "a.jpg").read_bytes())
+        assert self.found(root) == [("image in several splits", "is in train (a.jpg), test (copy.jpg)")]
+
+    def test_conflicting_lines_are_named(self, tmp_path):
+        root = folder(
+            tmp_path / "set",
+            {"file_name": "a.jpg", "boxes": [[0, 0, 60, 60], [0, 0, 60, 60]], "scores": [2, 4]},
+            {"file_name": "a.jpg", "boxes": [[0, 0, 50, 60]], "scores": [3]},
+        )
+        assert self.found(root) == [
+            ("conflicting ratings", "box [0, 0, 60, 60] is rated 2 and 4"),
+            ("image given twice", "has several entries in train"),
+        ]
+
+    def test_the_command_says_it_and_can_do_without(self, tmp_path):
+        line = {"file_name": "a.jpg", "boxes": [[0, 0, 60, 60]]}
+        root = folder(tmp_path / "set", line, {**line, "split": "test"})
+        options = ["data", "inspect", str(root), "--layout", "folder"]
+        result = CliRunner().invoke(app, options)
+        assert result.exit_code == 0 and "problem: image in several splits: 1" in result.output
+        assert "no problems found" in CliRunner().invoke(app, [*options, "--no-decode"]).output
+
+
+@pytest.mark.parametrize(
+    ("command", "extra"),
+    [
+        (["data", "inspect", ".", "--layout", "gaic"], "train"),
+        (["data", "convert", ".", "--layout", "gaic", "--out", "o"], "train"),
+        (["evaluate", "--data", ".", "--layout", "gaic"], "evaluate"),
+        (["train", "--data", "."], "train"),
+        (["init", "start", "--data", "."], "train"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value[:2]),
+)
+def test_a_command_without_its_extra_names_it_in_one_line(command, extra):
+    code = "import sys; sys.modules['datasets'] = sys.modules['accelerate'] = None\n"
+    code += f"from modeling_setcrop.cli import app; app({command!r})"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("setcrop ") and line.endswith(f": pip install 'setcrop[{extra}]'")
+
+
+def test_init_names_a_data_set_without_a_training_split(shared_data, tmp_path):
+    options = ["init", str(tmp_path / "start"), "--data", str(shared_data / "flms43"), "--layout", "flms"]
+    result = CliRunner().invoke(app, options)
+    assert result.exit_code == 1
+    assert "has no split 'train' to take anchors from, only test" in result.stderr
 
 
 @given(st.lists(st.tuples(*[st.floats(-20, 140, width=32)] * 4), min_size=1, max_size=10))
@@ -434,7 +670,7 @@ def test_inspect_command_shows_counts_and_names_problems(tmp_path):
     root = _with_bad_line(tmp_path)
     result = CliRunner().invoke(app, ["data", "inspect", str(root), "--layout", "gaic"])
     assert result.exit_code == 0
-    assert "train: 1 pictures, 1 with scores" in result.output
+    assert "train: 1 images, 1 with ratings" in result.output
     assert "problem: not a number: 1" in result.output
     assert "train.txt:1: '3 5 x 115 4' is not five numbers" in result.output
     result = CliRunner().invoke(app, ["data", "inspect", str(root), "--layout", "gaic", "--strict"])

@@ -32,6 +32,22 @@ def write_gaic(root: Path, train: int, val: int, seed: int = 0) -> Path:
     return root
 
 
+def write_cpc(root: Path, count: int) -> Path:
+    """A folder in CPC's layout with noise images and four crops each, voted on by six."""
+    rng = np.random.default_rng(0)
+    (root / "images").mkdir(parents=True)
+    (root / "CollectedAnnotationsRaw").mkdir()
+    for number in range(count):
+        width, height = SIZES[number % len(SIZES)]
+        pixels = rng.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((width, height)).save(root / "images" / f"{number}.jpg")
+        near, far = rng.uniform(0, 0.3, (4, 2)), rng.uniform(0.7, 1, (4, 2))
+        boxes = (np.concatenate([near, far], axis=1) * [width, height, width, height]).astype(int).tolist()
+        content = json.dumps({"scores": rng.integers(0, 5, (6, 4)).tolist(), "bboxes": boxes})
+        (root / "CollectedAnnotationsRaw" / f"{number}.jpg.txt").write_text(json.dumps(content))
+    return root
+
+
 def write_tiny_start(folder: Path, **config: object) -> Path:
     """A folder with the config and processor of a model of some 50,000 weights, and no weights."""
     backbone = EfficientNetLiteConfig(variant="lite0", out_features=["stage3"], batch_norm=False)

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from .data_options import RatingScale, needs_extra, parse_rating_scale
+
 if TYPE_CHECKING:
     from datasets import DatasetDict
 
-    from modeling_setcrop.data import Problems
-    from modeling_setcrop.data.inspect import SplitSummary
+    from ..data import Problems
+    from ..data.inspect import SplitSummary
 
 data = typer.Typer(help="Look at crop data sets and convert them.", no_args_is_help=True)
 
@@ -37,13 +39,33 @@ class Form(StrEnum):
 
 
 @data.command()
-def inspect(folder: Folder, layout: Layout, strict: Strict = False) -> None:
-    """Show counts, score histogram, good crops a picture, and every kind of problem found."""
-    from modeling_setcrop.data.inspect import summarise
+def inspect(
+    folder: Folder,
+    layout: Layout,
+    rating_scale: RatingScale = None,
+    decode: Annotated[
+        bool, typer.Option("--decode/--no-decode", help="Decode all images and compare their entries.")
+    ] = True,
+    strict: Strict = False,
+) -> None:
+    """Show counts, histogram of ratings, good crops an image, and every kind of problem found."""
+    with needs_extra("data inspect", "train"):
+        from ..data import DataError
+        from ..data.inspect import check, summarise
 
-    splits, problems = _load("inspect", folder, layout, strict)
+    splits, problems = _load("inspect", folder, layout, rating_scale, strict)
     for name, summary in summarise(splits).items():
         _print_summary(name, summary)
+    if decode:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task("images", total=sum(len(rows) for rows in splits.values()))
+            try:
+                check(splits, problems, lambda done: progress.advance(task, done))
+            except DataError as error:
+                _fail("inspect", error)
     for kind, count in problems.counts().items():
         print(f"problem: {kind}: {count}")
         of_kind = [problem for problem in problems.found if problem.kind == kind]
@@ -64,16 +86,18 @@ def convert(
         str | None, typer.Option(metavar="REPOSITORY", help="Upload to this data set repository instead of --out.")
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="With --push-to-hub: a private repository.")] = False,
+    rating_scale: RatingScale = None,
     strict: Strict = False,
 ) -> None:
     """Write a self-contained copy, images included, that loads with layout 'saved' or 'coco' or from the Hub."""
-    from modeling_setcrop.data import DataError
-    from modeling_setcrop.data.coco import save_coco
-    from modeling_setcrop.data.saved import save
+    with needs_extra("data convert", "train"):
+        from ..data import DataError
+        from ..data.coco import save_coco
+        from ..data.saved import save
 
     if (out is None) == (push_to_hub is None):
         _fail("convert", ValueError("give either --out FOLDER or --push-to-hub REPOSITORY"))
-    splits, problems = _load("convert", folder, layout, strict)
+    splits, problems = _load("convert", folder, layout, rating_scale, strict)
     for problem in problems.found:
         print(f"setcrop data convert: {problem}", file=sys.stderr)
     try:
@@ -86,16 +110,18 @@ def convert(
     except (DataError, OSError, ValueError) as error:
         _fail("convert", error)
     rows = ", ".join(f"{name} {len(dataset)}" for name, dataset in splits.items())
-    print(f"{out or push_to_hub}: {rows} pictures, {len(problems.found)} problems")
+    print(f"{out or push_to_hub}: {rows} images, {len(problems.found)} problems")
 
 
-def _load(command: str, folder: Path, layout: str, strict: bool) -> tuple[DatasetDict, Problems]:
-    from modeling_setcrop.data import DataError, Problems, load
+def _load(
+    command: str, folder: Path, layout: str, rating_scale: str | None, strict: bool
+) -> tuple[DatasetDict, Problems]:
+    from ..data import Problems, load
 
     problems = Problems(strict=strict)
     try:
-        return load(layout, folder, problems=problems), problems
-    except (DataError, OSError) as error:
+        return load(layout, folder, problems=problems, rating_scale=parse_rating_scale(rating_scale)), problems
+    except (ValueError, OSError) as error:
         _fail(command, error)
 
 
@@ -105,11 +131,16 @@ def _fail(command: str, error: Exception) -> NoReturn:
 
 
 def _print_summary(name: str, summary: SplitSummary) -> None:
-    print(f"{name}: {summary.pictures} pictures, {summary.scored_pictures} with scores")
+    from ..data.schema import RATING_SCALE
+
+    print(f"{name}: {summary.pictures} images, {summary.scored_pictures} with ratings")
     print("  long side {:d} to {:d} pixels, median {:g}".format(*(summary.sizes[i] for i in (0, 2, 1))))
-    print("  crops a picture {:d} to {:d}, mean {:.1f}".format(*(summary.crops[i] for i in (0, 2, 1))))
-    print("  good crops a picture {:d} to {:d}, mean {:.1f}".format(*(summary.good[i] for i in (0, 2, 1))))
+    print("  crops an image {:d} to {:d}, mean {:.1f}".format(*(summary.crops[i] for i in (0, 2, 1))))
+    print("  good crops an image {:d} to {:d}, mean {:.1f}".format(*(summary.good[i] for i in (0, 2, 1))))
     if summary.histogram is not None:
+        for low, high in summary.scales:
+            mapped = "" if (low, high) == RATING_SCALE else ", mapped to 1..5"
+            print(f"  ratings given on the scale {low:g}..{high:g}{mapped}")
         highest = summary.histogram.max()
         for count, low, high in zip(summary.histogram, summary.edges, summary.edges[1:], strict=False):
-            print(f"  score {low:5.2f} to {high:5.2f} {'#' * round(_BAR * count / highest):{_BAR}} {count}")
+            print(f"  rating {low:5.2f} to {high:5.2f} {'#' * round(_BAR * count / highest):{_BAR}} {count}")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from .data_options import RatingScale, needs_extra, parse_rating_scale
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -51,6 +53,7 @@ def evaluate(
     centre_scale: CentreScale = 0.9,
     batch_size: BatchSize = 8,
     device: Device = None,
+    rating_scale: RatingScale = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for evaluation.json, .csv, .md and predictions.json (COCO results)."),
@@ -59,10 +62,21 @@ def evaluate(
     """Measure a model beside the blind baselines and, where there are several annotators, their agreement."""
     from rich.console import Console
 
-    from modeling_setcrop.evaluation import tables
+    with needs_extra("evaluate", "evaluate"):
+        from ..evaluation import tables
 
     found = run_evaluation(
-        data, layout, model, split, train_data, train_layout, centre_scale, batch_size, device, command="evaluate"
+        data,
+        layout,
+        model,
+        split,
+        train_data,
+        train_layout,
+        centre_scale,
+        batch_size,
+        device,
+        command="evaluate",
+        rating_scale=rating_scale,
     )
     # Piped output has no width of its own: leave the table whole.
     console = Console() if sys.stdout.isatty() else Console(width=220)
@@ -84,18 +98,21 @@ def run_evaluation(
     batch_size: int,
     device: str | None,
     command: str,
+    rating_scale: str | None = None,
 ) -> Evaluated:
     """Loads what the options name and evaluates, with a progress bar; errors end the command with one line."""
     from rich.console import Console
     from rich.progress import Progress
 
-    from modeling_setcrop.data import DataError, Problems
-    from modeling_setcrop.evaluation.run import run
+    with needs_extra(command, "evaluate"):
+        from ..data import DataError, Problems
+        from ..evaluation.run import run
 
     problems = Problems()
     try:
-        dataset = _rows(data, layout, split, problems)
-        train = _train_labels(data, layout, split, train_data, train_layout)
+        scale = parse_rating_scale(rating_scale)
+        dataset = _rows(data, layout, split, problems, scale)
+        train = _train_labels(data, layout, split, train_data, train_layout, scale)
         loaded, processor, name = _load_model(model)
         with Progress(console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task("pictures", total=None if loaded is None else len(dataset))
@@ -120,12 +137,12 @@ def run_evaluation(
     return Evaluated(found, None if loaded is None else loaded.config, train)
 
 
-def _rows(data: Path, layout: str, split: str, problems: Problems) -> Dataset:
+def _rows(data: Path, layout: str, split: str, problems: Problems, scale: tuple[float, float] | None) -> Dataset:
     from datasets import concatenate_datasets
 
     from modeling_setcrop.data import DataError, load
 
-    splits = load(layout, data, problems=problems)
+    splits = load(layout, data, problems=problems, rating_scale=scale)
     if split == "all":
         return concatenate_datasets(list(splits.values()))
     if split not in splits:
@@ -134,7 +151,12 @@ def _rows(data: Path, layout: str, split: str, problems: Problems) -> Dataset:
 
 
 def _train_labels(
-    data: Path, layout: str, split: str, train_data: Path | None, train_layout: str | None
+    data: Path,
+    layout: str,
+    split: str,
+    train_data: Path | None,
+    train_layout: str | None,
+    scale: tuple[float, float] | None,
 ) -> Labels | None:
     from modeling_setcrop.data import DataError, Problems, load
     from modeling_setcrop.evaluation.labels import Labels
@@ -142,7 +164,9 @@ def _train_labels(
     if train_data is None and split not in ("validation", "test"):
         return None  # the data set's own train split is among what is evaluated
     folder = train_data or data
-    splits = load(train_layout or layout, folder, problems=Problems())
+    # Other data has a scale of its own.
+    scale = scale if train_data is None else None
+    splits = load(train_layout or layout, folder, problems=Problems(), rating_scale=scale)
     if "train" in splits:
         return Labels.from_dataset(splits["train"])
     if train_data is not None:

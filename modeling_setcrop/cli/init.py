@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from .data_options import RatingScale, needs_extra, parse_rating_scale
+
 
 def init(
     folder: Annotated[Path, typer.Argument(help="Where the untrained model is written.")],
@@ -15,7 +17,8 @@ def init(
         Path | None,
         typer.Option(help="A data set: anchors from its training split's good crops, not from GAIC's grid of crops."),
     ] = None,
-    layout: Annotated[str, typer.Option(help="Its layout: gaic, cpc, flms, fcdb, folder or saved.")] = "gaic",
+    layout: Annotated[str, typer.Option(help="Its layout: see setcrop data inspect --help.")] = "gaic",
+    rating_scale: RatingScale = None,
     coco_weights: Annotated[
         Path | None,
         typer.Option(help="Folder of a coco-ssd model: a MobileNetV2 that detects objects, not ImageNet weights."),
@@ -23,14 +26,20 @@ def init(
     seed: Annotated[int, typer.Option(help="Seed of the new weights and of k-means.")] = 0,
 ) -> None:
     """Make an untrained setcrop-lite, with a pre-trained backbone."""
+    with needs_extra("init", "train"):
+        from ..data import load
+        from ..training.setcrop_lite import new_setcrop_lite
     try:
-        from modeling_setcrop.data import load
-        from modeling_setcrop.training.setcrop_lite import new_setcrop_lite
-
-        model, processor = new_setcrop_lite(None if data is None else load(layout, data)["train"], seed, coco_weights)
+        rows = None
+        if data is not None:
+            splits = load(layout, data, rating_scale=parse_rating_scale(rating_scale))
+            if "train" not in splits:
+                raise ValueError(f"{data}: has no split 'train' to take anchors from, only {', '.join(splits)}")
+            rows = splits["train"]
+        model, processor = new_setcrop_lite(rows, seed, coco_weights)
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
-    except (ValueError, OSError, ImportError, KeyError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"setcrop init: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6

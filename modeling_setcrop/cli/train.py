@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import typer
 
+from .data_options import needs_extra
+
 
 def train(context: typer.Context) -> None:
     """Train a model on a crop data set; `setcrop train --help` lists the options."""
-    from modeling_setcrop.training.engine import run
+    with needs_extra("train", "train"):
+        from ..training.engine import run
 
     raise typer.Exit(run(context.args, prog="setcrop train"))

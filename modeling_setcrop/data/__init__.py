@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from datasets import DatasetDict
 
-from modeling_setcrop.data.coco import load_coco
-from modeling_setcrop.data.cpc import load_cpc
-from modeling_setcrop.data.cvat import load_cvat
-from modeling_setcrop.data.editor import load_editor
-from modeling_setcrop.data.fcdb import load_fcdb
-from modeling_setcrop.data.flms import load_flms
-from modeling_setcrop.data.folder import load_folder
-from modeling_setcrop.data.gaic import load_gaic
-from modeling_setcrop.data.imagefolder import load_imagefolder
-from modeling_setcrop.data.label_studio import load_label_studio
-from modeling_setcrop.data.saved import load_saved
-from modeling_setcrop.data.schema import FEATURES, DataError, Problem, Problems
+from .coco import load_coco
+from .cpc import load_cpc
+from .cvat import load_cvat
+from .editor import load_editor
+from .fcdb import load_fcdb
+from .flms import load_flms
+from .folder import load_folder
+from .gaic import load_gaic
+from .imagefolder import load_imagefolder
+from .label_studio import load_label_studio
+from .saved import load_saved
+from .schema import FEATURES, DataError, Problem, Problems
 
 LAYOUTS: dict[str, Callable[..., DatasetDict]] = {
     "gaic": load_gaic,
@@ -35,19 +35,36 @@ LAYOUTS: dict[str, Callable[..., DatasetDict]] = {
 }
 
 
-def load(layout: str, path: str | os.PathLike, *, problems: Problems | None = None) -> DatasetDict:
-    """Reads the data set at `path`, laid out as `layout` (a key of `LAYOUTS`).
+# The scale of ratings is the layout's own in the others.
+RATED_ON_ANY_SCALE = ("folder", "imagefolder", "coco", "label-studio", "cvat")
+
+
+def load(
+    layout: str,
+    path: str | os.PathLike,
+    *,
+    problems: Problems | None = None,
+    rating_scale: Sequence[float] | None = None,
+) -> DatasetDict:
+    """Read the data set at `path`, laid out as `layout` (a key of `LAYOUTS`).
 
     Args:
+        rating_scale: lowest and highest rating that people could give, where that is not 1 and 5; ratings are mapped
+            to 1..5, on which models are trained and judged.
         problems: receives the bad entries, which are left out, or, with `Problems(strict=True)`, raises at the first
             one; None logs a summary.
 
     Raises:
-        DataError: unknown layout, nothing readable at `path`, or, with `problems.strict`, a bad entry.
+        DataError: unknown layout, nothing readable at `path`, a rating that is not on its scale, a scale given for a
+            layout that has its own, or, with `problems.strict`, a bad entry.
     """
     if layout not in LAYOUTS:
         raise DataError(f"unknown layout {layout!r}: choose one of {', '.join(LAYOUTS)}")
-    return LAYOUTS[layout](path, problems=problems)
+    if rating_scale is None:
+        return LAYOUTS[layout](path, problems=problems)
+    if layout not in RATED_ON_ANY_SCALE:
+        raise DataError(f"rating_scale: layout {layout!r} has its own scale of ratings")
+    return LAYOUTS[layout](path, problems=problems, rating_scale=rating_scale)
 
 
 __all__ = [

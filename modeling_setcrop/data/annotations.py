@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from modeling_setcrop.data.gaic import GOOD_SCORE
-from modeling_setcrop.data.schema import Problems, Row, boxes_inside, good_or_best, picture_size
+from .schema import Problems, Row, boxes_inside, picture_size
 
 _TOLERANCE = 1.5
 
@@ -79,8 +78,7 @@ def annotated_row(
         problems.add("no usable crop", file, f"{image} has no crop inside the image", line)
         return None
     scores = np.array([region.rating for region in merged])[keep] if rated else None
-    good = np.ones(int(keep.sum()), bool) if scores is None else good_or_best(scores, scores >= GOOD_SCORE)
-    return Row(str(path), os.path.splitext(image)[0], *displayed, boxes[keep], scores, good, split)
+    return Row(str(path), os.path.splitext(image)[0], *displayed, boxes[keep], scores, None, split)
 
 
 def _merged(regions: Sequence[Region]) -> list[Region]:

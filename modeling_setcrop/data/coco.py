@@ -5,7 +5,7 @@
     ROOT/SPLIT/_annotations.coco.json                        read: images beside it
 
 An annotation is a crop: `bbox` x, y, width, height in pixels of the image as displayed, `category_id` 1 for the crops
-that a person would keep and 2 for others that were rated, and as extra fields `rating` (on the data set's own scale)
+that a person would keep and 2 for others that were rated, and as extra fields `rating` (1..5 as written)
 and `validity` (1 or 0, as the category).
 """
 
@@ -17,7 +17,7 @@ import os
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +27,22 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from ..coco_annotations import CATEGORIES, GOOD, REJECTED, coco_box, coco_image_id, crops_of_coco
-from .gaic import GOOD_SCORE
-from .schema import DataError, Problems, Row, boxes_inside, build, good_or_best, picture_size
+from .schema import RATING_SCALE, DataError, Problems, Row, boxes_inside, build, picture_size
 
 _ANNOTATIONS = "annotations"
 _BESIDE = "_annotations.coco.json"
 _SPLIT_WORDS = {"train": "train", "val": "validation", "test": "test"}
 
 
-def load_coco(path: str | os.PathLike, *, problems: Problems | None = None) -> DatasetDict:
+def load_coco(
+    path: str | os.PathLike, *, problems: Problems | None = None, rating_scale: Sequence[float] = RATING_SCALE
+) -> DatasetDict:
     """Read a folder with COCO files (see above).
 
     Args:
         path: The folder.
         problems: Receives the bad entries, which are left out; None logs a summary.
+        rating_scale: Lowest and highest rating that people could give.
 
     Returns:
         The splits that there are files for, rows as in `schema.FEATURES`.
@@ -60,14 +62,14 @@ def load_coco(path: str | os.PathLike, *, problems: Problems | None = None) -> D
             yield from _rows(root, file, found)
 
     folders = [root, root / _ANNOTATIONS, *(folder for folder in root.iterdir() if folder.is_dir()), *files]
-    return build("coco", root, folders, rows, problems)
+    return build("coco", root, folders, rows, problems, rating_scale=rating_scale)
 
 
 def _rows(root: Path, file: Path, problems: Problems) -> Iterator[Row]:
     name = (file.parent.name if file.name == _BESIDE else file.stem).lower()
     split = next((split for word, split in _SPLIT_WORDS.items() if word in name), "train")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
         images, annotations = content["images"], content["annotations"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         problems.add("undecodable annotation", file, f"is no COCO file with images and annotations ({error!r})")
@@ -85,6 +87,9 @@ def _row(
     root: Path, file: Path, split: str, image: dict[str, Any], annotations: list[dict[str, Any]], problems: Problems
 ) -> Row | None:
     name = str(image.get("file_name"))
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        problems.add("outside the folder", file, f"file_name {name!r} leaves the folder")
+        return None
     path = next((place / name for place in _places(root, file) if (place / name).is_file()), None)
     if path is None:
         problems.add("annotation without image", file, f"no such image: {name}")
@@ -107,10 +112,10 @@ def _row(
         problems.add("no usable crop", file, f"{name} has no crop inside the image")
         return None
     scores = None if crops["scores"] is None else np.array(crops["scores"], dtype=np.float64)[keep]
-    good = np.array(crops["good"], dtype=bool)[keep]
+    good: np.ndarray | None = np.array(crops["good"], dtype=bool)[keep]
     said = any("validity" in annotation or annotation.get("category_id") == REJECTED for annotation in annotations)
     if scores is not None and not said:
-        good = good_or_best(scores, scores >= GOOD_SCORE)
+        good = None
     return Row(str(path), os.path.splitext(name)[0], *size, boxes[keep], scores, good, split)
 
 

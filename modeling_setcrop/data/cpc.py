@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from datasets import DatasetDict
 
-from modeling_setcrop.crop_geometry import nms
-from modeling_setcrop.data.schema import (
+from ..crop_geometry import nms
+from .schema import (
     DataError,
     Problems,
     Row,
@@ -28,18 +28,23 @@ from modeling_setcrop.data.schema import (
     good_or_best,
     held_out,
     picture_size,
+    read_annotation_text,
 )
 
 GOOD_SCORE = 2.0
+VOTE_SCALE = (0.0, 4.0)
 NMS_IOU = 0.8
 HIGHEST_VOTE = 4
 # There is no official split: 1,000 of the 10,797 labelled pictures are held out.
 TEST_SHARE = 1000 / 10797
 TEST_SEED = 0
+# Nor one for validation: 500 of the 9,797 that are left.
+VALIDATION_SHARE = 500 / 9797
+VALIDATION_SEED = 0
 
 
 def load_cpc(path: str | os.PathLike, *, problems: Problems | None = None) -> DatasetDict:
-    """Reads CPC. A crop's score is the mean of its votes, 0..4.
+    """Read CPC. A crop's score is the mean of its votes, 0..4, mapped to 1..5.
 
     Good crops have a mean of at least 2; a picture that has none takes its best-scored crops; of good crops that
     overlap by more than 0.8 IoU the better-scored one stays (as Jia et al., CVPR 2022, train on it).
@@ -49,7 +54,8 @@ def load_cpc(path: str | os.PathLike, *, problems: Problems | None = None) -> Da
         problems: receives the bad entries, which are left out; None logs a summary.
 
     Returns:
-        Splits "train" and "test", a seeded sample of 1,000 in 10,797 pictures; rows as in `schema.FEATURES`.
+        Splits "test", a seeded sample of 1,000 in 10,797 images, "validation", one of 500 of the others, and "train";
+        rows as in `schema.FEATURES`.
 
     Raises:
         DataError: the folder is not laid out so, or, with `problems.strict`, at the first bad entry.
@@ -58,13 +64,20 @@ def load_cpc(path: str | os.PathLike, *, problems: Problems | None = None) -> Da
     images, annotations = root / "images", root / "CollectedAnnotationsRaw"
     if not images.is_dir() or not annotations.is_dir():
         raise DataError(f"{root}: layout 'cpc' needs the folders 'images' and 'CollectedAnnotationsRaw'")
-    return build("cpc", root, [images, annotations], lambda found: _rows(images, annotations, found), problems)
+    return build(
+        "cpc",
+        root,
+        [images, annotations],
+        lambda found: _rows(images, annotations, found),
+        problems,
+        rating_scale=VOTE_SCALE,
+    )
 
 
 def read_annotation(path: str | os.PathLike, problems: Problems) -> tuple[np.ndarray, np.ndarray] | None:
     """(S, 4) boxes in pixels and (S, A) votes of A annotators, or None after noting why there are none."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(read_annotation_text(path))
         content = json.loads(content) if isinstance(content, str) else content
         votes = np.array(content["scores"], dtype=np.float64)
         boxes = np.array(content["bboxes"], dtype=np.float64)
@@ -82,6 +95,7 @@ def _rows(images: Path, annotations: Path, problems: Problems) -> Iterator[Row]:
     files = files_in(annotations)
     labelled = {name.removesuffix(".txt"): entry.path for name, entry in files.items() if name.endswith(".txt")}
     test = held_out(labelled, TEST_SHARE, TEST_SEED)
+    validation = held_out(labelled.keys() - test, VALIDATION_SHARE, VALIDATION_SEED)
     for name, annotation in labelled.items():
         image = images / name
         if not image.is_file():
@@ -102,7 +116,8 @@ def _rows(images: Path, annotations: Path, problems: Problems) -> Iterator[Row]:
             continue
         boxes, scores = boxes[keep], votes[keep].mean(axis=1)
         stem = os.path.splitext(name)[0]
-        yield Row(str(image), stem, *size, boxes, scores, _good(boxes, scores), "test" if name in test else "train")
+        split = "test" if name in test else "validation" if name in validation else "train"
+        yield Row(str(image), stem, *size, boxes, scores, _good(boxes, scores), split)
 
 
 def _good(boxes: np.ndarray, scores: np.ndarray) -> np.ndarray:

@@ -7,14 +7,14 @@ split.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
 from datasets import DatasetDict
 
-from modeling_setcrop.data.annotations import Region, annotated_row, find_image
-from modeling_setcrop.data.schema import DataError, Problems, Row, build
+from .annotations import Region, annotated_row, find_image
+from .schema import RATING_SCALE, DataError, Problems, Row, build
 
 ANNOTATIONS = "annotations.xml"
 
@@ -23,12 +23,15 @@ _SPLIT_OF_SUBSET = {"": "train", "default": "train", "train": "train", "test": "
 )
 
 
-def load_cvat(path: str | os.PathLike, *, problems: Problems | None = None) -> DatasetDict:
+def load_cvat(
+    path: str | os.PathLike, *, problems: Problems | None = None, rating_scale: Sequence[float] = RATING_SCALE
+) -> DatasetDict:
     """Read a folder of images with a CVAT export.
 
     Args:
         path: The folder, with `annotations.xml`; images lie beside it or in `images/`, as CVAT exports them.
         problems: Receives the bad entries, which are left out; None logs a summary.
+        rating_scale: Lowest and highest rating that the labelling interface allows.
 
     Returns:
         The splits that the images' subsets name, rows as in `schema.FEATURES`.
@@ -46,7 +49,14 @@ def load_cvat(path: str | os.PathLike, *, problems: Problems | None = None) -> D
         raise DataError(f"{file}: is not XML ({error})") from None
     if tree.tag != "annotations":
         raise DataError(f"{file}: its root is <{tree.tag}>, not <annotations>: export as 'CVAT for images 1.1'")
-    return build("cvat", root, [root, root / "images", file], lambda found: _rows(root, file, tree, found), problems)
+    return build(
+        "cvat",
+        root,
+        [root, root / "images", file],
+        lambda found: _rows(root, file, tree, found),
+        problems,
+        rating_scale=rating_scale,
+    )
 
 
 def _rows(root: Path, file: Path, tree: ElementTree.Element, problems: Problems) -> Iterator[Row]:

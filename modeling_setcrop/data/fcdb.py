@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from datasets import DatasetDict
 
-from modeling_setcrop.data.schema import DataError, Problems, Row, boxes_inside, build, picture_size
+from .schema import DataError, Problems, Row, boxes_inside, build, picture_size
 
 LABELS = {"train": "cropping_training_set.json", "test": "cropping_testing_set.json"}
 
@@ -45,7 +45,7 @@ def load_fcdb(path: str | os.PathLike, *, problems: Problems | None = None) -> D
 def _rows(files: dict[str, Path], images: Path, problems: Problems) -> Iterator[Row]:
     for split, file in files.items():
         try:
-            entries = json.loads(file.read_text(encoding="utf-8"))
+            entries = json.loads(file.read_text(encoding="utf-8-sig"))
         except (OSError, ValueError) as error:
             raise DataError(f"{file}: not a JSON list ({error})") from error
         for number, entry in enumerate(entries, start=1):

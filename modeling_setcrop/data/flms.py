@@ -16,7 +16,7 @@ import numpy as np
 from datasets import DatasetDict
 from scipy.io import loadmat
 
-from modeling_setcrop.data.schema import DataError, Problems, Row, boxes_inside, build, picture_size
+from .schema import DataError, Problems, Row, boxes_inside, build, picture_size
 
 LABELS = "500_image_dataset.mat"
 

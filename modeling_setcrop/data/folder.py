@@ -5,61 +5,70 @@ Every line describes one picture, in pixels of the picture as displayed:
     {"file_name": "beach.jpg", "boxes": [[x1, y1, x2, y2], ...], "scores": [4.2, ...], "good": [true, ...],
      "split": "test"}
 
-(without the line break). `scores` (any finite numbers, higher is better), `good` and `split` (train, validation or
-test; train when left out) are optional. Without `good`, all crops without scores are good, and of crops with scores
-those of at least 4 (the 1..5 scale of GAIC), or else the best-scored ones.
+(without the line break). `scores` (ratings, higher is better), `good` and `split` (train, validation or test; train
+when left out) are optional. Ratings are on the scale 1..5, or on that which the caller or the line's `rating_scale`,
+[lowest, highest], gives; they are mapped to 1..5. Without `good`, all crops without scores are good, and of crops with
+scores those of at least 4 on that scale, or else the best-scored ones.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import DatasetDict
 
-from modeling_setcrop.data.gaic import GOOD_SCORE
-from modeling_setcrop.data.schema import (
+from .schema import (
+    LARGEST_ANNOTATION,
+    RATING_SCALE,
     SPLITS,
     DataError,
     Problems,
     Row,
     boxes_inside,
     build,
-    good_or_best,
     picture_size,
 )
 
 METADATA = "metadata.jsonl"
 
 
-def load_folder(path: str | os.PathLike, *, problems: Problems | None = None) -> DatasetDict:
+def load_folder(
+    path: str | os.PathLike, *, problems: Problems | None = None, rating_scale: Sequence[float] = RATING_SCALE
+) -> DatasetDict:
     """Reads a folder of photographs with a `metadata.jsonl` (see above).
 
     Args:
         path: the folder; `file_name`s are relative to it.
         problems: receives the bad entries, which are left out; None logs a summary.
+        rating_scale: lowest and highest rating, of the lines that do not say it themselves.
 
     Returns:
         The splits that the file names, rows as in `schema.FEATURES`.
 
     Raises:
-        DataError: there is no `metadata.jsonl`, or, with `problems.strict`, at the first bad entry.
+        DataError: there is no `metadata.jsonl`, a rating is not on its scale, or, with `problems.strict`, at the first
+            bad entry.
     """
     root = Path(path).resolve()
     if not (root / METADATA).is_file():
         raise DataError(f"{root}: layout 'folder' needs the file '{METADATA}'")
-    return build("folder", root, [root, root / METADATA], lambda found: _rows(root, found), problems)
+    return build(
+        "folder", root, [root, root / METADATA], lambda found: _rows(root, found), problems, rating_scale=rating_scale
+    )
 
 
 def _rows(root: Path, problems: Problems) -> Iterator[Row]:
     file = root / METADATA
-    with open(file, encoding="utf-8", errors="replace") as lines:
+    with open(file, encoding="utf-8-sig", errors="replace") as lines:
         for number, line in enumerate(lines, start=1):
-            if line.strip():
+            if len(line) > LARGEST_ANNOTATION:
+                problems.add("annotation too large", file, f"has {len(line) / 1e6:.0f} MB", number)
+            elif line.strip():
                 row = _row(root, file, number, line, problems)
                 if row is not None:
                     yield row
@@ -83,6 +92,10 @@ def entry_row(root: Path, file: Path, number: int, entry: Any, problems: Problem
     if split not in SPLITS:
         problems.add("unknown split", file, f"split {split!r} is not one of {', '.join(SPLITS)}", number)
         return None
+    parts = Path(entry["file_name"]).parts
+    if Path(entry["file_name"]).is_absolute() or ".." in parts:
+        problems.add("outside the folder", file, f"file_name {entry['file_name']!r} leaves the folder", number)
+        return None
     image = root / entry["file_name"]
     if not image.is_file():
         problems.add("annotation without image", file, f"no such picture: {entry['file_name']}", number)
@@ -105,19 +118,19 @@ def entry_row(root: Path, file: Path, number: int, entry: Any, problems: Problem
         if good is None:
             problems.add("wrong number of fields", file, f"good is not a list of {len(boxes)} booleans", number)
             return None
+    scale = _numbers(entry.get("rating_scale"), (2,))
+    if scale is None and entry.get("rating_scale") is not None:
+        problems.add("wrong number of fields", file, "rating_scale is not [lowest, highest]", number)
+        return None
+    scale = None if scale is None else tuple(scale.tolist())
     boxes, keep = boxes_inside(boxes, size, file, [number] * len(boxes), problems)
     if not keep.any():
         problems.add("no usable crop", file, "has no crop inside the picture", number)
         return None
     scores = None if scores is None else scores[keep]
-    if good is not None:
-        good = good[keep]
-    elif scores is not None:
-        good = good_or_best(scores, scores >= GOOD_SCORE)
-    else:
-        good = np.ones(int(keep.sum()), bool)
+    good = None if good is None else good[keep]
     name = os.path.splitext(entry["file_name"])[0]
-    return Row(str(image), name, *size, boxes[keep], scores, good, split)
+    return Row(str(image), name, *size, boxes[keep], scores, good, split, scale)
 
 
 def _numbers(value: Any, shape: tuple[int | None, ...]) -> np.ndarray | None:

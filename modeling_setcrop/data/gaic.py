@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from datasets import DatasetDict
 
-from modeling_setcrop.data.schema import (
+from .schema import (
+    GOOD_RATING,
     DataError,
     Problems,
     Row,
@@ -26,9 +27,9 @@ from modeling_setcrop.data.schema import (
     held_out,
     images_by_stem,
     picture_size,
+    read_annotation_text,
 )
 
-GOOD_SCORE = 4.0
 NOT_RATED = -2.0
 LOWEST_SCORE, HIGHEST_SCORE = 1.0, 5.0
 # Version 1 has no validation split: 36 of its 1,036 training pictures are held out.
@@ -76,8 +77,8 @@ def read_annotation(path: str | os.PathLike, problems: Problems) -> tuple[np.nda
         (S, 4) boxes x1, y1, x2, y2 in pixels, (S,) scores 1..5, and the 1-based line of each.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_annotation_text(path)
+    except (OSError, ValueError) as error:
         problems.add("unreadable annotation", path, f"cannot be read ({error})")
         return np.zeros((0, 4)), np.zeros(0), []
     try:
@@ -117,7 +118,7 @@ def _parse_lines(path: str | os.PathLike, text: str, problems: Problems) -> tupl
 
 def _version_1(root: Path, problems: Problems) -> Iterator[Row]:
     annotations = _annotations(root / "annotations")
-    images = {part: images_by_stem(root / "images" / part) for part in ("train", "test")}
+    images = {part: images_by_stem(root / "images" / part, problems) for part in ("train", "test")}
     validation = held_out(images["train"], V1_VALIDATION_SHARE, V1_VALIDATION_SEED)
     for part, of_part in images.items():
         for stem, image in of_part.items():
@@ -131,7 +132,7 @@ def _version_1(root: Path, problems: Problems) -> Iterator[Row]:
 def _version_2(root: Path, problems: Problems) -> Iterator[Row]:
     for part, split in _V2_SPLITS.items():
         annotations = _annotations(root / "annotations" / part)
-        images = images_by_stem(root / "images" / part)
+        images = images_by_stem(root / "images" / part, problems)
         for stem, image in images.items():
             yield from _row(image, stem, annotations.get(stem), split, problems)
         for stem, file in annotations.items():
@@ -156,4 +157,4 @@ def _row(image: str, stem: str, annotation: str | None, split: str, problems: Pr
     if not len(boxes):
         problems.add("no usable crop", annotation, "has no rated crop inside the picture")
         return
-    yield Row(image, stem, *size, boxes, scores, good_or_best(scores, scores >= GOOD_SCORE), split)
+    yield Row(image, stem, *size, boxes, scores, good_or_best(scores, scores >= GOOD_RATING), split)

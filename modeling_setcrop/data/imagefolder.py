@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,20 @@ from datasets import DatasetDict
 
 from ..coco_annotations import corners
 from .folder import METADATA, entry_row
-from .schema import DataError, Problems, Row, build
+from .schema import RATING_SCALE, DataError, Problems, Row, build
 
 _SPLIT_FOLDERS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 
 
-def load_imagefolder(path: str | os.PathLike, *, problems: Problems | None = None) -> DatasetDict:
+def load_imagefolder(
+    path: str | os.PathLike, *, problems: Problems | None = None, rating_scale: Sequence[float] = RATING_SCALE
+) -> DatasetDict:
     """Read an image folder with `objects` (see above).
 
     Args:
         path: The folder.
         problems: Receives the bad entries, which are left out; None logs a summary.
+        rating_scale: Lowest and highest rating that people could give.
 
     Raises:
         DataError: There is no `metadata.jsonl`, or, with `problems.strict`, at the first bad entry.
@@ -45,11 +48,12 @@ def load_imagefolder(path: str | os.PathLike, *, problems: Problems | None = Non
         for file, split in files.items():
             yield from _rows(file, split, found)
 
-    return build("imagefolder", root, [place for file in files for place in (file, file.parent)], rows, problems)
+    folders = [place for file in files for place in (file, file.parent)]
+    return build("imagefolder", root, folders, rows, problems, rating_scale=rating_scale)
 
 
 def _rows(file: Path, split: str, problems: Problems) -> Iterator[Row]:
-    with open(file, encoding="utf-8", errors="replace") as lines:
+    with open(file, encoding="utf-8-sig", errors="replace") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue

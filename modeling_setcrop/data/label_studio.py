@@ -10,26 +10,29 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from datasets import DatasetDict
 
-from modeling_setcrop.data.annotations import Region, annotated_row, find_image
-from modeling_setcrop.data.schema import SPLITS, DataError, Problems, Row, build
+from .annotations import Region, annotated_row, find_image
+from .schema import RATING_SCALE, SPLITS, DataError, Problems, Row, build
 
 # What Label Studio puts in front of the name of an uploaded file.
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")
 
 
-def load_label_studio(path: str | os.PathLike, *, problems: Problems | None = None) -> DatasetDict:
+def load_label_studio(
+    path: str | os.PathLike, *, problems: Problems | None = None, rating_scale: Sequence[float] = RATING_SCALE
+) -> DatasetDict:
     """Read a folder of images with a Label Studio export.
 
     Args:
         path: The folder, with one or more `*.json` exports; images are found by the names that their tasks give.
         problems: Receives the bad entries, which are left out; None logs a summary.
+        rating_scale: Lowest and highest rating that the labelling interface allows.
 
     Returns:
         The splits that the tasks' `data.split` names (train where it is left out), rows as in `schema.FEATURES`.
@@ -47,12 +50,12 @@ def load_label_studio(path: str | os.PathLike, *, problems: Problems | None = No
         for export in exports:
             yield from _rows(root, export, found)
 
-    return build("label-studio", root, [root, *exports], rows, problems)
+    return build("label-studio", root, [root, *exports], rows, problems, rating_scale=rating_scale)
 
 
 def _rows(root: Path, export: Path, problems: Problems) -> Iterator[Row]:
     try:
-        tasks = json.loads(export.read_text(encoding="utf-8"))
+        tasks = json.loads(export.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         problems.add("undecodable annotation", export, f"is not JSON ({error})")
         return

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.table import embed_table_storage
 
-from modeling_setcrop.data.schema import FEATURES, SPLITS, DataError, Problems
+from .schema import FEATURES, OPTIONAL, SPLITS, DataError, Problems
 
 _ROWS_PER_GROUP = 100
 
@@ -35,7 +35,8 @@ def load_saved(path: str | os.PathLike, *, problems: Problems | None = None) -> 
             raise DataError(f"{root}: layout 'saved' needs 'dataset_dict.json' or SPLIT.parquet files")
         splits = load_dataset("parquet", data_files=files)
     for split, dataset in splits.items():
-        if dataset.features != FEATURES:
+        needed = {name: kind for name, kind in FEATURES.items() if name not in OPTIONAL}
+        if any(dataset.features.get(name) != kind for name, kind in needed.items()):
             raise DataError(f"{root}: the columns of split {split!r} are not those of SetCrop's data sets")
     return splits
 

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -34,20 +34,30 @@ FEATURES = Features(
         "height": Value("int32"),
         # (S, 4) crops as x1, y1, x2, y2 in pixels of the picture as displayed; x2 and y2 lie outside the crop.
         "boxes": List(List(Value("float32"), length=4)),
-        # (S,) mean opinion of each crop, on the data set's own scale (GAIC 1..5, CPC 0..4); null where it has none.
+        # (S,) rating of each crop, mapped to 1..5; null where the image has none.
         "scores": List(Value("float32")),
         # (S,) whether the crop is one that a person would keep, the ground truth of the set prediction.
         "good": List(Value("bool")),
         # train, validation or test.
         "split": Value("string"),
+        # (2,) lowest and highest rating of the scale on which people gave them; null where there are none.
+        "rating_scale": List(Value("float32"), length=2),
     }
 )
+# What copies from before a column was added may lack.
+OPTIONAL = ("rating_scale",)
+RATING_SCALE = (1.0, 5.0)
+"""The scale of ratings in the schema, of the model and of its thresholds; GAIC's own."""
+GOOD_RATING = 4.0
+"""A crop with at least this rating on `RATING_SCALE` is good (paper, section 4.3), where nothing else says what is."""
 SPLITS = ("train", "validation", "test")
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 
 # Raised whenever a reader's result changes for unchanged files, so that old cache entries are left aside.
-_CACHE_VERSION = 2
+_CACHE_VERSION = 3
 _ROWS_PER_BATCH = 1000
+LARGEST_ANNOTATION = 10_000_000
+"""Bytes of one image's annotation, beyond which it is a mistake: GAIC's largest file has 4,000."""
 # Annotation tools round: a corner this far outside (pixels) is drawn in without a word.
 _ROUNDING = 1.0
 
@@ -91,7 +101,12 @@ class Problems:
 
 
 class Row(NamedTuple):
-    """One picture with its crops, as a reader yields it (fields as in `FEATURES`, the image as a path)."""
+    """One image with its crops, as a reader yields it (fields as in `FEATURES`, the image as a path).
+
+    Two things differ from the schema: `scores` are on `rating_scale`, or on the data set's where that is None; and
+    where `good` is None, the crops rated 4 or more on the scale 1..5 are, or the best-rated ones, or, without ratings,
+    all.
+    """
 
     image: str
     image_id: str
@@ -99,8 +114,9 @@ class Row(NamedTuple):
     height: int
     boxes: np.ndarray
     scores: np.ndarray | None
-    good: np.ndarray
+    good: np.ndarray | None
     split: str
+    rating_scale: tuple[float, float] | None = None
 
 
 def displayed_size(path: str | os.PathLike) -> tuple[int, int]:
@@ -186,13 +202,31 @@ def files_in(folder: Path) -> dict[str, os.DirEntry]:
         return {entry.name: entry for entry in sorted(entries, key=lambda e: e.name) if _is_visible_file(entry)}
 
 
-def images_by_stem(folder: Path) -> dict[str, str]:
-    """Paths of a folder's pictures by file name without ending."""
-    return {
-        os.path.splitext(name)[0]: entry.path
-        for name, entry in files_in(folder).items()
-        if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-    }
+def images_by_stem(folder: Path, problems: Problems) -> dict[str, str]:
+    """Paths of a folder's images by file name without ending; of several with one name the first stays."""
+    found: dict[str, str] = {}
+    for name, entry in files_in(folder).items():
+        stem, suffix = os.path.splitext(name)
+        if suffix.lower() not in IMAGE_SUFFIXES:
+            continue
+        if stem in found:
+            problems.add("several images of one name", entry.path, f"left out beside {os.path.basename(found[stem])}")
+        else:
+            found[stem] = entry.path
+    return found
+
+
+def read_annotation_text(path: str | os.PathLike) -> str:
+    """The text of one image's annotation file, without the byte-order mark that some editors put in front.
+
+    Raises:
+        OSError, UnicodeDecodeError: it cannot be read, or is not UTF-8.
+        ValueError: it is larger than an annotation can be.
+    """
+    size = os.stat(path).st_size
+    if size > LARGEST_ANNOTATION:
+        raise ValueError(f"{size / 1e6:.0f} MB are more than the annotation of an image")
+    return Path(path).read_text(encoding="utf-8-sig")
 
 
 def build(
@@ -202,10 +236,11 @@ def build(
     rows: Callable[[Problems], Iterator[Row]],
     problems: Problems | None,
     options: dict | None = None,
+    rating_scale: tuple[float, float] = RATING_SCALE,
 ) -> DatasetDict:
     """Reads a data set once into memory-mapped Arrow files and opens them.
 
-    The files are kept in the `datasets` cache, under a name that depends on the size and time of every file in
+    The files are kept in the `datasets` cache, under a name that depends on the size and time of every file below
     `folders`, so an unchanged data set opens at once and a changed one is read anew. Pictures are not decoded and not
     copied: rows refer to them by path.
 
@@ -216,16 +251,20 @@ def build(
         rows: yields the pictures, and notes bad entries in the `Problems` that it is given.
         problems: receives the bad entries; None logs a summary instead.
         options: what else the result depends on.
+        rating_scale: lowest and highest rating of the scale on which the rows' scores are.
 
     Raises:
-        DataError: nothing readable was found, or, with `problems.strict`, at the first bad entry.
+        DataError: nothing readable was found, a rating is not on its scale, or, with `problems.strict`, at the first
+            bad entry.
     """
+    rating_scale = _checked_scale(rating_scale)
+    options = {**(options or {}), "rating_scale": rating_scale}
     report = Problems() if problems is None else problems
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "setcrop"
     target = cache / f"{layout}-{_fingerprint(layout, path, folders, options)}"
     known = _cached_problems(target)
     if known is None or (known and report.strict):
-        known = _write_cache(target, rows, report)
+        known = _write_cache(target, lambda found: _on_one_scale(rows(found), path, rating_scale), report)
     report.found.extend(known)
     if problems is None and report.found:
         counts = ", ".join(f"{kind}: {count}" for kind, count in report.counts().items())
@@ -235,6 +274,37 @@ def build(
         first = f"; first problem: {known[0]}" if known else ""
         raise DataError(f"{path}: no usable picture with crops in layout {layout!r}{first}")
     return DatasetDict({split: Dataset.from_file(str(file)) for split, file in parts.items()})
+
+
+def _checked_scale(scale: Sequence[float]) -> tuple[float, float]:
+    try:
+        low, high = (float(value) for value in scale)
+    except (TypeError, ValueError):
+        low = high = np.nan
+    if not (np.isfinite([low, high]).all() and low < high):
+        raise DataError(f"rating_scale is {scale!r}; it must be the lowest and the highest rating, such as 1,5")
+    return low, high
+
+
+def _on_one_scale(rows: Iterator[Row], path: Path, default: tuple[float, float]) -> Iterator[Row]:
+    """Map the ratings to 1..5, and say which crops are good where the reader has not."""
+    for row in rows:
+        scores, scale = row.scores, None
+        if scores is not None:
+            scale = low, high = _checked_scale(row.rating_scale or default)
+            if scores.min() < low or scores.max() > high:
+                raise DataError(
+                    f"{path}: ratings of {row.image_id!r} run from {scores.min():g} to {scores.max():g}, which is not "
+                    f"within {low:g}..{high:g}: say on which scale the ratings are (rating_scale LOW,HIGH)"
+                )
+            if scale != RATING_SCALE:
+                scores = RATING_SCALE[0] + (scores - low) * ((RATING_SCALE[1] - RATING_SCALE[0]) / (high - low))
+        good = row.good
+        if good is None:
+            # A rating of exactly 4 may have lost its last bit on the way here.
+            is_good = np.ones(len(row.boxes), bool) if scores is None else scores >= GOOD_RATING - 1e-9
+            good = is_good if scores is None else good_or_best(scores, is_good)
+        yield row._replace(scores=scores, good=good, rating_scale=scale)
 
 
 def _is_visible_file(entry: os.DirEntry) -> bool:
@@ -247,10 +317,24 @@ def _fingerprint(layout: str, path: Path, folders: Iterable[Path], options: dict
         if folder.is_file():
             stat = folder.stat()
             digest.update(f"{folder}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-        for entry in files_in(folder).values():
-            stat = entry.stat()
-            digest.update(f"{entry.path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+        for path in _files_below(folder):
+            stat = os.stat(path)
+            digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:20]
+
+
+def _files_below(folder: Path) -> Iterator[str]:
+    """Paths of the visible files in a folder and in the folders below it, in a fixed order."""
+    seen: set[str] = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        # A link may lead back up.
+        real = os.path.realpath(parent)
+        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+        seen.add(real)
+        for name in sorted(files):
+            path = os.path.join(parent, name)
+            if not name.startswith(".") and os.path.isfile(path):
+                yield path
 
 
 def _cached_problems(target: Path) -> list[Problem] | None:
@@ -328,6 +412,7 @@ def _record_batch(rows: list[Row], schema: pa.Schema) -> pa.RecordBatch:
         scores,
         good,
         pa.array([row.split for row in rows]),
+        pa.array([row.rating_scale for row in rows], pa.list_(pa.float32(), 2)),
     ]
     return pa.RecordBatch.from_arrays(
         [column.cast(kind) for column, kind in zip(columns, schema.types, strict=True)], schema=schema

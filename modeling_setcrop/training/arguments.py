@@ -47,6 +47,12 @@ class CropTrainingArguments:
 
     data: str = _option("", "Folder of the data set.")
     layout: str = _option("gaic", f"How the data set lies in its folder: {', '.join(LAYOUTS)}.")
+    rating_scale: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Lowest and highest rating that people could give, where that is not 1 5 nor said in the data."
+        },
+    )
     model_name_or_path: str = _option(
         "",
         "What to start from: a SetCrop or Conditional DETR checkpoint (folder or Hub name), or a folder with only a "

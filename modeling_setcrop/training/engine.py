@@ -110,7 +110,7 @@ class CropTraining:
         )
         set_seed(args.seed, device_specific=True)
         with self.accelerator.main_process_first():
-            splits = load(args.layout, args.data) if dataset is None else dataset
+            splits = load(args.layout, args.data, rating_scale=args.rating_scale) if dataset is None else dataset
         self.train_rows = _split(splits, "train", args.max_train_samples, args.data)
         self.validation_rows = _split(splits, "validation", args.max_eval_samples, args.data)
         if args.metric_for_best in RATED_FIGURES and all(scores is None for scores in self.validation_rows["scores"]):
