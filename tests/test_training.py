@@ -685,7 +685,6 @@ class TestCommand:
         if recipe.stem in ("gaic", "cpc"):
             assert (args.freeze_backbone_stages, config.cls_loss_coefficient, config.num_queries) == (1, 2, 90)
 
-
     @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda file: file.stem)
     def test_recipes_train_on_data_in_their_own_layout(self, recipe, data, tmp_path):
         layout = parse_arguments(["--config", str(recipe), "--data", "d", "--model_name_or_path", "m"]).layout
