@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import stat
@@ -19,6 +20,9 @@ MAX_PIXELS = 300_000_000
 
 READ_FACTOR = 2
 """Images are decoded at no less than this many times the model's size, so that resizing still averages pixels."""
+
+RAW_SUFFIXES = frozenset({".nef", ".cr2", ".cr3", ".arw", ".dng", ".raf", ".orf", ".rw2", ".pef"})
+"""Cameras' raw files, lower case: they are read by the preview inside them."""
 
 MAX_BYTES = 8 * MAX_PIXELS
 """Most memory, in bytes, that decoding an image file and cutting crops from it may take."""
@@ -182,8 +186,30 @@ def open_image(source: str | os.PathLike[str] | IO[bytes], name: str | None = No
         with _identify(source, named) as image:
             yield image
         return
-    with open_regular_file(source, named) as file, _identify(file, named) as image:
-        yield image
+    with open_regular_file(source, named) as file:
+        content = _raw_preview(file, named) if Path(source).suffix.lower() in RAW_SUFFIXES else file
+        with _identify(content, named) as image:
+            yield image
+
+
+def _raw_preview(file: IO[bytes], named: str) -> IO[bytes]:
+    """The image that a camera has put into its raw file.
+
+    Raises:
+        ImageFileError: There is none, or rawpy is not installed.
+    """
+    try:
+        import rawpy
+    except ImportError:
+        raise ImageFileError(named, "raw files need the package rawpy") from None
+    try:
+        with rawpy.imread(file) as raw:
+            preview = raw.extract_thumb()
+    except (rawpy.LibRawError, OSError, ValueError) as error:
+        raise ImageFileError(named, f"not a raw file with a preview ({one_line(error)})") from None
+    if preview.format != rawpy.ThumbFormat.JPEG:
+        raise ImageFileError(named, "its preview is no JPEG image")
+    return io.BytesIO(preview.data)
 
 
 @contextmanager

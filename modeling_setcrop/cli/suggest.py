@@ -29,6 +29,13 @@ def suggest(
         Path | None,
         typer.Option(metavar="FILE|FOLDER", help="Also write the photograph with its crops drawn on it."),
     ] = None,
+    write_metadata: Annotated[
+        str | None,
+        typer.Option(
+            metavar="sidecars|FOLDER",
+            help="Also write the crops as metadata: into XMP files beside the photographs, or into copies in FOLDER.",
+        ),
+    ] = None,
     threshold: shared.Threshold = 0.0,
     nms_iou: shared.NmsIou = 0.8,
     diversity: shared.Diversity = None,
@@ -67,6 +74,8 @@ def suggest(
         )
     except shared.UsageError as error:
         raise shared.fail(f"setcrop suggest: {error}") from None
+    from modeling_setcrop.image_reading import RAW_SUFFIXES
+    from modeling_setcrop.images.finding import IMAGE_SUFFIXES
     from modeling_setcrop.integrations.formats import format_lines
     from modeling_setcrop.runs.scheduling import in_order, suggest_crops
     from modeling_setcrop.runs.sources import list_sources
@@ -77,7 +86,8 @@ def suggest(
         failed.append(error)
         shared.report(error)
 
-    found = list_sources(photos, note)
+    suffixes = IMAGE_SUFFIXES if write_metadata is None else IMAGE_SUFFIXES | RAW_SUFFIXES
+    found = list_sources(photos, note, suffixes=suffixes)
     if annotate is not None and annotate.suffix and len(found) > 1:
         raise shared.fail(f"setcrop suggest: --annotate {annotate}: name a folder for {len(found)} photographs")
     if found:
@@ -87,6 +97,8 @@ def suggest(
             raise shared.fail(f"setcrop suggest: {error}") from None
         suggestions = suggest_crops(cropper, found, options, batch_size=batch_size, workers=workers)
         shown = answered(in_order(suggestions, found), annotate, note)
+        if write_metadata is not None:
+            shown = with_metadata(shown, write_metadata, note)
         if format is not None:
             for line in format_lines(format, rows_with_crops(shown, note)):
                 print(line, flush=True)
@@ -107,6 +119,27 @@ def answered(
             if suggestion.error is not None:
                 raise suggestion.error
             drawn = None if annotate is None else annotate_photo(suggestion, annotate)
+        except ImageFileError as error:
+            note(error)
+        else:
+            yield suggestion, drawn
+
+
+def with_metadata(
+    shown: Iterable[tuple[Suggestion, Path | None]], where: str, note: Callable[[ImageFileError], None]
+) -> Iterator[tuple[Suggestion, Path | None]]:
+    """Yield what comes after its crops have been written as metadata."""
+    from modeling_setcrop.image_reading import ImageFileError
+    from modeling_setcrop.integrations.crop_metadata import MetadataWriter
+    from modeling_setcrop.integrations.formats import crop_rows
+
+    writer = MetadataWriter(None if where == "sidecars" else Path(where))
+    for suggestion, drawn in shown:
+        photo = suggestion.photo
+        rows = crop_rows(photo.path.as_posix(), suggestion.picture.size, suggestion.result)
+        try:
+            if rows:
+                writer.write(photo.path, photo.folder, rows)
         except ImageFileError as error:
             note(error)
         else:

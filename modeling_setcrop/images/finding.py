@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 
 from ..image_reading import ImageFileError
@@ -18,7 +18,9 @@ IMAGE_SUFFIXES = frozenset({
 
 
 def find_images(
-    paths: Iterable[str | os.PathLike[str]], on_error: Callable[[ImageFileError], None]
+    paths: Iterable[str | os.PathLike[str]],
+    on_error: Callable[[ImageFileError], None],
+    suffixes: Container[str] = IMAGE_SUFFIXES,
 ) -> Iterator[tuple[Path, Path]]:
     """Photographs under the given files and folders, as (file, path relative to where the search began), sorted.
 
@@ -35,7 +37,7 @@ def find_images(
             for folder, folders, names in os.walk(path):
                 folders[:] = sorted(name for name in folders if not name.startswith("."))
                 for name in sorted(names):
-                    if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
+                    if not name.startswith(".") and Path(name).suffix.lower() in suffixes:
                         found = True
                         file = Path(folder, name)
                         yield file, file.relative_to(path)

@@ -162,13 +162,23 @@ def add_property(document: Document, prefix: str, name: str) -> Element:
 
 
 def add_child(parent: Element, prefix: str, name: str, text: str | None = None) -> Element:
-    """Add an element, declaring its namespace where it stands, and return it."""
+    """Add an element, declaring its namespace unless that is known where it stands, and return it."""
     space = RDF if prefix == "rdf" else NAMESPACES[prefix]
     child = parent.ownerDocument.createElementNS(space, f"{prefix}:{name}")
-    child.setAttributeNS(XMLNS, f"xmlns:{prefix}", space)
+    if _declared(parent, prefix) != space:
+        child.setAttributeNS(XMLNS, f"xmlns:{prefix}", space)
     if text is not None:
         child.appendChild(parent.ownerDocument.createTextNode(text))
     return parent.appendChild(child)
+
+
+def _declared(node: Element, prefix: str) -> str | None:
+    """The namespace that a prefix stands for in an element."""
+    while node is not None and node.nodeType == node.ELEMENT_NODE:
+        if node.hasAttribute(f"xmlns:{prefix}"):
+            return node.getAttribute(f"xmlns:{prefix}")
+        node = node.parentNode
+    return None
 
 
 def value_of(node: Element | Attr) -> str:

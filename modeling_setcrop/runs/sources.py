@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..image_reading import ImageFileError
-from ..images.finding import find_images
+from ..images.finding import IMAGE_SUFFIXES, find_images
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ def list_sources(
     paths: Iterable[str | os.PathLike[str]],
     on_error: Callable[[ImageFileError], None],
     exclude: Path | None = None,
+    suffixes: Container[str] = IMAGE_SUFFIXES,
 ) -> list[Source]:
     """Photographs under files and folders, in order.
 
@@ -38,11 +39,12 @@ def list_sources(
         paths: Files, and folders searched recursively.
         on_error: Told of paths without photographs, and of photographs whose crops would overwrite another's.
         exclude: A folder that is not searched: the output's.
+        suffixes: Of the files that are taken in folders, lower case.
     """
     excluded = None if exclude is None else exclude.resolve()
     found = [
         (path, relative)
-        for path, relative in find_images(paths, on_error)
+        for path, relative in find_images(paths, on_error, suffixes)
         if excluded is None or excluded not in path.resolve().parents
     ]
     shared = Counter((relative.parent, relative.stem) for _, relative in found)
