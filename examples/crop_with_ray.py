@@ -20,13 +20,15 @@ from typing import Any
 import numpy as np
 import ray
 
-from modeling_setcrop.cli.crop import default_name
 from modeling_setcrop.cli.options import load_cropper
 from modeling_setcrop.image_reading import ImageFileError
-from modeling_setcrop.runs.cropping import crop_sources
+from modeling_setcrop.runs.cropping import SourceReport, crop_sources
+from modeling_setcrop.runs.crops import CroppedImage
+from modeling_setcrop.runs.identity import FileState
 from modeling_setcrop.runs.journal import Journal
 from modeling_setcrop.runs.manifest import write_manifest
-from modeling_setcrop.runs.naming import CropPlan
+from modeling_setcrop.runs.naming import CropPlan, default_name
+from modeling_setcrop.runs.output import lock_folder
 from modeling_setcrop.runs.sources import Source, list_sources
 
 
@@ -44,7 +46,7 @@ class CropWorker:
         self.journal = Journal(plan.out, plan.signature(self.cropper.model.name_or_path, options), read_only=True)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
-        """Columns `path`, `folder` and `stem` in; the same with `rows` (JSON) and `error` out."""
+        """Columns `path`, `folder` and `stem` in; the same with `done` (JSON) and `error` out."""
         columns = zip(batch["path"], batch["folder"], batch["stem"], strict=True)
         photos = [Source(Path(path), Path(folder), str(stem)) for path, folder, stem in columns]
         reports = crop_sources(
@@ -56,14 +58,18 @@ class CropWorker:
             overwrite=self.overwrite,
             workers=self.threads,
         )
-        done: dict[str, list[str]] = {"path": [], "folder": [], "stem": [], "rows": [], "error": []}
+        done: dict[str, list[str]] = {"path": [], "folder": [], "stem": [], "done": [], "error": []}
         for report in reports:
-            done["path"].append(str(report.photo.path))
-            done["folder"].append(str(report.photo.folder))
-            done["stem"].append(report.photo.stem)
-            done["rows"].append(json.dumps(report.rows))
+            done["path"].append(str(report.source.path))
+            done["folder"].append(str(report.source.folder))
+            done["stem"].append(report.source.stem)
+            done["done"].append("" if report.error else json.dumps(_to_json(report)))
             done["error"].append("" if report.error is None else report.error.reason)
         return done
+
+
+def _to_json(report: SourceReport) -> dict[str, Any]:
+    return {"image": report.image.to_dict(), "state": report.state.to_list(), "sizes": list(report.sizes)}
 
 
 def find_photos(sources: list[Path], out: Path, errors: list[ImageFileError]) -> list[Source]:
@@ -100,35 +106,39 @@ def main(arguments: list[str] | None = None) -> int:
     options = {name: value for name, value in options.items() if value not in (None, [])}
     # Workers may run in another folder than the driver.
     out = args.out.resolve()
-    plan = CropPlan(out, default_name(args.top_k, len(ratios) > 1), args.format, width=args.width)
+    the_ratio = ratios[0] if len(ratios) == 1 else None
+    plan = CropPlan(out, default_name(args.top_k, ratios), args.format, width=args.width, ratio=the_ratio)
     model = str(Path(args.model).resolve()) if args.model and Path(args.model).is_dir() else args.model
 
     errors: list[ImageFileError] = []
     photos = find_photos([source.resolve() for source in args.sources], out, errors)
     name = load_cropper(model, "cpu").model.name_or_path
-    journal = Journal(out, plan.signature(name, options))
-    todo = [photo for photo in photos if args.overwrite or not journal.is_done(photo)]
-    crops = 0
-    if todo:
-        items = [{"path": str(p.path), "folder": str(p.folder), "stem": p.stem} for p in todo]
-        # Blocks no larger than a batch, so that all workers have work.
-        blocks = max(args.workers, -(-len(items) // args.batch_size))
-        reports = ray.data.from_items(items, override_num_blocks=min(blocks, len(items))).map_batches(
-            CropWorker,
-            fn_constructor_args=(model, plan, options, args.overwrite, args.threads),
-            batch_size=args.batch_size,
-            compute=ray.data.ActorPoolStrategy(size=args.workers),
-            num_cpus=args.threads,
-            num_gpus=args.gpus,
-        )
-        for report in reports.iter_rows():
-            photo = Source(Path(report["path"]), Path(report["folder"]), report["stem"])
-            if report["error"]:
-                errors.append(ImageFileError(photo.path, report["error"]))
-                continue
-            rows = json.loads(report["rows"])
-            crops += len(rows)
-            journal.add(photo, rows)
+    # The workers write; the driver keeps every other run away from the folder.
+    with lock_folder(out):
+        journal = Journal(out, plan.signature(name, options))
+        todo = [photo for photo in photos if args.overwrite or not journal.is_done(photo)]
+        crops = 0
+        if todo:
+            items = [{"path": str(p.path), "folder": str(p.folder), "stem": p.stem} for p in todo]
+            # Blocks no larger than a batch, so that all workers have work.
+            blocks = max(args.workers, -(-len(items) // args.batch_size))
+            reports = ray.data.from_items(items, override_num_blocks=min(blocks, len(items))).map_batches(
+                CropWorker,
+                fn_constructor_args=(model, plan, options, args.overwrite, args.threads),
+                batch_size=args.batch_size,
+                compute=ray.data.ActorPoolStrategy(size=args.workers),
+                num_cpus=args.threads,
+                num_gpus=args.gpus,
+            )
+            for report in reports.iter_rows():
+                photo = Source(Path(report["path"]), Path(report["folder"]), report["stem"])
+                if report["error"]:
+                    errors.append(ImageFileError(photo.path, report["error"]))
+                    continue
+                done = json.loads(report["done"])
+                image = CroppedImage.from_dict(done["image"])
+                crops += len(image.crops)
+                journal.add(photo, image, FileState.from_list(done["state"]), done["sizes"])
     for error in errors:
         print(error, file=sys.stderr)
     if args.manifest is not None:

@@ -22,7 +22,7 @@ from modeling_setcrop.runs.cropping import crop_sources
 from modeling_setcrop.runs.journal import JOURNAL, Journal
 from modeling_setcrop.runs.manifest import write_manifest
 from modeling_setcrop.runs.naming import CropPlan
-from modeling_setcrop.runs.scheduling import PixelBudget, in_order, suggest_crops
+from modeling_setcrop.runs.scheduling import MemoryBudget, in_order, suggest_crops
 from modeling_setcrop.runs.sources import list_sources
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,7 +91,7 @@ def test_a_second_run_skips_what_is_done_and_redoes_what_changed(cropper, album,
     assert sum(report.skipped for report in run(cropper, album, out, top_k=1)) == 6
     (out / "trip" / "photo1.jpg").unlink()
     Image.new("RGB", (90, 60), "teal").save(album / "trip" / "photo5.jpg")
-    redone = [report.photo.stem for report in run(cropper, album, out, top_k=1) if not report.skipped]
+    redone = [report.source.stem for report in run(cropper, album, out, top_k=1) if not report.skipped]
     assert sorted(redone) == ["broken", "photo1", "photo5"]
     assert not any(report.skipped for report in run(cropper, album, out, top_k=1, aspect_ratio="1:1"))
     assert not any(report.skipped for report in run(cropper, album, out, top_k=1, aspect_ratio="1:1", overwrite=True))
@@ -116,9 +116,9 @@ def test_a_dry_run_writes_nothing(cropper, album, tmp_path):
 
 def test_names_that_clash_are_refused(cropper, album, tmp_path):
     reports = run(cropper, album, tmp_path / "out", top_k=2, nms_iou=1.0, name="{stem}")
-    assert all("use {rank} in the template" in str(r.error) for r in reports if r.photo.stem != "broken")
+    assert all("use {rank} in the template" in str(r.error) for r in reports if r.source.stem != "broken")
     reports = run(cropper, album, tmp_path / "out", top_k=1, name="../../{stem}")
-    assert all("outside" in str(r.error) for r in reports if r.photo.stem != "broken")
+    assert all("outside" in str(r.error) for r in reports if r.source.stem != "broken")
     for template in ("{stem}_{colour}", "{0}", "{stem", "{stem.x}"):
         with pytest.raises(ValueError, match="name template"):
             CropPlan(tmp_path, template)
@@ -167,7 +167,7 @@ def test_a_run_that_stops_early_records_what_it_wrote_and_goes_on(cropper, album
         file.write(b'{"source": "half a li')
     reports = run(cropper, album, out, top_k=1)
     assert len(files_below(out)) == 7
-    assert not any(report.error for report in reports if report.photo.stem != "broken")
+    assert not any(report.error for report in reports if report.source.stem != "broken")
     for line in (out / JOURNAL).read_bytes().splitlines():
         assert line.startswith(b'{"source"')
 
@@ -176,9 +176,11 @@ def test_a_run_that_stops_early_records_what_it_wrote_and_goes_on(cropper, album
 def test_the_manifest_lists_every_crop_and_every_failure(cropper, album, tmp_path, suffix):
     out = tmp_path / "out"
     photos = list_sources([album], pytest.fail, exclude=out)
-    reports = run(cropper, album, out, top_k=2, name="{stem}_{rank}", aspect_ratio=["1:1", "4:5"][0])
+    reports = run(cropper, album, out, top_k=2, name="{stem}_{rank}", aspect_ratio="1:1")
     path = tmp_path / f"crops{suffix}"
-    write_manifest(path, Journal(out, {}).rows(photos), [report.error for report in reports if report.error])
+    plan = CropPlan(out, "{stem}_{rank}")
+    journal = Journal(out, plan.signature("tiny", {"top_k": 2, "aspect_ratio": "1:1"}))
+    write_manifest(path, journal.rows(photos), [report.error for report in reports if report.error])
     if suffix == ".csv":
         rows = list(csv.DictReader(path.open(encoding="utf-8")))
     else:
@@ -193,7 +195,7 @@ def test_the_manifest_lists_every_crop_and_every_failure(cropper, album, tmp_pat
 
 
 def test_the_pixel_budget_holds_back_what_does_not_fit():
-    budget, held, most = PixelBudget(100), [0], [0]
+    budget, held, most = MemoryBudget(100), [0], [0]
     lock = threading.Lock()
 
     def hold(pixels):
@@ -215,10 +217,10 @@ def test_the_pixel_budget_holds_back_what_does_not_fit():
 
 def test_crops_are_brought_down_to_width_and_never_blown_up(tmp_path):
     plan = CropPlan(tmp_path, "{stem}", width=300)
-    assert plan.final_size({"xmin": 0, "ymin": 0, "xmax": 600, "ymax": 400}) == (300, 200)
-    assert plan.final_size({"xmin": 0, "ymin": 0, "xmax": 200, "ymax": 100}) == (200, 100)
+    assert plan.final_size((0, 0, 600, 400)) == (300, 200)
+    assert plan.final_size((0, 0, 200, 100)) == (200, 100)
     both = CropPlan(tmp_path, "{stem}", width=300, height=200)
-    assert both.final_size({"xmin": 0, "ymin": 0, "xmax": 601, "ymax": 400}) == (300, 200)
+    assert both.final_size((0, 0, 601, 400)) == (300, 200)
 
 
 def test_commands_end_to_end(tiny_checkpoint, photos, album, tmp_path):

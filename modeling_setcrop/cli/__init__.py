@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import suppress
+from typing import Annotated
+
 import typer
 
+from .. import __version__
 from .crop import crop
 from .data import data
 from .demo import demo
@@ -24,6 +29,27 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"setcrop {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and end.")
+    ] = False,
+) -> None:
+    """Diverse, well-composed crops of photographs, each with the probability that a person would call it good."""
+    for stream in (sys.stdout, sys.stderr):
+        # Names of files need not be text in the terminal's encoding.
+        with suppress(AttributeError, OSError):
+            stream.reconfigure(errors="backslashreplace")
+
+
 # The training options come from `CropTrainingArguments`, which parses them itself.
 app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},

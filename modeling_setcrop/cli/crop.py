@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
+import sys
 import time
+from collections import defaultdict
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -56,6 +59,9 @@ def crop(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Redo photographs that are done, and replace other files.")
     ] = False,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Then remove earlier crops of images that are gone, after listing them.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")] = False,
     threshold: shared.Threshold = 0.0,
     nms_iou: shared.NmsIou = 0.8,
@@ -78,7 +84,8 @@ def crop(
     What is done already is skipped, so an interrupted run goes on where it stopped.
     """
     from modeling_setcrop.image_reading import ImageFileError
-    from modeling_setcrop.runs.naming import CropPlan
+    from modeling_setcrop.runs.naming import CropPlan, default_name
+    from modeling_setcrop.runs.output import check_output
     from modeling_setcrop.runs.sources import list_sources
 
     try:
@@ -98,25 +105,36 @@ def crop(
             width=width,
             height=height,
         )
-        template = name or default_name(top_k, isinstance(options.get("aspect_ratio"), list))
-        plan = CropPlan(out, template, format, quality, width, height, strip)
+        ratios = [part.strip() for part in (aspect_ratio or "").split(",") if part.strip()]
+        the_ratio = ratios[0] if len(ratios) == 1 else None
+        plan = CropPlan(out, name or default_name(top_k, ratios), format, quality, width, height, strip, the_ratio)
         if manifest_format is not None and (manifest is None or manifest.suffix.lower() == ".csv"):
             raise ValueError("--manifest-format needs --manifest FILE, in JSON")
         if manifest is not None and manifest_format is None and manifest.suffix.lower() not in (".jsonl", ".csv"):
             raise ValueError(f"--manifest {manifest}: use .jsonl or .csv")
-        if any(path.is_dir() and path.resolve() == out.resolve() for path in photos):
-            raise ValueError(f"--out {out}: give another folder than the photographs'")
+        check_output(out, photos)
     except (shared.UsageError, ValueError) as error:
         raise shared.fail(f"setcrop crop: {error}") from None
 
     run = _Run()
-    found = list_sources(photos, run.fail, exclude=out)
+    found = list_sources(photos, run.fail, exclude=out, on_left_out=run.leave_out)
+    run.report_left_out()
     if found:
+        try:
+            plan.check_names(found, ratios, top_k)
+        except ValueError as error:
+            raise shared.fail(f"setcrop crop: {error}") from None
         try:
             cropper = shared.load_cropper(model, device, runtime)
         except shared.UsageError as error:
             raise shared.fail(f"setcrop crop: {error}") from None
-        run.crop(cropper, found, plan, options, overwrite, dry_run, batch_size, workers)
+        try:
+            run.crop(cropper, found, plan, options, overwrite, dry_run, batch_size, workers)
+            if prune and not run.interrupted:
+                run.prune([path for path in photos if path.is_dir()], found, dry_run)
+        except ValueError as error:
+            # Another run holds the folder, or it cannot be written.
+            raise shared.fail(f"setcrop crop: {error}") from None
     if manifest is not None and not dry_run and found:
         try:
             run.write_manifest(manifest, found, manifest_format)
@@ -129,16 +147,12 @@ def crop(
         raise typer.Exit(1)
 
 
-def default_name(top_k: int, several_ratios: bool) -> str:
-    """The shortest template under which the crops of one photograph have different names."""
-    return "{stem}" + ("_{ratio}" if several_ratios else "") + ("_{rank}" if top_k > 1 else "")
-
-
 class _Run:
     """One run of the command: counts, errors and what the terminal shows of them."""
 
     def __init__(self) -> None:
         self.errors: list[ImageFileError] = []
+        self.left_out: list[tuple[Path, str]] = []
         self.photos = self.crops = self.skipped = 0
         self.interrupted = False
         self.seconds = 0.0
@@ -147,10 +161,25 @@ class _Run:
 
     def fail(self, error: ImageFileError) -> None:
         self.errors.append(error)
+        self._say(str(error))
+
+    def _say(self, line: str) -> None:
         if self._progress is None:
-            shared.report(error)
+            print(f"setcrop: {line}", file=sys.stderr)
         else:
-            self._progress.console.print(f"setcrop: {error}", soft_wrap=True, markup=False, highlight=False)
+            self._progress.console.print(f"setcrop: {line}", soft_wrap=True, markup=False, highlight=False)
+
+    def leave_out(self, path: Path, reason: str) -> None:
+        self.left_out.append((path, reason))
+
+    def report_left_out(self) -> None:
+        """Say which files are left out, a line a reason."""
+        names = defaultdict(list)
+        for path, reason in self.left_out:
+            names[reason].append(path.name)
+        for reason, files in names.items():
+            shown = ", ".join(files[:3]) + (", ..." if len(files) > 3 else "")
+            self._say(f"{len(files)} left out: {reason} ({shown})")
 
     def crop(
         self,
@@ -200,11 +229,16 @@ class _Run:
             return
         self.skipped += report.skipped
         self.photos += not report.skipped
-        self.crops += len(report.rows)
+        if report.image is None:
+            return
+        crops = report.image.crops
+        self.crops += len(crops)
+        if crops and report.image.note is not None:
+            self._say(f"{report.source.path}: {report.image.note}")
         if dry_run:
-            for row in report.rows:
-                box = ",".join(str(row[edge]) for edge in ("xmin", "ymin", "xmax", "ymax"))
-                print(f"{row['source']} -> {row['file']}  {box}  {row['score']:.3f}")
+            for crop in crops:
+                box = ",".join(map(str, crop.box))
+                print(f"{report.source.path.as_posix()} -> {crop.file}  {box}  {crop.score:.3f}")
 
     def write_manifest(self, path: Path, photos: list[Source], format: str | None) -> None:
         from modeling_setcrop.integrations.formats import write_formatted
@@ -213,9 +247,25 @@ class _Run:
         failed = {error.path for error in self.errors}
         rows = self.journal.rows(photo for photo in photos if photo.path not in failed)
         if format is None:
-            write_manifest(path, rows, self.errors)
+            left_out = ({"source": path.as_posix(), "note": f"left out: {why}"} for path, why in self.left_out)
+            write_manifest(path, itertools.chain(rows, left_out), self.errors)
         else:
-            write_formatted(path, rows, format)
+            write_formatted(path, (row for row in rows if row["file"] is not None), format)
+
+    def prune(self, roots: list[Path], found: list[Source], dry_run: bool) -> None:
+        """List crops whose image is gone, and remove them."""
+        from modeling_setcrop.runs.output import lock_folder
+        from modeling_setcrop.runs.pruning import remove_crops, stale_crops
+
+        # A folder without any image may be a disk that is not there today.
+        searched = [root for root in roots if any(root in source.path.parents for source in found)]
+        stale = list(stale_crops(self.journal, searched))
+        for key, files in stale:
+            for file in files:
+                print(f"{'would remove' if dry_run else 'removing'} {self.journal.folder / file} ({key} is gone)")
+        if stale and not dry_run:
+            with lock_folder(self.journal.folder):
+                remove_crops(self.journal, stale)
 
     def summarise(self, out: Path, dry_run: bool) -> None:
         """The run in one line, and where it stopped if it did."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from PIL import Image, ImageSequence
 
@@ -81,6 +81,7 @@ def write_crops(
     quality: int = 92,
     budget: Callable[[int], AbstractContextManager[None]] = nullcontext,
     strip: Strip = "nothing",
+    opened: IO[bytes] | None = None,
 ) -> None:
     """Cut crops from the full file, decoded once, and write them upright, with colour profile and metadata.
 
@@ -93,12 +94,13 @@ def write_crops(
         quality: 1..100, for JPEG, WebP and AVIF.
         budget: Held with the estimated bytes while they are in use.
         strip: What of the metadata is left out, see `prepare_metadata`.
+        opened: The image file where it is open already, at its beginning.
 
     Raises:
         ImageFileError: The source cannot be read or would take more than `MAX_BYTES`, or a crop cannot be written.
         ValueError: A target's suffix is no known format, or a box is not inside the image.
     """
-    with open_image(source) as image:
+    with open_image(opened or source, str(source)) as image:
         transpose = orientation(image)
         swapped = swaps_sides(transpose)
         width, height = image.size[::-1] if swapped else image.size

@@ -1,24 +1,26 @@
-"""A list of every crop of a run, and of every image that failed."""
+"""A list of every crop of a run, and of every image without one."""
 
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from ..image_reading import ImageFileError
 from ..images.atomic import atomic_writer
+from .journal import json_line
 
-_MANIFEST_FIELDS = (
+_FIELDS = (
     "source", "file", "rank", "score", "xmin", "ymin", "xmax", "ymax", "width", "height", "aspect_ratio", "gave_way",
-    "picture_width", "picture_height", "keep_original", "improves", "focus_x", "focus_y", "error",
+    "picture_width", "picture_height", "keep_original", "improves", "focus_x", "focus_y", "note", "error",
 )  # fmt: skip
 
 
 def write_manifest(path: Path, rows: Iterable[dict[str, Any]], errors: Iterable[ImageFileError]) -> None:
-    """Write one row a crop, and one a photograph that failed, as JSON lines or (`.csv`) a table.
+    """Write a row a crop, one an image without crops and one an image that failed, as JSON lines or (`.csv`) a table.
+
+    Names that are not UTF-8 are escaped: in JSON they read back as they are, in the table as `\\xe9`.
 
     Raises:
         ValueError: The suffix is neither .jsonl nor .csv.
@@ -31,11 +33,9 @@ def write_manifest(path: Path, rows: Iterable[dict[str, Any]], errors: Iterable[
     with atomic_writer(path) as binary:
         if suffix == ".jsonl":
             for part in (rows, failed):
-                for row in part:
-                    binary.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+                binary.writelines(map(json_line, part))
             return
-        lines = _Utf8Lines(binary.write)
-        table = csv.DictWriter(lines, _MANIFEST_FIELDS)
+        table = csv.DictWriter(_Utf8Lines(binary.write), _FIELDS)
         table.writeheader()
         for part in (rows, failed):
             for row in part:
@@ -49,4 +49,9 @@ class _Utf8Lines:
         self._write = write
 
     def write(self, text: str) -> None:
-        self._write(text.encode())
+        self._write(printable(text).encode())
+
+
+def printable(text: object) -> str:
+    """Return a path's text with bytes that are not UTF-8 escaped, so that it can be printed."""
+    return str(text).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,7 +1,6 @@
 """Many photographs through one model: read and judged in threads, in batches of one shape.
 
-Memory does not grow with the number of photographs: a bounded window of them is in flight, and very large ones wait
-for each other (`PixelBudget`).
+A bounded window of them is in flight, however many there are, and large ones wait for each other (`MemoryBudget`).
 """
 
 from __future__ import annotations
@@ -14,9 +13,21 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..image_reading import ImageFileError, Picture, decoding, open_image, read_picture
+from ..image_reading import (
+    MAX_BYTES,
+    ImageFileError,
+    Picture,
+    decoding,
+    decoding_bytes,
+    one_line,
+    open_image,
+    open_regular_file,
+    read_picture,
+)
+from ..images.formats import own_suffix
+from .identity import FileState
 from .sources import Source
 
 if TYPE_CHECKING:
@@ -32,32 +43,38 @@ class Suggestion:
         picture: Its reduced copy and its size; None with an error.
         result: The pipeline's answer with `details=True`; empty with an error.
         error: Why there is no answer.
+        suffix: That of a crop in the file's own format (`own_suffix`).
+        state: The file as it was read.
+        note: What a person should know of the file, or None.
     """
 
     photo: Source
     picture: Picture | None
     result: dict[str, Any]
     error: ImageFileError | None = None
+    suffix: str = ""
+    state: FileState | None = None
+    note: str | None = None
 
 
-class PixelBudget:
-    """Lets threads hold decoded pictures of so many pixels in all; a larger one waits until it is alone."""
+class MemoryBudget:
+    """Lets threads hold decoded images of so many bytes in all; a larger one waits until it is alone."""
 
-    def __init__(self, pixels: int = 250_000_000) -> None:
-        self.pixels = self._free = pixels
+    def __init__(self, size: int = MAX_BYTES) -> None:
+        self.size = self._free = size
         self._changed = threading.Condition()
 
     @contextmanager
-    def __call__(self, pixels: int) -> Iterator[None]:
-        pixels = min(pixels, self.pixels)
+    def __call__(self, needed: int) -> Iterator[None]:
+        needed = min(needed, self.size)
         with self._changed:
-            self._changed.wait_for(lambda: self._free >= pixels)
-            self._free -= pixels
+            self._changed.wait_for(lambda: self._free >= needed)
+            self._free -= needed
         try:
             yield
         finally:
             with self._changed:
-                self._free += pixels
+                self._free += needed
                 self._changed.notify_all()
 
 
@@ -68,7 +85,7 @@ def suggest_crops(
     *,
     batch_size: int | None = None,
     workers: int | None = None,
-    budget: PixelBudget | None = None,
+    budget: MemoryBudget | None = None,
 ) -> Iterator[Suggestion]:
     """Suggest crops in threads that read and judge; photographs come back when they are done, not in order.
 
@@ -79,13 +96,13 @@ def suggest_crops(
         batch_size: Photographs of one shape in one forward pass; by default 8 on an accelerator and 1 on the CPU,
             where more gain little speed and cost memory.
         workers: Threads; by default as many as there are processors.
-        budget: Bounds the pixels decoded at once.
+        budget: Bounds the memory of images that are decoded at once.
     """
     import torch
 
     workers = workers or os.cpu_count() or 1
     batch_size = batch_size or (1 if cropper.device.type == "cpu" else 8)
-    budget = budget or PixelBudget()
+    budget = budget or MemoryBudget()
     # Enough for every thread to have a batch while the next ones are being read.
     window = 2 * (workers + 1) * batch_size
     source = enumerate(photos)
@@ -115,18 +132,18 @@ def suggest_crops(
                     decoded = future.result()
                 except ImageFileError as error:
                     yield Suggestion(photo, None, {}, error)
-                except (ValueError, RuntimeError) as error:
-                    # One odd photograph must not end the run.
-                    yield Suggestion(photo, None, {}, ImageFileError(photo.path, " ".join(str(error).split())))
+                except Exception as error:
+                    # One odd image must not end the run.
+                    yield Suggestion(photo, None, {}, unexpected(photo, error))
                 else:
-                    groups.setdefault(tuple(decoded[1]["pictures"][0].shape), []).append((number, photo, decoded))
+                    groups.setdefault(tuple(decoded.inputs["pictures"][0].shape), []).append((number, photo, decoded))
             ready = next((shape for shape, members in groups.items() if len(members) >= batch_size), None)
             # Two batches' worth may wait for company; the rest of the window keeps the threads busy.
             if ready is None and groups and (not reading or waiting() > 2 * batch_size):
                 ready = min(groups, key=lambda shape: groups[shape][0][0])
             if ready is not None:
                 members = [(photo, decoded) for _, photo, decoded in groups.pop(ready)]
-                judging[pool.submit(_suggest_batch, cropper, members, options)] = len(members)
+                judging[pool.submit(_suggest_each, cropper, members, options)] = len(members)
             if judging and not reading:
                 wait(judging, return_when=FIRST_COMPLETED)
             for batch in [batch for batch in judging if batch.done()]:
@@ -150,13 +167,40 @@ def in_order(suggestions: Iterable[Suggestion], photos: Iterable[Source]) -> Ite
             photo = next(expected, None)
 
 
-_Decoded = tuple[Picture, dict[str, Any]]
+class _Decoded(NamedTuple):
+    picture: Picture
+    inputs: dict[str, Any]
+    facts: dict[str, Any]
 
 
-def _read(cropper: ImageCroppingPipeline, photo: Source, budget: PixelBudget) -> _Decoded:
-    with open_image(photo.path) as image, budget(image.width * image.height), decoding(photo.path):
-        picture = read_picture(image, cropper.short_side)
-    return picture, cropper.preprocess(picture)
+def unexpected(source: Source, error: Exception) -> ImageFileError:
+    """Return what is reported of an image with which something went wrong that nobody thought of."""
+    return ImageFileError(source.path, f"{type(error).__name__}: {one_line(error)}")
+
+
+def _read(cropper: ImageCroppingPipeline, photo: Source, budget: MemoryBudget) -> _Decoded:
+    with open_regular_file(photo.path) as file:
+        state = FileState.of(file, with_content=False)
+        with open_image(file, str(photo.path)) as image, decoding(photo.path):
+            pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
+            note = f"page 1 of {pages}" if pages > 1 else None
+            facts = {"suffix": own_suffix(photo.path, image), "state": state, "note": note}
+            with budget(decoding_bytes(image)):
+                picture = read_picture(image, cropper.short_side)
+    return _Decoded(picture, cropper.preprocess(picture), facts)
+
+
+def _suggest_each(
+    cropper: ImageCroppingPipeline, members: list[tuple[Source, _Decoded]], options: dict[str, Any]
+) -> list[Suggestion]:
+    """Suggest crops of a batch; where that fails, of its members one by one."""
+    try:
+        return _suggest_batch(cropper, members, options)
+    except Exception as error:
+        if len(members) == 1:
+            photo, decoded = members[0]
+            return [Suggestion(photo, decoded.picture, {}, unexpected(photo, error))]
+        return [suggestion for member in members for suggestion in _suggest_each(cropper, [member], options)]
 
 
 def _suggest_batch(
@@ -164,7 +208,7 @@ def _suggest_batch(
 ) -> list[Suggestion]:
     import torch
 
-    inputs = [inputs for _, (_, inputs) in members]
+    inputs = [decoded.inputs for _, decoded in members]
     outputs = cropper.forward(
         {
             "pictures": [pixels for item in inputs for pixels in item["pictures"]],
@@ -172,11 +216,12 @@ def _suggest_batch(
         }
     )
     suggestions = []
-    for index, (photo, (picture, _)) in enumerate(members):
+    for index, (photo, decoded) in enumerate(members):
         one = {name: value[index : index + 1] for name, value in outputs.items()}
         try:
-            suggestions.append(Suggestion(photo, picture, cropper.postprocess(one, details=True, **options)))
+            result = cropper.postprocess(one, details=True, **options)
+            suggestions.append(Suggestion(photo, decoded.picture, result, **decoded.facts))
         except ValueError as error:
             # A constraint that cannot hold for this picture: a box outside it, or `strict`.
-            suggestions.append(Suggestion(photo, picture, {}, ImageFileError(photo.path, str(error))))
+            suggestions.append(Suggestion(photo, decoded.picture, {}, ImageFileError(photo.path, one_line(error))))
     return suggestions
