@@ -43,7 +43,7 @@ class CropWorker:
         torch.set_num_threads(threads)
         self.cropper = load_cropper(model, "cuda" if ray.get_gpu_ids() else "cpu")
         self.plan, self.options, self.overwrite, self.threads = plan, options, overwrite, threads
-        self.journal = Journal(plan.out, plan.signature(self.cropper.model.name_or_path, options), read_only=True)
+        self.journal = Journal(plan.out, plan.signature(self.cropper.name, options), read_only=True)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[str]]:
         """Columns `path`, `folder` and `stem` in; the same with `done` (JSON) and `error` out."""
@@ -112,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     errors: list[ImageFileError] = []
     photos = find_photos([source.resolve() for source in args.sources], out, errors)
-    name = load_cropper(model, "cpu").model.name_or_path
+    name = load_cropper(model, "cpu").name
     # The workers write; the driver keeps every other run away from the folder.
     with lock_folder(out):
         journal = Journal(out, plan.signature(name, options))

@@ -1,55 +1,80 @@
 """SetCrop: a set of diverse, well-composed crops of a photograph, each with the probability that people call it good.
 
-Importing the package registers its classes with transformers' `AutoConfig`, `AutoModel` (without the heads),
+Importing the package imports nothing heavy; its names are loaded when they are asked for. Where transformers is in
+use, before or after this import, the classes are registered with its `AutoConfig`, `AutoModel` (without the heads),
 `AutoModelForObjectDetection`, `AutoImageProcessor` and `AutoBackbone`, and the pipeline task `"image-cropping"`.
 """
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForObjectDetection
-from transformers.pipelines import PIPELINE_REGISTRY
-from transformers.utils import is_torchvision_available
+from ._registration import register_with_transformers
 
-from .backbone_efficientnet_lite import EfficientNetLiteBackbone, EfficientNetLiteConfig
-from .configuration_setcrop import SetCropConfig
-from .image_processing_pil_setcrop import SetCropImageProcessorPil
-from .modeling_setcrop import SetCropForImageCropping, SetCropModel
-from .pipeline_image_cropping import ImageCroppingPipeline
+if TYPE_CHECKING:
+    from .backbone_efficientnet_lite import EfficientNetLiteBackbone, EfficientNetLiteConfig
+    from .configuration_setcrop import SetCropConfig
+    from .crop_options import CropOptions
+    from .crop_selection import ConstraintError
+    from .image_processing_pil_setcrop import SetCropImageProcessorPil
+    from .image_processing_setcrop import SetCropImageProcessor as SetCropImageProcessor
+    from .image_reading import ImageFileError
+    from .modeling_setcrop import SetCropForImageCropping, SetCropModel
+    from .pipeline_image_cropping import ImageCroppingPipeline
+    from .runtime.checkpoint import CheckpointError
+    from .runtime.cropper import Cropper
 
 __version__ = "0.1.0"
 
 DEFAULT_CHECKPOINT = str(Path(__file__).parent / "checkpoints" / "setcrop-lite")
 
+# Where each name is.
+_MODULES = {
+    "CheckpointError": "runtime.checkpoint",
+    "ConstraintError": "crop_selection",
+    "CropOptions": "crop_options",
+    "Cropper": "runtime.cropper",
+    "EfficientNetLiteBackbone": "backbone_efficientnet_lite",
+    "EfficientNetLiteConfig": "backbone_efficientnet_lite",
+    "ImageCroppingPipeline": "pipeline_image_cropping",
+    "ImageFileError": "image_reading",
+    "SetCropConfig": "configuration_setcrop",
+    "SetCropForImageCropping": "modeling_setcrop",
+    "SetCropImageProcessor": "image_processing_setcrop",
+    "SetCropImageProcessorPil": "image_processing_pil_setcrop",
+    "SetCropModel": "modeling_setcrop",
+}
+
+# `SetCropImageProcessor` needs torchvision, so that it comes only when it is asked for by name.
 __all__ = [
     "DEFAULT_CHECKPOINT",
+    "CheckpointError",
+    "ConstraintError",
+    "CropOptions",
+    "Cropper",
     "EfficientNetLiteBackbone",
     "EfficientNetLiteConfig",
     "ImageCroppingPipeline",
+    "ImageFileError",
     "SetCropConfig",
     "SetCropForImageCropping",
     "SetCropImageProcessorPil",
     "SetCropModel",
 ]
 
-_processors = {"pil": SetCropImageProcessorPil}
-if is_torchvision_available():
-    from .image_processing_setcrop import SetCropImageProcessor
 
-    _processors["torchvision"] = SetCropImageProcessor
-    __all__ += ["SetCropImageProcessor"]
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+    globals()[name] = value
+    return value
 
-AutoConfig.register(SetCropConfig.model_type, SetCropConfig, exist_ok=True)
-AutoModel.register(SetCropConfig, SetCropModel, exist_ok=True)
-AutoModelForObjectDetection.register(SetCropConfig, SetCropForImageCropping, exist_ok=True)
-AutoImageProcessor.register(SetCropConfig, image_processor_classes=_processors, exist_ok=True)
-if "image-cropping" not in PIPELINE_REGISTRY.get_supported_tasks():
-    # An Auto class, because a custom pipeline that is saved and loaded again needs a class of transformers' own.
-    PIPELINE_REGISTRY.register_pipeline(
-        "image-cropping",
-        ImageCroppingPipeline,
-        pt_model=AutoModelForObjectDetection,
-        default={"model": (DEFAULT_CHECKPOINT, "main")},
-        type="image",
-    )
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})
+
+
+register_with_transformers(__name__, DEFAULT_CHECKPOINT)

@@ -1,293 +1,303 @@
-"""Pure functions on boxes: overlap, suppression, aspect ratios, candidate grids and diversity.
+"""Pure functions on boxes: overlap, suppression, aspect ratios, places and diversity.
 
-Boxes are float tensors in corner format `x1, y1, x2, y2` unless a name says `cxcywh`. Every function is deterministic
-and works on whole tensors of boxes; none looks at a picture.
+Boxes are float arrays in corner format `x1, y1, x2, y2` unless a name says `cxcywh`. Every function is deterministic
+and works on whole arrays of boxes; none looks at an image. The formulas that the model needs too (conversion, area,
+overlap, probability) are written once over the functions that NumPy and torch share, so they take arrays of either
+kind and return that kind; the rest is NumPy.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import sys
+from types import ModuleType
+from typing import Any
+
+import numpy as np
 
 # Two crops that overlap so much are the same to a person. A little above 0.9, the stricter threshold of the paper's
-# ACC: crops nine and ten bins of the grid wide overlap by exactly that, and rounding to pixels would decide.
-_COVER_IOU = 0.905
+# ACC: crops nine and ten bins of a grid wide overlap by exactly that, and rounding to pixels would decide.
+COVER_IOU = 0.905
 
 
-def cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
-    """Centre format (..., 4) to corner format (..., 4), in the same units."""
+def _namespace(array: Any) -> ModuleType:
+    """The module whose functions work on an array: NumPy, or torch for its tensors (which is then imported)."""
+    return np if isinstance(array, np.ndarray) else sys.modules["torch"]
+
+
+def cxcywh_to_xyxy(boxes_cxcywh: Any) -> Any:
+    """Centre format (..., 4) to corner format (..., 4), in the same units; NumPy or torch."""
     centre, size = boxes_cxcywh[..., :2], boxes_cxcywh[..., 2:]
-    return torch.cat([centre - size / 2, centre + size / 2], dim=-1)
+    return _namespace(boxes_cxcywh).concat([centre - size / 2, centre + size / 2], axis=-1)
 
 
-def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
-    """Corner format (..., 4) to centre format (..., 4), in the same units."""
+def xyxy_to_cxcywh(boxes: Any) -> Any:
+    """Corner format (..., 4) to centre format (..., 4), in the same units; NumPy or torch."""
     upper_left, lower_right = boxes[..., :2], boxes[..., 2:]
-    return torch.cat([(upper_left + lower_right) / 2, lower_right - upper_left], dim=-1)
+    return _namespace(boxes).concat([(upper_left + lower_right) / 2, lower_right - upper_left], axis=-1)
 
 
-def box_area(boxes: Tensor) -> Tensor:
-    """Areas (...,) of boxes (..., 4); a box turned inside out has none."""
-    size = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0)
+def box_area(boxes: Any) -> Any:
+    """Areas (...,) of boxes (..., 4); a box turned inside out has none. NumPy or torch."""
+    size = (boxes[..., 2:] - boxes[..., :2]).clip(min=0)
     return size[..., 0] * size[..., 1]
 
 
-def box_intersection(a: Tensor, b: Tensor) -> Tensor:
-    """Areas (..., N, M) shared by boxes `a` (..., N, 4) and `b` (..., M, 4)."""
-    upper_left = torch.maximum(a[..., :, None, :2], b[..., None, :, :2])
-    lower_right = torch.minimum(a[..., :, None, 2:], b[..., None, :, 2:])
-    size = (lower_right - upper_left).clamp(min=0)
+def box_intersection(a: Any, b: Any) -> Any:
+    """Areas (..., N, M) shared by boxes `a` (..., N, 4) and `b` (..., M, 4); NumPy or torch."""
+    xp = _namespace(a)
+    upper_left = xp.maximum(a[..., :, None, :2], b[..., None, :, :2])
+    lower_right = xp.minimum(a[..., :, None, 2:], b[..., None, :, 2:])
+    size = (lower_right - upper_left).clip(min=0)
     return size[..., 0] * size[..., 1]
 
 
-def box_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union (..., N, M), in 0..1, of boxes (..., N, 4) and (..., M, 4); 0 when both are empty."""
+def box_iou(a: Any, b: Any) -> Any:
+    """Intersection over union (..., N, M), in 0..1, of boxes (..., N, 4) and (..., M, 4); 0 when both are empty.
+
+    NumPy or torch.
+    """
+    xp = _namespace(a)
     shared = box_intersection(a, b)
     union = box_area(a)[..., :, None] + box_area(b)[..., None, :] - shared
-    return torch.where(union > 0, shared / union.clamp(min=torch.finfo(union.dtype).tiny), torch.zeros_like(shared))
+    return xp.where(union > 0, shared / union.clip(min=xp.finfo(union.dtype).tiny), xp.zeros_like(shared))
 
 
-def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, count: int | None = None) -> Tensor:
+def good_crop_probability(ratings: Any) -> Any:
+    """Probability, in 0..1, that a crop with predicted ratings (1..5) is rated 4 or more: sigmoid(4 (r - 4)).
+
+    NumPy or torch.
+    """
+    return 1 / (1 + _namespace(ratings).exp(-4 * (ratings - 4)))
+
+
+def rank(scores: np.ndarray) -> np.ndarray:
+    """Indices of scores (N,) from the highest to the lowest; equal ones keep the order of the input."""
+    return np.argsort(-np.asarray(scores), kind="stable")
+
+
+def nms(boxes: np.ndarray, scores: np.ndarray, iou_threshold: float, count: int | None = None) -> np.ndarray:
     """Indices of the boxes kept by greedy non-maximum suppression, best score first; the first `count` if given.
 
     A box (N, 4) is dropped when its overlap with a better kept one exceeds `iou_threshold`. Equal scores keep the
-    order of the input, so the result does not depend on the run. "Kept" is solved for as a fixed point over the whole
-    overlap matrix, which reaches the greedy answer in as many steps as its longest chain of suppressions; for a few of
-    many boxes, `count` steps over one row of it each are less work.
+    order of the input, so the result does not depend on the run.
     """
-    order = torch.argsort(scores, descending=True, stable=True)
-    if count is not None:
-        taken = []
-        while len(order) > 0 and len(taken) < count:
-            taken.append(order[0])
-            order = order[box_iou(boxes[order], boxes[order[:1]])[:, 0] <= iou_threshold]
-            order = order[order != taken[-1]]
-        return torch.stack(taken) if taken else order
-    ranked = boxes[order]
-    suppresses = torch.triu(box_iou(ranked, ranked) > iou_threshold, diagonal=1)
-    kept = torch.ones(len(order), dtype=torch.bool, device=boxes.device)
-    while True:
-        update = ~(suppresses & kept[:, None]).any(dim=0)
-        if torch.equal(update, kept):
-            return order[kept]
-        kept = update
+    order = rank(scores)
+    taken: list[int] = []
+    while len(order) > 0 and (count is None or len(taken) < count):
+        best, order = order[0], order[1:]
+        taken.append(int(best))
+        order = order[box_iou(boxes[order], boxes[best : best + 1])[:, 0] <= iou_threshold]
+    return np.array(taken, dtype=np.int64)
 
 
-def maximal_marginal_relevance(boxes: Tensor, scores: Tensor, diversity: float, count: int) -> Tensor:
+def maximal_marginal_relevance(boxes: np.ndarray, scores: np.ndarray, diversity: float, count: int) -> np.ndarray:
     """Indices of up to `count` boxes (N, 4), chosen greedily between score (N,), in 0..1, and overlap.
 
     Each step takes the box with the highest `(1 - diversity) * score - diversity * overlap`, where overlap is the
     largest IoU with a box already taken (Carbonell and Goldstein, SIGIR 1998). `diversity` 0 is the order of the
     scores; 1 looks at nothing but overlap after the best-scored box. Equal values keep the order of the input.
     """
-    count = min(count, len(boxes))
-    if count == 0:
-        return torch.zeros(0, dtype=torch.long, device=boxes.device)
-    chosen = [int(scores.argmax())]
-    overlap = torch.zeros_like(scores)
-    taken = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
-    for _ in range(count - 1):
-        taken[chosen[-1]] = True
-        overlap = torch.maximum(overlap, box_iou(boxes, boxes[chosen[-1]][None])[:, 0])
-        relevance = ((1 - diversity) * scores - diversity * overlap).masked_fill(taken, -torch.inf)
+    chosen: list[int] = []
+    overlap = np.zeros(len(boxes))
+    relevance = np.array(scores, dtype=np.float64)
+    while len(chosen) < min(count, len(boxes)):
         chosen.append(int(relevance.argmax()))
-    return torch.tensor(chosen, device=boxes.device)
+        overlap = np.maximum(overlap, box_iou(boxes, boxes[chosen[-1] :][:1])[:, 0])
+        relevance = (1 - diversity) * scores - diversity * overlap
+        relevance[chosen] = -np.inf
+    return np.array(chosen, dtype=np.int64)
 
 
-def good_crop_probability(scores: Tensor) -> Tensor:
-    """Probability, in 0..1, that a crop with predicted human scores (1..5) is rated 4 or more: sigmoid(4 (s - 4))."""
-    return torch.sigmoid(4 * (scores - 4))
+def covering_order(boxes: np.ndarray, probabilities: np.ndarray, count: int | None = None) -> np.ndarray:
+    """Indices of boxes chosen so that the image's best crop is among them as probably as possible.
+
+    A box covers those that it overlaps by an IoU of more than 0.9. The first box stays first; each next one covers
+    most of the probability that is left (greedy, within 1 - 1/e of the best such set: Nemhauser et al., 1978). Of
+    boxes that cover equally much the one given earlier comes first.
+
+    Args:
+        boxes: (N, 4), better ones first.
+        probabilities: (N,) of each box being the image's best crop.
+        count: How many to choose; all if left out.
+    """
+    count = len(boxes) if count is None else min(count, len(boxes))
+    covers = box_iou(boxes, boxes) >= COVER_IOU
+    left = np.array(probabilities, dtype=np.float64)
+    taken = np.zeros(len(boxes), dtype=bool)
+    chosen: list[int] = []
+    while len(chosen) < count:
+        gain = np.where(taken, -1.0, covers @ left)
+        # With a tolerance, so that rounding decides nothing.
+        index = int((gain >= gain.max() - 1e-9).argmax()) if chosen else 0
+        chosen.append(index)
+        taken[index] = True
+        left[covers[index]] = 0
+    return np.array(chosen, dtype=np.int64)
 
 
-def hull(boxes: Tensor) -> Tensor:
+def hull(boxes: np.ndarray) -> np.ndarray:
     """The smallest box (4,) that contains all of `boxes` (N, 4)."""
-    return torch.cat([boxes[:, :2].amin(dim=0), boxes[:, 2:].amax(dim=0)])
+    return np.concatenate([boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)])
 
 
 def place(
-    centres: Tensor, sizes: Tensor, picture_size: tuple[int, int], keep: Tensor | None = None, pixels: bool = False
-) -> Tensor:
-    """Boxes (N, 4) of the given sizes, as near to the given centres as the picture and `keep` allow.
+    centres: np.ndarray,
+    sizes: np.ndarray,
+    image_size: tuple[int, int],
+    keep: np.ndarray | None = None,
+    pixels: bool = False,
+) -> np.ndarray:
+    """Boxes (N, 4) of the given sizes, as near to the given centres as the image and `keep` allow.
 
     Args:
         centres: (N, 2), x and y.
-        sizes: (N, 2), width and height, at most the picture's.
-        picture_size: height and width.
-        keep: A box (4,) inside the picture that every result contains, as far as its size lets it; what does not fit
-            is left out evenly on both sides.
+        sizes: (N, 2), width and height, at most the image's.
+        image_size: Height and width.
+        keep: A box (4,) inside the image that every result contains, as far as its size lets it; what does not fit is
+            left out evenly on both sides.
         pixels: Put the corners on whole pixels (the sizes must be whole numbers).
     """
-    limit = sizes.new_tensor([picture_size[1], picture_size[0]])
+    limit = np.array([image_size[1], image_size[0]], dtype=np.float64)
     corner = centres - sizes / 2
     if keep is not None:
-        low, high = keep[2:] - sizes, keep[:2].expand_as(sizes)
-        middle = (low + high) / 2
-        corner = torch.where(low <= high, torch.minimum(torch.maximum(corner, low), high), middle)
+        low, high = keep[2:] - sizes, np.broadcast_to(keep[:2], sizes.shape)
+        corner = np.where(low <= high, np.minimum(np.maximum(corner, low), high), (low + high) / 2)
     if pixels:
         # A whole-pixel `keep` leaves the interval's ends whole, so rounding stays inside it.
         corner = corner.round()
-    corner = torch.minimum(corner.clamp(min=0), limit - sizes)
-    return torch.cat([corner, corner + sizes], dim=-1)
+    corner = np.minimum(corner.clip(min=0), limit - sizes)
+    return np.concatenate([corner, corner + sizes], axis=-1)
 
 
 def fit_aspect_ratio(
-    boxes: Tensor,
-    aspect_ratio: float | Tensor,
-    picture_size: tuple[int, int],
+    boxes: np.ndarray,
+    aspect_ratio: float,
+    image_size: tuple[int, int],
     min_height: float = 0.0,
     max_height: float = float("inf"),
-    keep: Tensor | None = None,
-) -> Tensor:
-    """For every box, the box of an aspect ratio inside the picture that overlaps it most (largest IoU).
+    keep: np.ndarray | None = None,
+) -> np.ndarray:
+    """For every box, the box of an aspect ratio inside the image that overlaps it most (largest IoU).
 
-    For a height h and width r h, the most of a box (w_b, h_b) that can be covered is `clamp(r h - d_x, 0, w_b)` times
-    `clamp(h - d_y, 0, h_b)`, where d is how far `keep` sticks out of the box on the worse side. Between the corners of
+    For a height h and width r h, the most of a box (w_b, h_b) that can be covered is `clip(r h - d_x, 0, w_b)` times
+    `clip(h - d_y, 0, h_b)`, where d is how far `keep` sticks out of the box on the worse side. Between the corners of
     that function IoU has at most one inner maximum, at `d + sqrt(d^2 + w_b h_b / r)`, so the best of a handful of
-    heights is the optimum. Without `keep` it is the box of equal area, shrunk to the picture.
+    heights is the optimum. Without `keep` it is the box of equal area, shrunk to the image.
 
     Args:
-        boxes: (N, 4), inside the picture, any units.
-        aspect_ratio: Width over height, in the same units; one number, or one a box (N,).
-        picture_size: Height and width of the picture.
+        boxes: (N, 4), inside the image, any units.
+        aspect_ratio: Width over height, in the same units.
+        image_size: Height and width of the image.
         min_height, max_height: Bounds on the result's height.
-        keep: A box (4,) inside the picture that the result must contain. Where that is impossible in this ratio, the
+        keep: A box (4,) inside the image that the result must contain. Where that is impossible in this ratio, the
             result is as large as the bounds allow and contains as much of the middle of `keep` as it can.
 
     Returns:
         (N, 4) boxes.
     """
-    height, width = picture_size
-    ratio = torch.as_tensor(aspect_ratio, dtype=boxes.dtype, device=boxes.device).expand(len(boxes))
-    low = torch.full_like(ratio, min_height)
-    high = torch.minimum(width / ratio, torch.full_like(ratio, min(height, max_height)))
-    box_width, box_height = (boxes[:, 2:] - boxes[:, :2]).unbind(dim=-1)
-    if keep is None:
-        out_x = out_y = torch.zeros_like(ratio)
-    else:
-        out_x, out_y = torch.maximum(boxes[:, :2] - keep[:2], keep[2:] - boxes[:, 2:]).clamp(min=0).unbind(dim=-1)
+    height, width = image_size
+    ratio = float(aspect_ratio)
+    low, high = min_height, min(width / ratio, height, max_height)
+    box_width, box_height = (boxes[:, 2:] - boxes[:, :2]).T
+    out_x = out_y = np.zeros(len(boxes))
+    if keep is not None:
+        out_x, out_y = np.maximum(boxes[:, :2] - keep[:2], keep[2:] - boxes[:, 2:]).clip(min=0).T
         keep_width, keep_height = keep[2:] - keep[:2]
-        low = torch.maximum(low, torch.maximum(keep_width / ratio, keep_height))
+        low = max(low, keep_width / ratio, keep_height)
     area = box_width * box_height
     inner_x, inner_y = out_x / ratio, out_y
-    heights = torch.stack(
+    heights = np.stack(
         [
-            inner_y + (inner_y**2 + area / ratio).sqrt(),
-            inner_x + (inner_x**2 + area / ratio).sqrt(),
+            inner_y + np.sqrt(inner_y**2 + area / ratio),
+            inner_x + np.sqrt(inner_x**2 + area / ratio),
             (out_x + box_width) / ratio,
             out_y + box_height,
-            low,
-            high,
+            np.full(len(boxes), low),
+            np.full(len(boxes), high),
         ],
-        dim=-1,
+        axis=-1,
     )
-    heights = torch.minimum(torch.maximum(heights, low[:, None]), high[:, None])
-    widths = heights * ratio[:, None]
-    covered_x = torch.minimum((widths - out_x[:, None]).clamp(min=0), box_width[:, None])
-    covered_y = torch.minimum((heights - out_y[:, None]).clamp(min=0), box_height[:, None])
+    heights = np.minimum(heights.clip(min=low), high)
+    widths = heights * ratio
+    covered_x = np.minimum((widths - out_x[:, None]).clip(min=0), box_width[:, None])
+    covered_y = np.minimum((heights - out_y[:, None]).clip(min=0), box_height[:, None])
     shared = covered_x * covered_y
     iou = shared / (widths * heights + area[:, None] - shared)
-    best = iou.argmax(dim=-1, keepdim=True)
-    sizes = torch.cat([widths.gather(1, best), heights.gather(1, best)], dim=-1)
-    # Rounding may have made a side a hair longer than the picture.
-    sizes = torch.minimum(sizes, sizes.new_tensor([width, height]))
-    return place((boxes[:, :2] + boxes[:, 2:]) / 2, sizes, picture_size, keep)
+    best = iou.argmax(axis=-1)[:, None]
+    sizes = np.concatenate([np.take_along_axis(widths, best, 1), np.take_along_axis(heights, best, 1)], axis=-1)
+    # Rounding may have made a side a hair longer than the image.
+    sizes = np.minimum(sizes, [width, height])
+    return place((boxes[:, :2] + boxes[:, 2:]) / 2, sizes, image_size, keep)
 
 
-def pixel_sizes(aspect_ratio: float, picture_size: tuple[int, int]) -> Tensor:
-    """All whole-pixel sizes (S, 2), width and height, of an aspect ratio inside the picture, smallest first.
+def pixel_sizes(aspect_ratio: float, image_size: tuple[int, int]) -> np.ndarray:
+    """All whole-pixel sizes (S, 2), width and height, of an aspect ratio inside the image, smallest first.
 
-    The longer side is the shorter one times the ratio, rounded, so the ratio is exact to half a pixel. A picture too
+    The longer side is the shorter one times the ratio, rounded, so the ratio is exact to half a pixel. An image too
     thin for one pixel in this ratio gives a single size: one pixel by as many as there are.
     """
-    height, width = picture_size
+    height, width = image_size
     wide = aspect_ratio >= 1
     stretch = aspect_ratio if wide else 1 / aspect_ratio
     short_limit, long_limit = (height, width) if wide else (width, height)
     count = min(short_limit, int((long_limit + 0.5) / stretch) + 1)
-    short = torch.arange(1, count + 1, dtype=torch.float64)
+    short = np.arange(1, count + 1, dtype=np.float64)
     long = (short * stretch).round()
     fits = long <= long_limit
     short, long = short[fits], long[fits]
     if len(short) == 0:
-        short, long = torch.ones(1, dtype=torch.float64), torch.full((1,), float(long_limit), dtype=torch.float64)
-    return torch.stack([long, short] if wide else [short, long], dim=-1)
+        short, long = np.ones(1), np.full(1, float(long_limit))
+    return np.stack([long, short] if wide else [short, long], axis=-1)
 
 
-def round_to_sizes(boxes: Tensor, sizes: Tensor, picture_size: tuple[int, int], keep: Tensor | None = None) -> Tensor:
+def round_to_sizes(
+    boxes: np.ndarray, sizes: np.ndarray, image_size: tuple[int, int], keep: np.ndarray | None = None
+) -> np.ndarray:
     """Boxes (N, 4) moved to whole pixels, each with the nearest of the allowed `sizes` (S, 2), sorted by size.
 
     `sizes` come from `pixel_sizes`, less those a caller does not want; `keep` (whole pixels) as in `place`.
     """
-    perimeters = sizes.sum(dim=-1)
-    wanted = (boxes[:, 2:] - boxes[:, :2]).sum(dim=-1).to(perimeters)
-    above = torch.searchsorted(perimeters, wanted.contiguous()).clamp(max=len(sizes) - 1)
-    below = (above - 1).clamp(min=0)
-    nearest = torch.where((wanted - perimeters[below]) < (perimeters[above] - wanted), below, above)
-    centres = (boxes[:, :2] + boxes[:, 2:]).to(sizes) / 2
-    return place(centres, sizes[nearest], picture_size, None if keep is None else keep.to(sizes), pixels=True)
+    perimeters = sizes.sum(axis=-1)
+    wanted = (boxes[:, 2:] - boxes[:, :2]).sum(axis=-1)
+    above = np.searchsorted(perimeters, wanted).clip(max=len(sizes) - 1)
+    below = (above - 1).clip(min=0)
+    nearest = np.where((wanted - perimeters[below]) < (perimeters[above] - wanted), below, above)
+    return place((boxes[:, :2] + boxes[:, 2:]) / 2, sizes[nearest], image_size, keep, pixels=True)
 
 
-def candidate_grid(sizes: Tensor, picture_size: tuple[int, int], stride: float, keep: Tensor | None = None) -> Tensor:
+def candidate_grid(
+    sizes: np.ndarray, image_size: tuple[int, int], stride: float, keep: np.ndarray | None = None
+) -> np.ndarray:
     """Boxes (K, 4) of each of the `sizes` (S, 2), width and height, at evenly spaced whole-pixel places.
 
-    Places run from edge to edge of the picture, or of the range in which the box contains `keep`, at most `stride`
+    Places run from edge to edge of the image, or of the range in which the box contains `keep`, at most `stride`
     pixels apart in each direction.
     """
-    limit = sizes.new_tensor([picture_size[1], picture_size[0]])
-    low, high = torch.zeros_like(sizes), limit - sizes
+    limit = np.array([image_size[1], image_size[0]], dtype=np.float64)
+    low, high = np.zeros_like(sizes), limit - sizes
     if keep is not None:
-        low = torch.minimum(torch.maximum(low, keep[2:].to(sizes) - sizes), high)
-        high = torch.maximum(torch.minimum(high, keep[:2].to(sizes)), low)
-    steps = ((high - low) / stride).ceil().long() + 1
-    grids = []
+        low = np.minimum((keep[2:] - sizes).clip(min=0), high)
+        high = np.maximum(np.minimum(high, keep[:2]), low)
+    steps = np.ceil((high - low) / stride).astype(int) + 1
+    grids = [np.zeros((0, 4))]
     for size, start, stop, (across, down) in zip(sizes, low, high, steps.tolist(), strict=True):
-        x = torch.linspace(float(start[0]), float(stop[0]), across, dtype=sizes.dtype).round()
-        y = torch.linspace(float(start[1]), float(stop[1]), down, dtype=sizes.dtype).round()
-        corners = torch.cartesian_prod(x, y)
-        grids.append(torch.cat([corners, corners + size], dim=-1))
-    return torch.cat(grids) if grids else sizes.new_zeros(0, 4)
+        x = np.linspace(start[0], stop[0], across).round()
+        y = np.linspace(start[1], stop[1], down).round()
+        corners = np.stack([np.repeat(x, down), np.tile(y, across)], axis=-1)
+        grids.append(np.concatenate([corners, corners + size], axis=-1))
+    return np.concatenate(grids)
 
 
-def choice_grid() -> Tensor:
-    """The crops that a picture's best one is looked for among: the grid anchors of GAIC (Zeng et al., 2019).
+def gaic_grid() -> np.ndarray:
+    """The grid anchors of GAIC (Zeng et al., 2019), the crops that its raters judged.
 
     Corners lie at the centres of 12 x 12 bins, the upper left one in the first four bins of each axis and the lower
-    right one in the last four, and a crop covers at least half of the picture.
+    right one in the last four, and a crop covers at least half of the image.
 
     Returns:
-        (90, 4) corners in [0, 1] of the picture.
+        (90, 4) corners in [0, 1] of the image, float64.
     """
     near, far = range(4), range(8, 12)
     corners = [(x1, y1, x2, y2) for x1 in near for y1 in near for x2 in far for y2 in far]
     bins = [(x1, y1, x2, y2) for x1, y1, x2, y2 in corners if 2 * (x2 - x1) * (y2 - y1) >= 12 * 12]
-    return (torch.tensor(bins, dtype=torch.float32) + 0.5) / 12
-
-
-def covering_order(boxes: Tensor, probabilities: Tensor, count: int | None = None) -> Tensor:
-    """Chooses boxes so that the picture's best crop is among them as probably as possible.
-
-    A box covers the crops of [`choice_grid`] that it overlaps by more than 0.9. The first box stays first; each next
-    one covers most of the probability that is left (greedy, within 1 - 1/e of the best such set: Nemhauser et al.,
-    1978). Of boxes that cover equally much the one given earlier comes first.
-
-    Args:
-        boxes: (N, 4) corners in [0, 1], better ones first.
-        probabilities: (90,) of each crop of the grid being the best.
-        count: how many to choose; all if left out.
-
-    Returns:
-        (min(count, N),) indices.
-    """
-    count = len(boxes) if count is None else min(count, len(boxes))
-    covers = box_iou(boxes, choice_grid().to(boxes)) >= _COVER_IOU
-    left = probabilities.to(boxes)
-    taken = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
-    chosen: list[int] = []
-    while len(chosen) < count:
-        gain = (covers * left).sum(dim=1).masked_fill(taken, -1)
-        # With a tolerance, so that rounding decides nothing.
-        index = int((gain >= gain.max() - 1e-6).int().argmax()) if chosen else 0
-        chosen.append(index)
-        taken[index] = True
-        left = torch.where(covers[index], 0.0, left)
-    return torch.tensor(chosen, dtype=torch.long, device=boxes.device)
+    return (np.array(bins, dtype=np.float64) + 0.5) / 12

@@ -11,10 +11,9 @@ from transformers.image_utils import SizeDict, get_image_size, make_flat_list_of
 from transformers.models.conditional_detr.image_processing_pil_conditional_detr import ConditionalDetrImageProcessorPil
 
 from .coco_annotations import crops_of_coco
-from .crop_geometry import covering_order, cxcywh_to_xyxy, good_crop_probability, nms, xyxy_to_cxcywh
-
-# The coarsest stride of the backbones: a thinner picture would leave less than one cell of features.
-_MIN_SIDE = 32
+from .crop_geometry import covering_order, cxcywh_to_xyxy, good_crop_probability, nms, rank, xyxy_to_cxcywh
+from .crop_selection import best_probabilities
+from .image_preprocessing import resized_size
 
 
 class CropProcessingMixin:
@@ -78,38 +77,37 @@ class CropProcessingMixin:
             top_k: at most so many crops a picture.
             nms_iou: of crops that overlap by more than this the better one stays.
             as_set: choose the crops together: after the one with the highest probability each next one makes it most
-                probable that the picture's best crop is among them. Needs a model with `crop_choice`; the scores of
-                the result then do not fall.
+                probable that the image's best crop is among them. The scores of the result then do not fall.
 
         Returns:
             A dict a picture: `scores` (K,) probabilities in [0, 1] that a person would call the crop good, falling,
             and `boxes` (K, 4), corner format, inside the picture.
 
         Raises:
-            ValueError: as many target sizes as pictures are needed; `as_set` without `choice_probabilities`.
+            ValueError: as many target sizes as images are needed.
         """
-        validity = outputs.logits[..., 0].float().sigmoid()
-        ranking = crop_ranking(validity, getattr(outputs, "pred_scores", None))
-        boxes = cxcywh_to_xyxy(outputs.pred_boxes.float()).clamp(0, 1)
-        choices = getattr(outputs, "choice_probabilities", None) if as_set else None
-        if as_set and choices is None:
-            raise ValueError("as_set needs a model that was made with crop_choice=True")
-        unit_boxes = boxes
-        if target_sizes is not None:
-            if len(target_sizes) != len(boxes):
-                raise ValueError(f"{len(boxes)} pictures, but {len(target_sizes)} target sizes")
-            height, width = torch.as_tensor(target_sizes, device=boxes.device, dtype=boxes.dtype).unbind(-1)
-            boxes = boxes * torch.stack([width, height, width, height], dim=-1)[:, None]
-        results = []
-        for row, (score, box) in enumerate(zip(ranking, boxes, strict=True)):
-            order = torch.argsort(score, descending=True, stable=True)
-            order = order[score[order] > threshold]
+        if target_sizes is not None and len(target_sizes) != len(outputs.pred_boxes):
+            raise ValueError(f"{len(outputs.pred_boxes)} images, but {len(target_sizes)} target sizes")
+        # To the CPU first: not every device has float64.
+        validity = outputs.logits.detach()[..., 0].cpu().double().sigmoid().numpy()
+        ratings = getattr(outputs, "pred_scores", None)
+        ratings = None if ratings is None else ratings.detach().cpu().double().numpy()
+        boxes = outputs.pred_boxes.detach().cpu().double().numpy()
+        device, results = outputs.pred_boxes.device, []
+        for row in range(len(boxes)):
+            size = (1, 1) if target_sizes is None else tuple(int(side) for side in target_sizes[row])
+            corners = cxcywh_to_xyxy(boxes[row]).clip(0, 1) * [size[1], size[0], size[1], size[0]]
+            logits = np.log(validity[row].clip(min=1e-9)) if ratings is None else ratings[row]
+            scores = validity[row] if ratings is None else good_crop_probability(ratings[row])
+            order = rank(logits)
+            order = order[scores[order] > threshold]
             if nms_iou is not None:
-                order = order[nms(box[order], score[order], nms_iou)]
-            if choices is not None:
-                order = order[covering_order(unit_boxes[row][order], choices[row], top_k)]
+                order = order[nms(corners[order], logits[order], nms_iou)]
+            if as_set:
+                order = order[covering_order(corners[order], best_probabilities(logits[order]), top_k)]
             order = order[:top_k]
-            results.append({"scores": score[order], "boxes": box[order]})
+            found = {"scores": scores[order], "boxes": corners[order]}
+            results.append({name: torch.from_numpy(value).float().to(device) for name, value in found.items()})
         return results
 
     def post_process_object_detection(
@@ -129,11 +127,6 @@ class CropProcessingMixin:
         """
         found = self.post_process_image_cropping(outputs, target_sizes, threshold, top_k, nms_iou=0.8)
         return [{**crops, "labels": torch.zeros_like(crops["scores"], dtype=torch.long)} for crops in found]
-
-
-def crop_ranking(validity: torch.Tensor, pred_scores: torch.Tensor | None) -> torch.Tensor:
-    """Probability (B, N) by which crops rank: validity or, if the model re-ranks, that of the predicted score."""
-    return validity if pred_scores is None else good_crop_probability(pred_scores.float())
 
 
 def _crops(annotation: dict[str, Any]) -> dict[str, Any]:
@@ -166,14 +159,6 @@ def encode_crops(annotation: dict[str, Any], picture_size: tuple[int, int]) -> d
         "scored_boxes": xyxy_to_cxcywh((rated / unit).clamp(0, 1)),
         "scores": scores,
     }
-
-
-def resized_size(picture_size: tuple[int, int], shortest_edge: int, longest_edge: int) -> tuple[int, int]:
-    """(height, width) at which the model sees a picture: the short side as asked unless the long one would pass its
-    bound, and no side under one cell of features (pictures thinner than that are widened)."""
-    height, width = picture_size
-    scale = min(shortest_edge / min(height, width), longest_edge / max(height, width))
-    return max(_MIN_SIDE, round(height * scale)), max(_MIN_SIDE, round(width * scale))
 
 
 def _picture_size(picture: Any) -> tuple[int, int]:

@@ -18,8 +18,8 @@ from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 MAX_PIXELS = 300_000_000
 """Largest picture that is opened, in pixels."""
 
-READ_FACTOR = 2
-"""Images are decoded at no less than this many times the model's size, so that resizing still averages pixels."""
+READ_FACTOR = 1
+"""Images are decoded at no less than this many times the model's size, and where the format can at less than twice."""
 
 RAW_SUFFIXES = frozenset({".nef", ".cr2", ".cr3", ".arw", ".dng", ".raf", ".orf", ".rw2", ".pef"})
 """Cameras' raw files, lower case: they are read by the preview inside them."""
@@ -127,17 +127,20 @@ def with_plain_alpha(image: Image.Image) -> Image.Image:
     return image.convert(image.mode.upper()) if image.mode in ("La", "RGBa") else image
 
 
-def read_picture(image: Image.Image, short_side: int) -> Picture:
+def read_picture(image: Image.Image, short_side: int, draft: bool = False) -> Picture:
     """Decode an opened picture for a suggestion.
 
     Args:
-        image: As `Image.open` returns it, so that a JPEG file can still be decoded at reduced scale, or any picture.
-        short_side: The copy's short side is at least this many pixels, unless the picture's own is shorter.
+        image: Any image; it keeps its size and pixels.
+        short_side: The copy's short side is at least this many pixels, unless the image's own is shorter.
+        draft: The image was opened for this call alone: of a JPEG file only as many pixels as needed are decoded, and
+            the object is of that size afterwards.
     """
     width, height = image.size
     transpose = orientation(image)
-    scale = min(1.0, short_side / min(width, height))
-    image.draft(None, (math.ceil(width * scale), math.ceil(height * scale)))
+    if draft:
+        scale = min(1.0, short_side / min(width, height))
+        image.draft(None, (math.ceil(width * scale), math.ceil(height * scale)))
     image.load()
     copy = _reduced_rgb(image, max(1, min(image.size) // short_side))
     if transpose is not None:
@@ -345,4 +348,4 @@ def load_image_file(path: str | os.PathLike[str], short_side: int) -> Picture:
         ImageFileError: See `open_image` and `decoding`.
     """
     with open_image(path) as image, decoding(path):
-        return read_picture(image, short_side)
+        return read_picture(image, short_side, draft=True)

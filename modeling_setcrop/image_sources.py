@@ -72,7 +72,7 @@ def _read_text(text: str, short_side: int, timeout: float | None) -> Picture:
 
 def _read_bytes(content: bytes, short_side: int, name: str) -> Picture:
     with open_image(io.BytesIO(content), name) as image, decoding(name):
-        return read_picture(image, short_side)
+        return read_picture(image, short_side, draft=True)
 
 
 def _exists(path: str) -> bool:

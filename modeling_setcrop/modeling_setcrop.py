@@ -27,7 +27,7 @@ from transformers.models.conditional_detr.modeling_conditional_detr import (
 )
 
 from .configuration_setcrop import SetCropConfig
-from .crop_geometry import choice_grid, xyxy_to_cxcywh
+from .crop_geometry import gaic_grid, xyxy_to_cxcywh
 from .crop_scoring_setcrop import SetCropScorer
 from .loss_setcrop import crop_choice_loss, crop_scoring_loss, set_crop_loss
 
@@ -351,7 +351,7 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
     def _choice_probabilities(self, encoded: SetCropEncoderOutput) -> torch.Tensor:
         """(B, 90) over the grid of choices; crops narrower than 1:2 or 2:1 are not among what there is to choose."""
         sizes = encoded.picture_sizes
-        boxes = xyxy_to_cxcywh(choice_grid()).to(sizes).expand(sizes.shape[0], -1, -1)
+        boxes = xyxy_to_cxcywh(torch.from_numpy(gaic_grid())).to(sizes).expand(sizes.shape[0], -1, -1)
         logits = self._judge(boxes, encoded)[1].float()
         ratio = (boxes[..., 2] * sizes[:, :1]) / (boxes[..., 3] * sizes[:, 1:])
         allowed = (ratio >= 0.5) & (ratio <= 2)

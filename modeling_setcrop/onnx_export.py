@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import copy
+import hashlib
+import inspect
 import json
 import logging
 import os
@@ -14,27 +15,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
-from .crop_geometry import box_iou, cxcywh_to_xyxy
-from .image_cropping_onnx import (
-    GRAPH_FOLDER,
-    INT8_GRAPH,
-    MODEL_GRAPH,
-    SCORER_BOXES,
-    SCORER_GRAPH,
-    SetCropOnnxModel,
-)
-from .image_processing_pil_setcrop import crop_ranking
-from .image_reading import read_picture
+from .crop_geometry import box_iou
+from .image_preprocessing import ImagePreprocessing
+from .image_reading import load_image_file
 from .modeling_setcrop import SetCropForImageCropping
+from .runtime.checkpoint import GRAPH_FOLDER, INT8_GRAPH, MODEL_GRAPH, SCORER_GRAPH
+from .runtime.onnx_engine import SCORER_BOXES, OnnxEngine
 
-TOLERANCE = 1e-4
+TOLERANCE = 1e-3
 # Sizes that an export is traced with. A graph is for all sizes; the tracer must only not mistake one for a constant.
 _BATCH, _HEIGHT, _WIDTH, _BOXES = 2, 176, 208, 5
 _SMALLEST, _LARGEST = 64, 8192
+# Tensors of fewer values are stored as they are.
+_LEAST_HALVED = 64
 # The backbone's: convolutions and what stands between them.
 _INT8_OPERATORS = ["Conv", "Clip", "Relu", "Pad", "MaxPool"]
 # What another export of the same model may say differently in its config.
@@ -50,8 +46,9 @@ def export_onnx(
 ) -> dict[str, Any]:
     """Writes `config.json`, `preprocessor_config.json` and the graphs in `onnx/`, and checks them.
 
-    `onnx/model.onnx` takes `pixel_values` (B, 3, H, W) and `pixel_mask` (B, H, W) int64; `onnx/scorer.onnx`, where the
-    model has a scoring head, takes boxes and the model graph's encoding. `onnx/report.json` holds what is returned.
+    `onnx/model.onnx` takes `pixel_values` (B, 3, H, W), images of one shape without padding; `onnx/scorer.onnx`, where
+    the model has a scoring head, takes boxes and the model graph's encoding. Weights are stored in half precision and
+    computed with in single precision. `onnx/report.json` holds what is returned.
 
     Args:
         checkpoint: folder or Hub name of the model.
@@ -61,10 +58,11 @@ def export_onnx(
 
     Returns:
         `agreement`: the largest absolute difference of each output between torch and onnxruntime; with `int8`,
-        `int8`: what quantising changes on the photographs, see [`compare_int8`]; `sizes`: bytes of each graph.
+        `int8`: what quantising changes on the photographs, see [`compare_int8`]; `weights`: SHA-256 of the
+        checkpoint's weights; `sizes`: bytes of each graph.
 
     Raises:
-        OnnxMismatchError: an output differs by more than 1e-4; the target is left as it was.
+        OnnxMismatchError: an output differs by more than 1e-3; the target is left as it was.
         FileExistsError: the target holds another model.
         ImportError: an ONNX package is not installed; the message names the extra.
     """
@@ -87,6 +85,7 @@ def export_onnx(
         if int8:
             quantize(processor, graphs / MODEL_GRAPH, graphs / INT8_GRAPH, photos)
             report["int8"] = compare_int8(folder, photos)
+        report["weights"] = _weights_hash(checkpoint)
         report["sizes"] = {path.name: path.stat().st_size for path in sorted(graphs.glob("*.onnx"))}
         (graphs / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         (target / GRAPH_FOLDER).mkdir(exist_ok=True)
@@ -97,123 +96,99 @@ def export_onnx(
     return report
 
 
+def _weights_hash(checkpoint: str | Path) -> str | None:
+    """SHA-256 of a local checkpoint's weights, by which its graphs are known for its own."""
+    weights = Path(checkpoint) / "model.safetensors"
+    return hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
+
+
 def export_graphs(model: SetCropForImageCropping, folder: Path) -> None:
     """Writes `model.onnx`, and `scorer.onnx` if the model scores, into `folder`."""
     batch = torch.export.Dim("batch", max=1024)
     height = torch.export.Dim("height", min=_SMALLEST, max=_LARGEST)
     width = torch.export.Dim("width", min=_SMALLEST, max=_LARGEST)
-    proposer = _Proposer(model).eval()
+    several = bool(getattr(model.config, "rating_sources", None))
+    eye, any_eye = ({"source": torch.tensor(0)}, {"source": None}) if several else ({}, {})
     pixels = torch.randn(_BATCH, model.config.num_channels, _HEIGHT, _WIDTH)
-    mask = torch.ones(_BATCH, _HEIGHT, _WIDTH, dtype=torch.long)
+    with torch.no_grad():
+        encoded = _encoding(model(pixels).encoder_outputs)
+    proposer = _Proposer(model, encoded).eval()
     _write_graph(
         proposer,
-        {"pixel_values": pixels, "pixel_mask": mask},
-        {"pixel_values": {0: batch, 2: height, 3: width}, "pixel_mask": {0: batch, 1: height, 2: width}},
+        {"pixel_values": pixels, **eye},
+        ({0: batch, 2: height, 3: width}, *any_eye.values()),
         proposer.output_names,
         folder / MODEL_GRAPH,
     )
     if not model.config.crop_scoring:
         return
-    with torch.no_grad():
-        encoded = dict(zip(proposer.output_names, proposer(pixels, mask), strict=True))
-    rows, columns = torch.export.Dim("rows", min=2, max=1024), torch.export.Dim("columns", min=2, max=1024)
-    boxes = torch.export.Dim("boxes", max=SCORER_BOXES)
-    _write_graph(
-        _Scorer(model).eval(),
-        {
-            "boxes": torch.full((_BATCH, _BOXES, 4), 0.5),
-            "memory": encoded["memory"].unflatten(1, encoded["feature_mask"].shape[1:]),
-            "feature_mask": encoded["feature_mask"],
-            "picture_sizes": encoded["picture_sizes"],
-            "picture_shares": encoded["picture_shares"],
-        },
-        {
-            "boxes": {0: batch, 1: boxes},
-            "memory": {0: batch, 1: rows, 2: columns},
-            "feature_mask": {0: batch, 1: rows, 2: columns},
-            "picture_sizes": {0: batch},
-            "picture_shares": {0: batch},
-        },
-        ["scores"],
-        folder / SCORER_GRAPH,
-    )
+
+    def cells(name: str) -> Any:
+        return torch.export.Dim(name, min=2, max=1024)
+
+    shapes = {
+        "boxes": {0: batch, 1: torch.export.Dim("boxes", max=SCORER_BOXES)},
+        "memory": {0: batch, 1: cells("rows"), 2: cells("columns")},
+        "picture_sizes": {0: batch},
+        "image_sizes": {0: batch},
+        "detail": {0: batch, 2: cells("detail_rows"), 3: cells("detail_columns")},
+    }
+    given = {"boxes": torch.full((_BATCH, _BOXES, 4), 0.5), **encoded}
+    inputs = {name: given[name] for name in shapes if name in given} | eye
+    dynamic = (tuple({**shapes, **any_eye}[name] for name in inputs),)
+    _write_graph(_Scorer(model, list(inputs)).eval(), inputs, dynamic, ["scores"], folder / SCORER_GRAPH)
 
 
 class _Proposer(nn.Module):
-    """The model with a plain signature: pictures in, a tuple of tensors out."""
+    """The model with a plain signature: images without padding in, a tuple of tensors out."""
 
-    def __init__(self, model: SetCropForImageCropping) -> None:
+    def __init__(self, model: SetCropForImageCropping, encoded: dict[str, torch.Tensor]) -> None:
         super().__init__()
-        self.model = copy.deepcopy(model)
-        self.model.model.backbone = _MaskedBackbone(model.model.backbone)
-        self.output_names = ["logits", "pred_boxes"]
-        if model.config.rerank:
-            self.output_names.append("pred_scores")
-        if model.config.crop_choice:
-            self.output_names.append("choice_probabilities")
-        self.output_names += ["memory", "feature_mask", "picture_sizes", "picture_shares"]
+        self.model = model
+        self.output_names = ["logits", "pred_boxes", *(["pred_scores"] if model.config.rerank else []), *encoded]
 
-    def forward(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        output = self.model(pixel_values, pixel_mask)
-        encoded = output.encoder_outputs
-        found = {
-            "logits": output.logits,
-            "pred_boxes": output.pred_boxes,
-            "pred_scores": output.pred_scores,
-            "choice_probabilities": output.choice_probabilities,
-            "memory": encoded.last_hidden_state,
-            "feature_mask": encoded.feature_mask,
-            "picture_sizes": encoded.picture_sizes,
-            "picture_shares": encoded.picture_shares,
-        }
+    def forward(self, pixel_values: torch.Tensor, source: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
+        output = self.model(pixel_values, **({} if source is None else {"source": source}))
+        found = {**output, **_encoding(output.encoder_outputs)}
         return tuple(found[name] for name in self.output_names)
 
 
-class _MaskedBackbone(nn.Module):
-    """Conditional DETR's backbone with the mask's nearest neighbours picked by index.
+def _encoding(encoded: Any) -> dict[str, torch.Tensor]:
+    """The parts of an encoding that the scoring head or the caller needs, by the names that the graphs have for them.
 
-    onnxruntime's nearest-neighbour resize computes source positions with another rounding than torch, and a feature
-    cell at the border of the padding may then count as picture in one and as padding in the other.
+    `memory` is (B, H, W, D); the rest is named as in [`SetCropEncoderOutput`].
     """
-
-    def __init__(self, backbone: nn.Module) -> None:
-        super().__init__()
-        self.backbone = backbone
-
-    def forward(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        features, _ = self.backbone(pixel_values, pixel_mask)[-1]
-        for axis in (1, 2):
-            length, cells = pixel_mask.shape[axis], features.shape[axis + 1]
-            scale = torch.full((1,), length, dtype=torch.float32) / torch.full((1,), cells, dtype=torch.float32)
-            nearest = (torch.arange(cells, dtype=torch.float32) * scale).floor().long()
-            pixel_mask = pixel_mask.index_select(axis, nearest)
-        return [(features, pixel_mask.to(torch.bool))]
+    found = {"memory": encoded.last_hidden_state.unflatten(1, encoded.feature_mask.shape[1:])}
+    names = ("picture_sizes", "image_sizes", "detail", "importance")
+    return found | {name: encoded[name] for name in names if encoded.get(name) is not None}
 
 
 class _Scorer(nn.Module):
-    def __init__(self, model: SetCropForImageCropping) -> None:
-        super().__init__()
-        self.scorer = model.crop_scorer
+    """The scoring head alone, on the other graph's encoding of images without padding."""
 
-    def forward(
-        self,
-        boxes: torch.Tensor,
-        memory: torch.Tensor,
-        feature_mask: torch.Tensor,
-        picture_sizes: torch.Tensor,
-        picture_shares: torch.Tensor,
-    ) -> torch.Tensor:
-        return self.scorer(boxes, memory, feature_mask, picture_sizes, picture_shares)[0]
+    def __init__(self, model: SetCropForImageCropping, names: list[str]) -> None:
+        super().__init__()
+        self.scorer, self.names = model.crop_scorer, names
+        self.accepted = inspect.signature(self.scorer.forward).parameters
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        given = dict(zip(self.names, inputs, strict=True))
+        given["mask"] = torch.ones(given["memory"].shape[:3], dtype=torch.bool)
+        if "picture_shares" in self.accepted:
+            given["picture_shares"] = torch.ones_like(given["picture_sizes"])
+        scores = self.scorer(**given)
+        return scores[0] if isinstance(scores, tuple) else scores
 
 
 def _write_graph(
     module: nn.Module,
     inputs: dict[str, torch.Tensor],
-    dynamic: dict[str, dict[int, torch.export.Dim]],
+    dynamic: Any,
     outputs: list[str],
     path: Path,
 ) -> None:
     try:
+        import onnx
         import onnxscript  # noqa: F401  (torch's exporter needs it)
     except ImportError as error:
         raise ImportError("exporting to ONNX needs: pip install 'setcrop[onnx]'") from error
@@ -223,40 +198,84 @@ def _write_graph(
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            program = torch.export.export(module, tuple(inputs.values()), dynamic_shapes=tuple(dynamic.values()))
+            program = torch.export.export(module, tuple(inputs.values()), dynamic_shapes=dynamic)
             written = torch.onnx.export(
                 program, dynamo=True, input_names=list(inputs), output_names=outputs, verbose=False
             )
-            written.save(path)
+            onnx.save(_compact(written.model_proto), path)
     finally:
         registration.setLevel(level)
+
+
+def _compact(graph: Any) -> Any:
+    """A graph whose weights are stored in half precision, cast when it is loaded, and that says nothing of its making.
+
+    Weights that half precision does not hold exactly enough, as those that follow from a position, stay as they are.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    del graph.metadata_props[:], graph.functions[:]
+    graph.producer_name = "setcrop"
+    graph.producer_version = graph.doc_string = graph.graph.doc_string = ""
+    del graph.graph.value_info[:], graph.graph.metadata_props[:]
+    for node in graph.graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
+    casts = []
+    for tensor in graph.graph.initializer:
+        del tensor.metadata_props[:]
+        tensor.doc_string = ""
+        if tensor.data_type != TensorProto.FLOAT:
+            continue
+        values = numpy_helper.to_array(tensor)
+        with np.errstate(over="ignore"):  # what does not fit stays as it is
+            half = values.astype(np.float16)
+        if values.size < _LEAST_HALVED or not np.allclose(half.astype(np.float32), values, rtol=2**-10, atol=2**-22):
+            continue
+        name = tensor.name
+        tensor.CopyFrom(numpy_helper.from_array(half, f"{name}.half"))
+        casts.append(helper.make_node("Cast", [f"{name}.half"], [name], to=TensorProto.FLOAT))
+    nodes = [*casts, *graph.graph.node]
+    del graph.graph.node[:]
+    graph.graph.node.extend(nodes)
+    return graph
+
+
+def _expanded(graph: Any) -> Any:
+    """The same graph with its weights in single precision again, as quantisation needs them."""
+    from onnx import numpy_helper
+
+    halves = {tensor.name: tensor for tensor in graph.graph.initializer if tensor.name.endswith(".half")}
+    for node in [node for node in graph.graph.node if node.op_type == "Cast" and node.input[0] in halves]:
+        tensor = halves[node.input[0]]
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), node.output[0]))
+        graph.graph.node.remove(node)
+    return graph
 
 
 def check_agreement(
     model: SetCropForImageCropping, processor: Any, folder: Path, photos: Sequence[str | Path]
 ) -> dict[str, float]:
-    """Largest absolute difference of each output over photographs, one by one and as one padded batch.
+    """Largest absolute difference of each output over photographs, one by one and as one batch of one shape.
 
     Raises:
-        OnnxMismatchError: one of them is over 1e-4.
+        OnnxMismatchError: one of them is over 1e-3 (weights are stored in half precision).
     """
-    graphs = SetCropOnnxModel(folder)
+    graphs = OnnxEngine(folder)
     worst: dict[str, float] = {}
-    for inputs in _batches(processor, photos):
+    for pixels in _batches(processor, photos):
         with torch.inference_mode():
-            expected = model(**inputs)
-            actual = graphs(**inputs)
+            expected = model(torch.from_numpy(pixels))
+            actual = graphs.run(pixels)
             pairs = {name: (expected[name], actual[name]) for name in ("logits", "pred_boxes")}
             if model.config.rerank:
-                pairs["pred_scores"] = (expected.pred_scores, actual.pred_scores)
-            if model.config.crop_choice:
-                pairs["choice_probabilities"] = (expected.choice_probabilities, actual.choice_probabilities)
+                pairs["pred_scores"] = (expected.pred_scores, actual["pred_scores"])
             if model.config.crop_scoring:
                 boxes = expected.pred_boxes
                 scores = model.score_crops(boxes, expected.encoder_outputs)
-                pairs["scores"] = (scores, graphs.score_crops(boxes, actual.encoder_outputs))
+                pairs["scores"] = (scores, graphs.rate(boxes.numpy(), actual))
         for name, (reference, found) in pairs.items():
-            worst[name] = max(worst.get(name, 0.0), float((reference - found).abs().max()))
+            worst[name] = max(worst.get(name, 0.0), float(np.abs(reference.numpy() - found).max()))
     wrong = {name: difference for name, difference in worst.items() if not difference <= TOLERANCE}
     if wrong:
         raise OnnxMismatchError(f"onnxruntime's outputs differ from torch's by more than {TOLERANCE:g}: {wrong}")
@@ -268,21 +287,23 @@ def quantize(processor: Any, source: Path, target: Path, photos: Sequence[str | 
 
     The transformer, where rounding costs most and time least, stays in float32.
     """
+    import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Photographs(CalibrationDataReader):
         def __init__(self) -> None:
-            self.batches: Iterator[dict[str, torch.Tensor]] = iter(_single_pictures(processor, photos))
+            self.images: Iterator[np.ndarray] = iter(_single_images(processor, photos))
 
         def get_next(self) -> dict[str, np.ndarray] | None:
-            inputs = next(self.batches, None)
-            return None if inputs is None else {name: tensor.numpy() for name, tensor in inputs.items()}
+            pixels = next(self.images, None)
+            return None if pixels is None else {"pixel_values": pixels}
 
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)  # it recommends a pre-processing that the exporter has done already
     try:
+        onnx.save(_expanded(onnx.load(source)), target)
         quantize_static(
-            source,
+            target,
             target,
             Photographs(),
             quant_format=QuantFormat.QDQ,
@@ -291,6 +312,7 @@ def quantize(processor: Any, source: Path, target: Path, photos: Sequence[str | 
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
         )
+        onnx.save(_compact(onnx.load(target)), target)
     finally:
         logging.disable(disabled)
 
@@ -302,19 +324,19 @@ def compare_int8(folder: Path, photos: Sequence[str | Path]) -> dict[str, float]
         `first_crop_iou`: mean IoU of the first crop with the float model's; `same_first_crop`: share of photographs on
         which the same anchor wins; `probability`: mean absolute difference of the crops' probabilities.
     """
-    processor = AutoImageProcessor.from_pretrained(folder)
-    exact, quantized = SetCropOnnxModel(folder), SetCropOnnxModel(folder, INT8_GRAPH)
+    exact, quantized = OnnxEngine(folder), OnnxEngine(folder, INT8_GRAPH)
     ious, same, differences = [], [], []
-    for inputs in _single_pictures(processor, photos):
-        boxes, rankings = [], []
-        for graphs in (exact, quantized):
-            output = graphs(**inputs)
-            ranking = crop_ranking(output.logits[0, :, 0].sigmoid()[None], output.pred_scores)[0]
-            rankings.append(ranking)
-            boxes.append(cxcywh_to_xyxy(output.pred_boxes[0])[ranking.argmax()])
-        ious.append(float(box_iou(boxes[0][None], boxes[1][None])))
-        same.append(float(rankings[0].argmax() == rankings[1].argmax()))
-        differences.append(float((rankings[0] - rankings[1]).abs().mean()))
+    for photo in photos:
+        found = []
+        for engine in (exact, quantized):
+            picture = load_image_file(photo, engine.preprocessing.short_side)
+            prediction = engine.encode([engine.preprocessing(picture.image)])[0].prediction(picture.size)
+            found.append((prediction.boxes, prediction.score(prediction.set_merit)))
+        (boxes, scores), (other_boxes, other_scores) = found
+        first, other_first = int(scores.argmax()), int(other_scores.argmax())
+        ious.append(float(box_iou(boxes[first][None], other_boxes[other_first][None])[0, 0]))
+        same.append(float(first == other_first))
+        differences.append(float(np.abs(scores - other_scores).mean()))
     return {
         "first_crop_iou": float(np.mean(ious)),
         "same_first_crop": float(np.mean(same)),
@@ -322,25 +344,17 @@ def compare_int8(folder: Path, photos: Sequence[str | Path]) -> dict[str, float]
     }
 
 
-def _single_pictures(processor: Any, photos: Sequence[str | Path]) -> Iterator[dict[str, torch.Tensor]]:
-    """Model inputs of each photograph on its own."""
+def _single_images(processor: Any, photos: Sequence[str | Path]) -> Iterator[np.ndarray]:
+    """Pixels (1, 3, H, W) of each photograph."""
+    preprocessing = ImagePreprocessing.from_dict(processor.to_dict())
     for photo in photos:
-        yield model_inputs(processor, [photo])
+        yield preprocessing(load_image_file(photo, preprocessing.short_side).image)[None]
 
 
-def _batches(processor: Any, photos: Sequence[str | Path]) -> Iterator[dict[str, torch.Tensor]]:
-    yield from _single_pictures(processor, photos)
-    if len(photos) > 1:
-        yield model_inputs(processor, photos)
-
-
-def model_inputs(processor: Any, photos: Sequence[str | Path]) -> dict[str, torch.Tensor]:
-    """`pixel_values` and `pixel_mask` of photographs as one batch."""
-    pictures = []
-    for photo in photos:
-        with Image.open(photo) as opened:
-            pictures.append(read_picture(opened, 2 * (processor.size.shortest_edge or 600)).image)
-    return dict(processor(pictures, return_tensors="pt"))
+def _batches(processor: Any, photos: Sequence[str | Path]) -> Iterator[np.ndarray]:
+    images = list(_single_images(processor, photos))
+    yield from images
+    yield np.concatenate([images[0], images[0][..., ::-1]])
 
 
 def check_same_model(target: Path, model: SetCropForImageCropping) -> None:

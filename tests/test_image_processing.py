@@ -15,8 +15,8 @@ from transformers import AutoImageProcessor
 from transformers.modeling_outputs import ModelOutput
 
 from modeling_setcrop import SetCropImageProcessorPil
-from modeling_setcrop.crop_geometry import choice_grid, xyxy_to_cxcywh
-from modeling_setcrop.image_processing_pil_setcrop import crop_ranking, encode_crops, resized_size
+from modeling_setcrop.image_preprocessing import ImagePreprocessing, resized_size
+from modeling_setcrop.image_processing_pil_setcrop import encode_crops
 
 
 def test_pixels_are_normalised_padded_and_masked(tiny_processor):
@@ -82,7 +82,7 @@ def test_crops_are_ranked_inside_and_at_most_so_many(seed, top_k, nms_iou):
         assert (scores[:-1] >= scores[1:]).all() and (scores > 0).all() and (scores <= 1).all()
         assert (boxes >= 0).all() and (boxes[:, 2] <= width).all() and (boxes[:, 3] <= height).all()
     best = outputs.logits[0, :, 0].sigmoid().max()
-    assert results[0]["scores"][0] == best
+    assert results[0]["scores"][0].item() == pytest.approx(best.item(), abs=1e-6)
 
 
 def test_threshold_may_leave_nothing():
@@ -93,10 +93,18 @@ def test_threshold_may_leave_nothing():
 
 
 def test_reranking_goes_by_the_predicted_scores():
-    validity, scores = torch.tensor([[0.64, 0.5, 0.1]]), torch.tensor([[4.0, 3.5, 4.5]])
-    expected = [1 / (1 + math.exp(-4 * (score - 4))) for score in (4.0, 3.5, 4.5)]
-    assert crop_ranking(validity, scores)[0].tolist() == pytest.approx(expected)
-    assert crop_ranking(validity, None) is validity
+    validity = torch.tensor([[0.64, 0.5, 0.1]])
+    outputs = SimpleNamespace(
+        logits=validity.logit()[..., None],
+        pred_boxes=torch.tensor([[[0.5, 0.5, 0.2, 0.2], [0.5, 0.5, 0.4, 0.4], [0.5, 0.5, 0.8, 0.8]]]),
+        pred_scores=torch.tensor([[4.0, 3.5, 4.5]]),
+    )
+    processor = SetCropImageProcessorPil()
+    expected = [1 / (1 + math.exp(-4 * (rating - 4))) for rating in (4.5, 4.0, 3.5)]
+    assert processor.post_process_image_cropping(outputs)[0]["scores"].tolist() == pytest.approx(expected)
+    outputs.pred_scores = None
+    found = processor.post_process_image_cropping(outputs)[0]["scores"].tolist()
+    assert found == pytest.approx(validity[0].tolist(), abs=1e-6)
 
 
 def test_the_auto_class_finds_the_processor(tiny_checkpoint, tiny_processor):
@@ -110,20 +118,37 @@ def test_the_auto_class_finds_the_processor(tiny_checkpoint, tiny_processor):
 def test_a_set_starts_with_the_best_crop_and_goes_on_with_what_it_does_not_cover():
     """Two near copies of the best crop and one elsewhere: the third crop comes second."""
     boxes = torch.tensor([[[0.5, 0.5, 0.9, 0.9], [0.51, 0.5, 0.9, 0.9], [5 / 12, 5 / 12, 0.75, 0.75]]])
-    choices = torch.zeros(1, 90)
-    grid = xyxy_to_cxcywh(choice_grid())
-    for centre, probability in (((0.5, 0.5, 11 / 12, 11 / 12), 0.7), ((5 / 12, 5 / 12, 9 / 12, 9 / 12), 0.3)):
-        nearest = (grid - torch.tensor(centre)).abs().sum(1).argmin()
-        choices[0, nearest] = probability
     outputs = SimpleNamespace(
         logits=torch.zeros(1, 3, 1), pred_boxes=boxes, pred_scores=torch.tensor([[4.5, 4.4, 3.0]])
     )
     processor = SetCropImageProcessorPil()
-    with pytest.raises(ValueError, match="crop_choice"):
-        processor.post_process_image_cropping(outputs, as_set=True)
-    outputs.choice_probabilities = choices
     (found,) = processor.post_process_image_cropping(outputs, [(100, 200)], as_set=True)
     torch.testing.assert_close(found["boxes"][1], torch.tensor([200 / 24, 100 / 24, 200 * 19 / 24, 100 * 19 / 24]))
     assert found["scores"].argmax() == 0 and found["scores"][1] < found["scores"][2]
     (two,) = processor.post_process_image_cropping(outputs, as_set=True, top_k=2)
     assert len(two["boxes"]) == 2
+
+
+@pytest.mark.parametrize("size", [(70, 90), (300, 40), (500, 900)])
+def test_the_runtimes_preprocessing_is_the_image_processors(tiny_processor, size):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8))
+    expected = tiny_processor(image, return_tensors="np", do_pad=False)["pixel_values"][0]
+    found = ImagePreprocessing.from_dict(tiny_processor.to_dict())(image)
+    assert found.dtype == np.float32 and found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"image_std": [0, 1, 1]}, "image_std must be above 0"),
+        ({"image_mean": [0.5]}, "image_mean must be three numbers"),
+        ({"image_std": ["a", 1, 1]}, "image_std must be three numbers"),
+        ({"size": {"shortest_edge": -1, "longest_edge": 5}}, "shortest_edge must be a whole number"),
+        ({"size": {"shortest_edge": 224}}, "size must have"),
+        ({"rescale_factor": 0}, "rescale_factor must be a positive"),
+    ],
+)
+def test_preprocessing_that_cannot_be_is_refused(tiny_processor, fields, message):
+    with pytest.raises(ValueError, match=message):
+        ImagePreprocessing.from_dict(tiny_processor.to_dict() | fields)

@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from modeling_setcrop import EfficientNetLiteConfig, SetCropConfig, SetCropForImageCropping
-from modeling_setcrop.crop_geometry import choice_grid
+from modeling_setcrop.crop_geometry import gaic_grid
 
 
 def test_defaults_are_the_papers():
@@ -239,7 +239,7 @@ def test_choices_are_probabilities_of_crops_of_an_allowed_shape(tiny_model):
     """A 2:1 picture: of the grid only crops at most twice as wide as high are there to choose from."""
     with torch.no_grad():
         found = tiny_model(torch.randn(2, 3, 64, 128, generator=torch.Generator().manual_seed(0)))
-    grid = choice_grid()
+    grid = torch.from_numpy(gaic_grid()).float()
     ratio = 2 * (grid[:, 2] - grid[:, 0]) / (grid[:, 3] - grid[:, 1])
     chosen = found.choice_probabilities
     torch.testing.assert_close(chosen.sum(1), torch.ones(2))

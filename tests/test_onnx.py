@@ -5,22 +5,24 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import ResNetConfig, pipeline
 from typer.testing import CliRunner
 
 from hub_card.pictures import PHOTOS
-from modeling_setcrop import SetCropConfig, SetCropForImageCropping
+from modeling_setcrop import Cropper, SetCropConfig, SetCropForImageCropping
 from modeling_setcrop.cli import app
 from modeling_setcrop.cli.options import UsageError, load_cropper
 from modeling_setcrop.hub_export import export_hub
-from modeling_setcrop.image_cropping_onnx import ImageCroppingOnnx, SetCropOnnxModel
+from modeling_setcrop.runtime.checkpoint import CheckpointError
+from modeling_setcrop.runtime.onnx_engine import OnnxEngine
 
-pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
+onnx = pytest.importorskip("onnx")
 
-from modeling_setcrop.onnx_export import OnnxMismatchError, check_agreement, export_onnx
+from modeling_setcrop.onnx_export import OnnxMismatchError, check_agreement, export_onnx  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +38,8 @@ def folder(report_and_folder) -> Path:
 
 def test_outputs_agree_on_photographs_of_several_sizes(report_and_folder):
     report, _ = report_and_folder
-    assert report["agreement"].keys() == {"logits", "pred_boxes", "pred_scores", "choice_probabilities", "scores"}
-    assert max(report["agreement"].values()) <= 1e-4
+    assert report["agreement"].keys() == {"logits", "pred_boxes", "pred_scores", "scores"}
+    assert max(report["agreement"].values()) <= 1e-3
 
 
 @pytest.mark.parametrize("shape", [(1, 64, 64), (3, 97, 128), (2, 111, 75)])
@@ -45,42 +47,38 @@ def test_batch_height_and_width_are_free(folder, tiny_model, shape):
     batch, height, width = shape
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randn(batch, 3, height, width, generator=generator)
-    mask = torch.ones(batch, height, width, dtype=torch.long)
-    mask[0, :, width * 2 // 3 :] = 0
-    mask[0, height - 5 :] = 0
     with torch.inference_mode():
-        expected = tiny_model(pixels, mask)
+        expected = tiny_model(pixels)
         boxes = torch.rand(batch, 7, 4, generator=generator) / 2 + 0.25
         scores = tiny_model.score_crops(boxes, expected.encoder_outputs)
-    graphs = SetCropOnnxModel(folder)
-    found = graphs(pixels, mask)
+    graphs = OnnxEngine(folder)
+    found = graphs.run(pixels.numpy())
     for name in ("logits", "pred_boxes", "pred_scores"):
-        torch.testing.assert_close(found[name], expected[name], atol=1e-4, rtol=0)
-    assert torch.equal(found.encoder_outputs.feature_mask, expected.encoder_outputs.feature_mask)
-    torch.testing.assert_close(graphs.score_crops(boxes, found.encoder_outputs), scores, atol=1e-4, rtol=0)
+        np.testing.assert_allclose(found[name], expected[name].numpy(), atol=1e-3)
+    np.testing.assert_allclose(graphs.rate(boxes.numpy(), found), scores.numpy(), atol=1e-3)
 
 
-def test_the_mask_is_resized_as_torch_does_it(folder, tiny_model):
-    # 225 pixels over 15 cells: the tenth cell starts at pixel 150 exactly, where the padding begins.
-    pixels, mask = torch.zeros(1, 3, 225, 225), torch.ones(1, 225, 225, dtype=torch.long)
-    mask[:, :, 150:] = 0
-    with torch.inference_mode():
-        expected = tiny_model(pixels, mask).encoder_outputs.feature_mask
-    assert torch.equal(SetCropOnnxModel(folder)(pixels, mask).encoder_outputs.feature_mask, expected)
+def test_weights_are_stored_in_half_precision_and_say_nothing_of_their_making(folder, tiny_checkpoint):
+    graph = onnx.load(folder / "onnx" / "model.onnx")
+    halves = sum(t.data_type == onnx.TensorProto.FLOAT16 for t in graph.graph.initializer)
+    assert halves > 10 and not graph.graph.value_info and not graph.metadata_props
+    assert all(not node.metadata_props and not node.doc_string for node in graph.graph.node)
+    assert (folder / "onnx" / "model.onnx").stat().st_size < 0.7 * (
+        tiny_checkpoint / "model.safetensors"
+    ).stat().st_size
 
 
 def test_the_pipeline_gives_the_same_crops(folder, tiny_checkpoint, photos):
-    torch_crops = pipeline("image-cropping", model=str(tiny_checkpoint))
-    onnx_crops = ImageCroppingOnnx.from_pretrained(folder)
-    for options in ({}, {"aspect_ratio": ["16:9", "square"], "top_k": 2}, {"details": True}):
+    torch_crops, onnx_crops = pipeline("image-cropping", model=str(tiny_checkpoint)), Cropper(folder)
+    assert onnx_crops.runtime == "onnx"
+    for options in ({}, {"nms_iou": None, "top_k": 3}, {"details": True}):
         expected, found = (cropper(str(photos[0]), **options) for cropper in (torch_crops, onnx_crops))
         expected, found = (crops["crops"] if isinstance(crops, dict) else crops for crops in (expected, found))
         assert len(found) == len(expected)
         for crop, other in zip(found, expected, strict=True):
-            assert crop["score"] == pytest.approx(other["score"], abs=1e-4)
-            assert crop["box"] == pytest.approx(other["box"], abs=1)
+            assert crop["score"] == pytest.approx(other["score"], abs=1e-3)
     both = [str(photo) for photo in photos[:2]]
-    assert len(onnx_crops(both, batch_size=2)) == 2
+    assert onnx_crops(both, batch_size=2) == [onnx_crops(photo) for photo in both]
 
 
 def test_int8_is_smaller_and_its_loss_is_measured(report_and_folder):
@@ -89,7 +87,7 @@ def test_int8_is_smaller_and_its_loss_is_measured(report_and_folder):
     assert 0 < report["int8"]["first_crop_iou"] <= 1
     assert 0 <= report["int8"]["same_first_crop"] <= 1
     assert report["int8"]["probability"] >= 0
-    assert ImageCroppingOnnx.from_pretrained(folder, int8=True)(str(PHOTOS[0]), top_k=1)
+    assert Cropper(folder, "onnx-int8")(str(PHOTOS[0]), top_k=1)
 
 
 def test_graphs_of_another_model_are_refused(folder, tiny_model, tiny_processor):
@@ -115,8 +113,8 @@ def test_graphs_can_join_an_exported_folder(folder, tiny_checkpoint, tmp_path):
 
 
 def test_missing_graphs_are_named(tiny_checkpoint):
-    with pytest.raises(FileNotFoundError, match=r"model\.onnx: no such ONNX graph"):
-        ImageCroppingOnnx.from_pretrained(tiny_checkpoint)
+    with pytest.raises(CheckpointError, match=r"model\.onnx: no such ONNX graph"):
+        Cropper(tiny_checkpoint, "onnx")
 
 
 def test_photographs_are_needed(tiny_checkpoint, tmp_path):
@@ -146,7 +144,7 @@ def test_the_papers_model_on_a_resnet_exports_without_a_scorer(tiny_processor, t
     report = export_onnx(tmp_path / "resnet", tmp_path / "graphs", PHOTOS)
     assert report["agreement"].keys() == {"logits", "pred_boxes"}
     assert not (tmp_path / "graphs" / "onnx" / "scorer.onnx").exists()
-    assert ImageCroppingOnnx.from_pretrained(tmp_path / "graphs")(str(PHOTOS[0]), top_k=1)
+    assert Cropper(tmp_path / "graphs")(str(PHOTOS[0]), top_k=1)
 
 
 def test_commands_take_the_runtime(folder, photos, tmp_path):
@@ -154,7 +152,7 @@ def test_commands_take_the_runtime(folder, photos, tmp_path):
     found = CliRunner().invoke(app, command)
     assert found.exit_code == 0, found.output
     assert list(tmp_path.glob("*.jpg"))
-    assert isinstance(load_cropper(str(folder), None, "onnx"), ImageCroppingOnnx)
+    assert load_cropper(str(folder), None).runtime == "onnx"
     with pytest.raises(UsageError, match="runs on the CPU, not on cuda"):
         load_cropper(str(folder), "cuda", "onnx")
     with pytest.raises(UsageError, match="no such ONNX graph"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from PIL import ExifTags, Image
@@ -10,6 +11,7 @@ from transformers import pipeline
 import modeling_setcrop
 from modeling_setcrop.crop_selection import ConstraintError
 from modeling_setcrop.image_reading import Picture
+from modeling_setcrop.image_sources import read_any_image
 
 
 @pytest.fixture(scope="module")
@@ -104,15 +106,74 @@ def test_details_say_whether_to_crop_and_where_to_look(cropper, photos):
 
 def test_ratios_are_ranked_by_the_scoring_head(cropper, photos):
     crops = cropper(str(photos[0]), aspect_ratio="1:1", min_area=0.5, top_k=4)
-    with Image.open(photos[0]) as image:
-        unit = torch.tensor([image.width, image.height] * 2)
-    boxes = torch.tensor([list(crop["box"].values()) for crop in crops]) / unit
+    picture = read_any_image(photos[0], cropper.short_side)
+    height, width = picture.size
+    boxes = torch.tensor([list(crop["box"].values()) for crop in crops]) / torch.tensor([width, height] * 2)
     boxes = torch.cat([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], dim=1)
-    pixels = cropper.preprocess(str(photos[0]))["pictures"][0][None]
+    pixels = torch.from_numpy(cropper.prepare(picture))[None]
     with torch.inference_mode():
         scores = cropper.model.score_crops(boxes[None], pixel_values=pixels)[0]
     expected = torch.sigmoid(4 * (scores - 4)).tolist()
     assert [crop["score"] for crop in crops] == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_callers_own_image_stays_as_it_is(cropper, photos):
+    with Image.open(photos[0]) as image:
+        size = image.size
+        expected = cropper(str(photos[0]))
+        found = cropper(image)
+        assert image.size == size and np.asarray(image).shape[:2] == size[::-1]
+    assert found[0]["score"] == pytest.approx(expected[0]["score"], abs=0.05)
+
+
+def test_no_image_is_no_answer(cropper):
+    assert cropper([]) == []
+
+
+def test_unknown_options_and_impossible_values_are_refused_before_anything_is_read(cropper, photos):
+    with pytest.raises(TypeError, match="did you mean 'top_k'"):
+        cropper("no-such-file.jpg", topk=3)
+    for options in ({"threshold": 50}, {"nms_iou": 80}, {"top_k": -1}, {"aspect_ratio": "wide"}):
+        with pytest.raises(ValueError, match="|".join((*options, "aspect ratio"))):
+            cropper("no-such-file.jpg", **options)
+    with pytest.raises(ValueError, match="this model has no tightness 'tight'"):
+        cropper("no-such-file.jpg", tightness="tight")
+    with pytest.raises(ValueError, match=r"point .* lies outside the image"):
+        cropper(str(photos[0]), keep=[(10**6, 3)])
+
+
+def test_crops_of_one_call_can_be_kept_in_another(cropper, photos):
+    (crop,) = cropper(str(photos[0]), top_k=1)
+    for kept in cropper(str(photos[0]), keep=[crop["box"]]):
+        assert kept["box"]["xmin"] <= crop["box"]["xmin"] and kept["box"]["ymax"] >= crop["box"]["ymax"]
+
+
+def test_everything_leaves_the_device_before_it_is_made_double(cropper, photos, monkeypatch):
+    """Some accelerators have no float64: a stand-in for their tensors refuses it."""
+
+    def refuse(self, *args, **kwargs):
+        if torch.float64 in (*args, kwargs.get("dtype")) and getattr(self, "on_device", False):
+            raise TypeError("this device has no float64")
+        return convert(self, *args, **kwargs)
+
+    def leave(self, *args, **kwargs):
+        return torch.Tensor.clone(self)
+
+    convert = torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, "to", refuse)
+    monkeypatch.setattr(torch.Tensor, "cpu", leave)
+    monkeypatch.setattr(torch.Tensor, "double", lambda self: refuse(self, torch.float64))
+    forward = cropper.model.forward
+
+    def on_device(*args, **kwargs):
+        output = forward(*args, **kwargs)
+        for value in output.values():
+            if isinstance(value, torch.Tensor):
+                value.on_device = True
+        return output
+
+    monkeypatch.setattr(cropper.model, "forward", on_device)
+    assert cropper(str(photos[0]), aspect_ratio="1:1", details=True)["crops"]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (2000, 60), (40, 1600)])
@@ -127,10 +188,8 @@ def test_threshold_may_leave_nothing_and_bad_options_are_named(cropper, photos):
         cropper(str(photos[0]), aspect_ratio="wide")
 
 
-def test_a_set_holds_the_best_crop_and_needs_a_free_shape(cropper, photos):
+def test_a_set_holds_the_best_crop(cropper, photos):
     best, *rest = cropper(str(photos[0]), top_k=4, as_set=True)
     assert len(rest) == 3
     assert best == cropper(str(photos[0]), top_k=1)[0]
     assert len({tuple(crop["box"].values()) for crop in (best, *rest)}) == 4
-    with pytest.raises(ValueError, match="as_set"):
-        cropper(str(photos[0]), as_set=True, aspect_ratio="1:1")

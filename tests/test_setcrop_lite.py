@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from modeling_setcrop import SetCropForImageCropping, SetCropImageProcessorPil
 from modeling_setcrop.cli import app
-from modeling_setcrop.crop_geometry import choice_grid, xyxy_to_cxcywh
+from modeling_setcrop.crop_geometry import gaic_grid, xyxy_to_cxcywh
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,8 @@ def test_anchors_start_on_the_grid_and_everything_loads_again(detector, tmp_path
     processor = SetCropImageProcessorPil.from_pretrained(tmp_path / "start")
     with torch.no_grad():
         outputs = model(**processor(Image.new("RGB", (90, 70), "teal"), return_tensors="pt"))
-    torch.testing.assert_close(outputs.pred_boxes[0], xyxy_to_cxcywh(choice_grid()), atol=1e-6, rtol=0)
+    grid = torch.from_numpy(xyxy_to_cxcywh(gaic_grid())).float()
+    torch.testing.assert_close(outputs.pred_boxes[0], grid, atol=1e-6, rtol=0)
     assert outputs.pred_scores.shape == (1, 90)
 
 
@@ -62,7 +63,8 @@ def test_anchors_start_at_the_good_crops_of_given_data(detector, tmp_path):
         boxes = model(torch.zeros(1, 3, 64, 96)).pred_boxes[0]
     # The crops' sides are 71 to 100 % of the picture's width and 42 to 99 % of its height, and so are their means.
     assert (boxes[:, 2] > 0.7).all() and (boxes[:, 3] > 0.4).all() and len(boxes.unique(dim=0)) == 90
-    assert (boxes[:, None] - xyxy_to_cxcywh(choice_grid())[None]).abs().amax(-1).amin() > 1e-4
+    grid = torch.from_numpy(xyxy_to_cxcywh(gaic_grid())).float()
+    assert (boxes[:, None] - grid[None]).abs().amax(-1).amin() > 1e-4
 
 
 def test_what_is_missing_is_said_in_one_line(detector, tmp_path):

@@ -18,7 +18,8 @@ from . import options as shared
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from modeling_setcrop import ImageCroppingPipeline
+    from modeling_setcrop import Cropper
+    from modeling_setcrop.crop_options import CropOptions
     from modeling_setcrop.image_reading import ImageFileError
     from modeling_setcrop.runs.cropping import SourceReport
     from modeling_setcrop.runs.journal import Journal
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 
 def crop(
+    context: typer.Context,
     photos: shared.Paths,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the crops go; folders are mirrored there.")],
     top_k: shared.TopK = 1,
@@ -73,9 +75,11 @@ def crop(
     keep: shared.Keep = None,
     avoid: shared.Avoid = None,
     strict: shared.Strict = False,
+    tightness: shared.Tightness = "default",
     model: shared.Model = None,
     device: shared.Device = None,
-    runtime: shared.Runtime = "torch",
+    runtime: shared.Runtime = None,
+    trust_remote_code: shared.TrustRemoteCode = False,
     batch_size: shared.BatchSize = None,
     workers: shared.Workers = None,
 ) -> None:
@@ -89,22 +93,7 @@ def crop(
     from modeling_setcrop.runs.sources import list_sources
 
     try:
-        options = shared.selection_options(
-            top_k=top_k,
-            aspect_ratio=aspect_ratio,
-            threshold=threshold,
-            nms_iou=nms_iou,
-            diversity=diversity,
-            as_set=as_set,
-            min_area=min_area,
-            max_area=max_area,
-            min_size=min_size,
-            keep=keep,
-            avoid=avoid,
-            strict=strict,
-            width=width,
-            height=height,
-        )
+        options = shared.selection_options(context.params)
         ratios = [part.strip() for part in (aspect_ratio or "").split(",") if part.strip()]
         the_ratio = ratios[0] if len(ratios) == 1 else None
         plan = CropPlan(out, name or default_name(top_k, ratios), format, quality, width, height, strip, the_ratio)
@@ -125,8 +114,9 @@ def crop(
         except ValueError as error:
             raise shared.fail(f"setcrop crop: {error}") from None
         try:
-            cropper = shared.load_cropper(model, device, runtime)
-        except shared.UsageError as error:
+            cropper = shared.load_cropper(model, device, runtime, trust_remote_code)
+            cropper.source(options)
+        except (shared.UsageError, ValueError) as error:
             raise shared.fail(f"setcrop crop: {error}") from None
         try:
             run.crop(cropper, found, plan, options, overwrite, dry_run, batch_size, workers)
@@ -183,10 +173,10 @@ class _Run:
 
     def crop(
         self,
-        cropper: ImageCroppingPipeline,
+        cropper: Cropper,
         photos: list[Source],
         plan: CropPlan,
-        options: dict[str, Any],
+        options: CropOptions,
         overwrite: bool,
         dry_run: bool,
         batch_size: int | None,
@@ -195,7 +185,7 @@ class _Run:
         from modeling_setcrop.runs.cropping import crop_sources
         from modeling_setcrop.runs.journal import Journal
 
-        self.journal = Journal(plan.out, plan.signature(cropper.model.name_or_path, options))
+        self.journal = Journal(plan.out, plan.signature(cropper.name, options.changed()))
         reports = crop_sources(
             cropper,
             photos,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 if TYPE_CHECKING:
-    from modeling_setcrop import ImageCroppingPipeline
+    from modeling_setcrop import Cropper
+    from modeling_setcrop.crop_options import CropOptions
     from modeling_setcrop.image_reading import ImageFileError
 
 Paths = Annotated[
@@ -20,8 +23,15 @@ Model = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help='Where the model runs: "cpu", "cuda:0", ...')]
 Runtime = Annotated[
-    Literal["torch", "onnx", "onnx-int8"],
-    typer.Option(help="What runs the model; onnx needs --model with a folder that `setcrop export onnx` wrote."),
+    Literal["torch", "onnx", "onnx-int8"] | None,
+    typer.Option(help="What runs the model; by default onnx where the checkpoint has graphs for it, else torch."),
+]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that comes with --model; it is not run otherwise.")
+]
+Tightness = Annotated[
+    Literal["loose", "default", "tight"],
+    typer.Option(help="How tight crops are, for models that learned it from several eyes."),
 ]
 TopK = Annotated[int, typer.Option("--top-k", min=1, help="At most so many crops, of each aspect ratio.")]
 AspectRatio = Annotated[
@@ -75,59 +85,30 @@ def report(error: ImageFileError) -> None:
     print(f"setcrop: {error}", file=sys.stderr)
 
 
-def selection_options(
-    *,
-    top_k: int,
-    aspect_ratio: str | None,
-    threshold: float,
-    nms_iou: float,
-    diversity: float | None,
-    as_set: bool,
-    min_area: float | None,
-    max_area: float | None,
-    min_size: str | None,
-    keep: list[str] | None,
-    avoid: list[str] | None,
-    strict: bool,
-    width: int | None = None,
-    height: int | None = None,
-) -> dict[str, Any]:
-    """The pipeline's options from the command's, checked as far as that goes without a picture.
+def selection_options(params: Mapping[str, Any]) -> CropOptions:
+    """What is asked of crops, from a command's parameters.
+
+    Args:
+        params: Of the command's context; those that are no options of crops are left alone.
 
     Raises:
         UsageError: An option cannot be read or is out of range, naming it.
     """
-    ratios = [part.strip() for part in aspect_ratio.split(",")] if aspect_ratio else []
-    options = {
-        "top_k": top_k,
-        "threshold": threshold,
-        "nms_iou": nms_iou,
-        "diversity": diversity,
-        "as_set": as_set,
-        "strict": strict,
-        "aspect_ratio": None if not ratios else ratios[0] if len(ratios) == 1 else ratios,
-        "width": width,
-        "height": height,
-        "min_area": min_area,
-        "max_area": max_area,
-        "min_size": _numbers("--min-size", min_size.replace("x", ","), (1, 2), int) if min_size else None,
-        "keep": [_numbers("--keep", text, (2, 4), float) for text in keep or []],
-        "avoid": [_numbers("--avoid", text, (4,), float) for text in avoid or []],
-    }
-    if options["min_size"] is not None and len(options["min_size"]) == 1:
-        options["min_size"] = options["min_size"] * 2
-    from modeling_setcrop.crop_selection import CropConstraints, parse_aspect_ratio
+    from modeling_setcrop.crop_options import CropOptions
 
+    options = {field.name: params[field.name] for field in fields(CropOptions) if params.get(field.name) is not None}
+    if "aspect_ratio" in options:
+        ratios = [part.strip() for part in options["aspect_ratio"].split(",")]
+        options["aspect_ratio"] = ratios[0] if len(ratios) == 1 else ratios
+    if "min_size" in options:
+        size = _numbers("--min-size", options["min_size"].replace("x", ","), (1, 2), int)
+        options["min_size"] = size[0] if len(size) == 1 else size
+    for name, counts in (("keep", (2, 4)), ("avoid", (4,))):
+        options[name] = [_numbers(f"--{name}", text, counts, float) for text in options.get(name, [])]
     try:
-        for ratio in ratios or [None]:
-            if ratio is not None:
-                parse_aspect_ratio(ratio, (1, 1))
-            bounds = {name: options[name] for name in ("width", "height", "min_area", "max_area", "min_size")}
-            fixed = None if ratio in ("original", "free") else ratio
-            CropConstraints.from_options((10**6, 10**6), aspect_ratio=fixed, **bounds)
-    except ValueError as error:
+        return CropOptions.from_kwargs(**options)
+    except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from None
-    return {name: value for name, value in options.items() if value not in (None, [], False)}
 
 
 def _numbers(option: str, text: str, counts: tuple[int, ...], kind: type) -> list[Any]:
@@ -141,28 +122,20 @@ def _numbers(option: str, text: str, counts: tuple[int, ...], kind: type) -> lis
     return values
 
 
-def load_cropper(model: str | None, device: str | None, runtime: str = "torch") -> ImageCroppingPipeline:
-    """The pipeline, on torch or onnxruntime, its checkpoint read without progress bars.
+def load_cropper(
+    model: str | None, device: str | None, runtime: str | None = None, trust_remote_code: bool = False
+) -> Cropper:
+    """The cropper on torch or onnxruntime, its checkpoint read without progress bars.
 
     Raises:
         UsageError: The checkpoint, the device or the runtime cannot be used.
     """
-    from transformers import pipeline
-    from transformers.utils import logging
-
-    from modeling_setcrop import DEFAULT_CHECKPOINT
     from modeling_setcrop.image_reading import lift_pixel_limit
+    from modeling_setcrop.runtime.cropper import Cropper
 
     lift_pixel_limit()
-    logging.disable_progress_bar()
-    name = model or DEFAULT_CHECKPOINT
     try:
-        if runtime != "torch":
-            from modeling_setcrop.image_cropping_onnx import ImageCroppingOnnx
-
-            if device not in (None, "cpu"):
-                raise ValueError(f"--runtime {runtime} runs on the CPU, not on {device}")
-            return ImageCroppingOnnx.from_pretrained(name, int8=runtime == "onnx-int8")
-        return pipeline("image-cropping", model=name, device=device)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        return Cropper(model, runtime, device, trust_remote_code=trust_remote_code)
+    except (ValueError, ImportError) as error:
+        name = model or "that comes with SetCrop"
         raise UsageError(f"cannot load the model {name}: {' '.join(str(error).split())}") from None

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from . import options as shared
+
 if TYPE_CHECKING:
-    import torch
+    import numpy as np
     from PIL import Image
 
-    from modeling_setcrop import ImageCroppingPipeline
+    from modeling_setcrop import Cropper
 
 # The grid has this many places along the longer way; the best of them are listed.
 _PLACES = 40
@@ -32,7 +33,11 @@ def score(
     heatmap: Annotated[
         Path | None, typer.Option(help="With --grid: write the photograph coloured by the score of a crop there.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Checkpoint folder or Hub name (the packaged one).")] = None,
+    tightness: shared.Tightness = "default",
+    model: shared.Model = None,
+    device: shared.Device = None,
+    runtime: shared.Runtime = None,
+    trust_remote_code: shared.TrustRemoteCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Predict the score (1 to 5, as people rate) of any crop of a photograph."""
@@ -44,10 +49,10 @@ def score(
         if heatmap is not None and heatmap.suffix.lower() != ".png":
             raise ValueError(f"--heatmap {heatmap}: the map is a PNG file, name it so")
         boxes = [_parse_box(text) for text in box or []]
-        rows = _score(photo, boxes, size, heatmap, model)
-    except (ValueError, OSError) as error:
-        print(f"setcrop score: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
+        cropper = shared.load_cropper(model, device, runtime, trust_remote_code)
+        rows = _score(cropper, photo, boxes, size, heatmap, tightness)
+    except (shared.UsageError, ValueError) as error:
+        raise shared.fail(f"setcrop score: {error}") from None
     if as_json:
         print(json.dumps(rows))
         return
@@ -73,35 +78,36 @@ def _parse_box(text: str) -> tuple[float, ...]:
 
 
 def _score(
-    photo: Path, boxes: list[tuple[float, ...]], size: float, heatmap: Path | None, model: str | None
+    cropper: Cropper, photo: Path, boxes: list[tuple[float, ...]], size: float, heatmap: Path | None, tightness: str
 ) -> list[dict[str, Any]]:
-    """The crops with their scores: those given, in order, or the best of a grid of places."""
-    import torch
-    from transformers import pipeline
-    from transformers.utils import logging
+    """The crops with their ratings: those given, in order, or the best of a grid of places."""
+    import numpy as np
 
-    import modeling_setcrop  # noqa: F401  (registers the pipeline)
-    from modeling_setcrop.crop_geometry import candidate_grid
+    from modeling_setcrop.crop_geometry import candidate_grid, rank, xyxy_to_cxcywh
+    from modeling_setcrop.crop_options import CropOptions
     from modeling_setcrop.image_reading import load_image_file
 
-    logging.disable_progress_bar()
-    cropper: ImageCroppingPipeline = pipeline("image-cropping", model=model)
+    source = cropper.source(CropOptions(tightness=tightness))
     picture = load_image_file(photo, cropper.short_side)
     height, width = picture.size
     if boxes:
-        corners = torch.tensor(boxes)
-        outside = (corners < 0) | (corners > corners.new_tensor([width, height, width, height]))
+        corners = np.array(boxes)
+        outside = ((corners < 0) | (corners > [width, height, width, height])).any(axis=1)
         if outside.any():
-            bad = ",".join(f"{value:g}" for value in boxes[int(outside.any(1).nonzero()[0])])
-            raise ValueError(f"--box {bad}: outside the picture of {width}x{height} pixels")
+            bad = ",".join(f"{value:g}" for value in boxes[int(outside.argmax())])
+            raise ValueError(f"--box {bad}: outside the image of {width}x{height} pixels")
     else:
-        sizes = torch.tensor([[round(size * width), round(size * height)]], dtype=torch.float).clamp(min=1)
-        stride = max(1.0, float((torch.tensor([[width, height]]) - sizes).max()) / _PLACES)
+        sizes = np.maximum(1.0, [[round(size * width), round(size * height)]])
+        stride = max(1.0, float(([width, height] - sizes).max()) / _PLACES)
         corners = candidate_grid(sizes, picture.size, stride)
-    scores = _predict(cropper, picture.image, corners, picture.size)
+    prediction = cropper.encode([cropper.prepare(picture)], source)[0].prediction(picture.size)
+    if prediction.rate is None:
+        raise ValueError("this model cannot rate crops: it was made with crop_scoring=False")
+    shares = xyxy_to_cxcywh(corners / [width, height, width, height])
+    scores = prediction.rate(shares.astype(np.float32))
     if heatmap is not None:
         _write_heatmap(picture.image, corners, scores, picture.size, heatmap)
-    order = range(len(boxes)) if boxes else torch.argsort(scores, descending=True, stable=True)[:_LISTED].tolist()
+    order = range(len(boxes)) if boxes else rank(scores)[:_LISTED].tolist()
     names = ("xmin", "ymin", "xmax", "ymax")
     return [
         {"box": dict(zip(names, map(round, corners[i].tolist()), strict=True)), "score": round(float(scores[i]), 4)}
@@ -109,22 +115,8 @@ def _score(
     ]
 
 
-def _predict(
-    cropper: ImageCroppingPipeline, image: Image.Image, corners: torch.Tensor, picture_size: tuple[int, int]
-) -> torch.Tensor:
-    import torch
-
-    from modeling_setcrop.crop_geometry import xyxy_to_cxcywh
-
-    height, width = picture_size
-    inputs = cropper.image_processor(image, return_tensors="pt").to(cropper.device)
-    boxes = xyxy_to_cxcywh(corners / corners.new_tensor([width, height, width, height]))[None].to(cropper.device)
-    with torch.no_grad():
-        return cropper.model.score_crops(boxes, pixel_values=inputs["pixel_values"])[0].float().cpu()
-
-
 def _write_heatmap(
-    image: Image.Image, corners: torch.Tensor, scores: torch.Tensor, picture_size: tuple[int, int], path: Path
+    image: Image.Image, corners: np.ndarray, scores: np.ndarray, picture_size: tuple[int, int], path: Path
 ) -> None:
     """The photograph in grey under a map from blue (worst place) to red (best) over the centres of the crops."""
     import numpy as np
@@ -132,10 +124,10 @@ def _write_heatmap(
 
     from modeling_setcrop.images.atomic import atomic_writer
 
-    xs, column = np.unique(corners[:, 0].numpy(), return_inverse=True)
-    ys, row = np.unique(corners[:, 1].numpy(), return_inverse=True)
+    xs, column = np.unique(corners[:, 0], return_inverse=True)
+    ys, row = np.unique(corners[:, 1], return_inverse=True)
     level = np.zeros((len(ys), len(xs)))
-    level[row, column] = scores.numpy()
+    level[row, column] = scores
     spread = level.max() - level.min()
     level = (level - level.min()) / spread if spread > 0 else np.full_like(level, 0.5)
     # Hue from blue to red; the crops' centres cover the middle of the picture, the rest stays grey.

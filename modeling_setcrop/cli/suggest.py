@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 def suggest(
+    context: typer.Context,
     photos: shared.Paths,
     top_k: shared.TopK = 5,
     aspect_ratio: shared.AspectRatio = None,
@@ -48,32 +49,21 @@ def suggest(
     keep: shared.Keep = None,
     avoid: shared.Avoid = None,
     strict: shared.Strict = False,
+    tightness: shared.Tightness = "default",
     model: shared.Model = None,
     device: shared.Device = None,
-    runtime: shared.Runtime = "torch",
+    runtime: shared.Runtime = None,
+    trust_remote_code: shared.TrustRemoteCode = False,
     batch_size: shared.BatchSize = None,
     workers: shared.Workers = None,
 ) -> None:
     """Suggest crops of photographs: ranked boxes with the probability that a person would call each one good."""
     try:
-        options = shared.selection_options(
-            top_k=top_k,
-            aspect_ratio=aspect_ratio,
-            threshold=threshold,
-            nms_iou=nms_iou,
-            diversity=diversity,
-            as_set=as_set,
-            min_area=min_area,
-            max_area=max_area,
-            min_size=min_size,
-            keep=keep,
-            avoid=avoid,
-            strict=strict,
-            width=width,
-            height=height,
-        )
+        options = shared.selection_options(context.params)
     except shared.UsageError as error:
         raise shared.fail(f"setcrop suggest: {error}") from None
+    if annotate is not None and annotate.suffix.lower() not in ("", ".jpg", ".jpeg", ".png"):
+        raise shared.fail(f"setcrop suggest: --annotate {annotate}: drawings are .jpg or .png files")
     from modeling_setcrop.image_reading import RAW_SUFFIXES
     from modeling_setcrop.images.finding import IMAGE_SUFFIXES
     from modeling_setcrop.integrations.formats import format_lines
@@ -92,8 +82,9 @@ def suggest(
         raise shared.fail(f"setcrop suggest: --annotate {annotate}: name a folder for {len(found)} photographs")
     if found:
         try:
-            cropper = shared.load_cropper(model, device, runtime)
-        except shared.UsageError as error:
+            cropper = shared.load_cropper(model, device, runtime, trust_remote_code)
+            cropper.source(options)
+        except (shared.UsageError, ValueError) as error:
             raise shared.fail(f"setcrop suggest: {error}") from None
         suggestions = suggest_crops(cropper, found, options, batch_size=batch_size, workers=workers)
         shown = answered(in_order(suggestions, found), annotate, note)

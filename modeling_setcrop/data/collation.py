@@ -158,7 +158,7 @@ def read_image(value: dict[str, Any], short_side: int) -> Picture:
 
     Args:
         value: `path` and `bytes`, of which bytes come first.
-        short_side: of the copy that the model will see, in pixels; twice that is decoded, where the file has it.
+        short_side: of the copy that the model will see, in pixels.
 
     Raises:
         ImageFileError: it cannot be read; the message names the file.
@@ -166,7 +166,7 @@ def read_image(value: dict[str, Any], short_side: int) -> Picture:
     name = value["path"] or "an image without a name"
     source = name if value["bytes"] is None else io.BytesIO(value["bytes"])
     with open_image(source, name) as image, decoding(name):
-        return read_picture(image, READ_FACTOR * short_side)
+        return read_picture(image, READ_FACTOR * short_side, draft=True)
 
 
 class CropPictures(torch.utils.data.Dataset):

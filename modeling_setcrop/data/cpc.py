@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 from datasets import DatasetDict
 
 from ..crop_geometry import nms
@@ -122,7 +121,7 @@ def _rows(images: Path, annotations: Path, problems: Problems) -> Iterator[Row]:
 
 def _good(boxes: np.ndarray, scores: np.ndarray) -> np.ndarray:
     candidates = np.flatnonzero(good_or_best(scores, scores >= GOOD_SCORE))
-    kept = nms(torch.from_numpy(boxes[candidates]), torch.from_numpy(scores[candidates]), NMS_IOU)
+    kept = nms(boxes[candidates], scores[candidates], NMS_IOU)
     good = np.zeros(len(scores), bool)
-    good[candidates[kept.numpy()]] = True
+    good[candidates[kept]] = True
     return good

@@ -79,7 +79,7 @@ def predict(
 def suppress(predictions: Predictions, nms_iou: float) -> Predictions:
     """The same predictions without crops that overlap a better one of their picture by more than `nms_iou`."""
     kept = [
-        nms(torch.from_numpy(boxes), torch.from_numpy(scores), nms_iou).numpy()
+        nms(boxes, scores, nms_iou)
         for boxes, scores in zip(predictions.boxes, predictions.scores, strict=True)
     ]
     return Predictions(
@@ -142,7 +142,7 @@ def _predict_batch(
     if model.config.rerank:
         by_validity = _ranked(SimpleNamespace(logits=outputs.logits, pred_boxes=outputs.pred_boxes), processor)
     as_set = [None] * len(crops)
-    if model.config.crop_choice:
+    if model.config.crop_scoring:
         chosen = processor.post_process_image_cropping(outputs, threshold=-1.0, as_set=True)
         boxes = [crop["boxes"].double().cpu().numpy() for crop in chosen]
         as_set = [(box, np.linspace(1, 0, len(box), endpoint=False)) for box in boxes]

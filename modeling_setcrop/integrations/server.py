@@ -368,7 +368,7 @@ def _read(asked: Asked, settings: ServerSettings, short_side: int) -> Picture:
     with open_image(io.BytesIO(asked.content), asked.name) as image:
         _check_pixels(image.width * image.height, asked.name, settings)
         with decoding(asked.name):
-            return read_picture(image, short_side)
+            return read_picture(image, short_side, draft=True)
 
 
 def _check_pixels(pixels: int, name: str, settings: ServerSettings) -> None:

@@ -7,27 +7,25 @@ import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from modeling_setcrop import ImageCroppingPipeline
+    from modeling_setcrop import Cropper
 
 _lock = threading.Lock()
-_croppers: dict[str, ImageCroppingPipeline] = {}
+_croppers: dict[str, Cropper] = {}
 
 
-def shared_cropper(model: str | None = None) -> ImageCroppingPipeline:
+def shared_cropper(model: str | None = None) -> Cropper:
     """Return the process's cropper, loaded when it is first asked for; it may be called from several threads.
 
     Args:
         model: Checkpoint folder or name on the Hub; None for what the environment variable SETCROP_MODEL names, or the
             one that comes with SetCrop.
     """
-    from transformers import pipeline
-
-    from modeling_setcrop import DEFAULT_CHECKPOINT
+    from modeling_setcrop import DEFAULT_CHECKPOINT, Cropper
 
     name = model or os.environ.get("SETCROP_MODEL") or DEFAULT_CHECKPOINT
     with _lock:
         if name not in _croppers:
-            _croppers[name] = pipeline("image-cropping", model=name)
+            _croppers[name] = Cropper(name)
         return _croppers[name]
 
 

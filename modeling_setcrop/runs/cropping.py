@@ -20,7 +20,8 @@ from .scheduling import MemoryBudget, Suggestion, suggest_crops, unexpected
 from .sources import Source
 
 if TYPE_CHECKING:
-    from ..pipeline_image_cropping import ImageCroppingPipeline
+    from ..crop_options import CropOptions
+    from ..cropping import CroppingBase
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,10 @@ class SourceReport:
 
 
 def crop_sources(
-    cropper: ImageCroppingPipeline,
+    cropper: CroppingBase,
     photos: Sequence[Source],
     plan: CropPlan,
-    options: dict[str, Any],
+    options: CropOptions,
     journal: Journal,
     *,
     overwrite: bool = False,
@@ -67,10 +68,10 @@ def crop_sources(
     are being written are finished and recorded, so the next run goes on from there.
 
     Args:
-        cropper: The "image-cropping" pipeline.
+        cropper: A `Cropper`, or the "image-cropping" pipeline.
         photos: As `list_sources` gives them.
         plan: Names and formats.
-        options: Of the pipeline's call.
+        options: What to ask of crops.
         journal: The output folder's record.
         overwrite: Do everything again, and replace files that no earlier run has written.
         dry_run: Write nothing.

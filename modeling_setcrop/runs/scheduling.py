@@ -9,12 +9,15 @@ import itertools
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
+from ..crop_options import CropOptions
 from ..image_reading import (
     MAX_BYTES,
     ImageFileError,
@@ -31,7 +34,7 @@ from .identity import FileState
 from .sources import Source
 
 if TYPE_CHECKING:
-    from ..pipeline_image_cropping import ImageCroppingPipeline
+    from ..cropping import CroppingBase
 
 
 @dataclass(frozen=True)
@@ -79,9 +82,9 @@ class MemoryBudget:
 
 
 def suggest_crops(
-    cropper: ImageCroppingPipeline,
+    cropper: CroppingBase,
     photos: Iterable[Source],
-    options: dict[str, Any],
+    options: CropOptions | Mapping[str, Any],
     *,
     batch_size: int | None = None,
     workers: int | None = None,
@@ -90,26 +93,25 @@ def suggest_crops(
     """Suggest crops in threads that read and judge; photographs come back when they are done, not in order.
 
     Args:
-        cropper: The "image-cropping" pipeline.
+        cropper: A `Cropper`, or the "image-cropping" pipeline.
         photos: Photographs, taken only as fast as they are needed.
-        options: Of the pipeline's call, without `details` and `batch_size`.
+        options: What to ask; `details` is asked always.
         batch_size: Photographs of one shape in one forward pass; by default 8 on an accelerator and 1 on the CPU,
             where more gain little speed and cost memory.
         workers: Threads; by default as many as there are processors.
         budget: Bounds the memory of images that are decoded at once.
     """
-    import torch
-
     workers = workers or os.cpu_count() or 1
-    batch_size = batch_size or (1 if cropper.device.type == "cpu" else 8)
+    batch_size = batch_size or cropper.default_batch_size
+    if isinstance(options, Mapping):
+        options = CropOptions.from_kwargs(**options)
+    options = replace(options, details=True)
     budget = budget or MemoryBudget()
     # Enough for every thread to have a batch while the next ones are being read.
     window = 2 * (workers + 1) * batch_size
     source = enumerate(photos)
-    # Threads that each work on photographs of their own fill all processors. If every operation were spread over the
-    # processors too, its parts would wait for one another behind the other threads' work.
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(workers, "suggest", torch.set_num_threads, (1,))
+    in_use = cropper.workers()
+    pool = ThreadPoolExecutor(workers, "suggest", in_use.__enter__())
     reading: deque[tuple[int, Source, Future[_Decoded]]] = deque()
     # Photographs that wait for others of their shape; the number says how long.
     groups: dict[tuple[int, ...], list[tuple[int, Source, _Decoded]]] = {}
@@ -136,7 +138,7 @@ def suggest_crops(
                     # One odd image must not end the run.
                     yield Suggestion(photo, None, {}, unexpected(photo, error))
                 else:
-                    groups.setdefault(tuple(decoded.inputs["pictures"][0].shape), []).append((number, photo, decoded))
+                    groups.setdefault(decoded.pixels.shape, []).append((number, photo, decoded))
             ready = next((shape for shape, members in groups.items() if len(members) >= batch_size), None)
             # Two batches' worth may wait for company; the rest of the window keeps the threads busy.
             if ready is None and groups and (not reading or waiting() > 2 * batch_size):
@@ -152,7 +154,7 @@ def suggest_crops(
             refill()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(threads)
+        in_use.__exit__(None, None, None)
 
 
 def in_order(suggestions: Iterable[Suggestion], photos: Iterable[Source]) -> Iterator[Suggestion]:
@@ -169,7 +171,7 @@ def in_order(suggestions: Iterable[Suggestion], photos: Iterable[Source]) -> Ite
 
 class _Decoded(NamedTuple):
     picture: Picture
-    inputs: dict[str, Any]
+    pixels: np.ndarray
     facts: dict[str, Any]
 
 
@@ -178,7 +180,7 @@ def unexpected(source: Source, error: Exception) -> ImageFileError:
     return ImageFileError(source.path, f"{type(error).__name__}: {one_line(error)}")
 
 
-def _read(cropper: ImageCroppingPipeline, photo: Source, budget: MemoryBudget) -> _Decoded:
+def _read(cropper: CroppingBase, photo: Source, budget: MemoryBudget) -> _Decoded:
     with open_regular_file(photo.path) as file:
         state = FileState.of(file, with_content=False)
         with open_image(file, str(photo.path)) as image, decoding(photo.path):
@@ -186,12 +188,12 @@ def _read(cropper: ImageCroppingPipeline, photo: Source, budget: MemoryBudget) -
             note = f"page 1 of {pages}" if pages > 1 else None
             facts = {"suffix": own_suffix(photo.path, image), "state": state, "note": note}
             with budget(decoding_bytes(image)):
-                picture = read_picture(image, cropper.short_side)
-    return _Decoded(picture, cropper.preprocess(picture), facts)
+                picture = read_picture(image, cropper.short_side, draft=True)
+    return _Decoded(picture, cropper.prepare(picture), facts)
 
 
 def _suggest_each(
-    cropper: ImageCroppingPipeline, members: list[tuple[Source, _Decoded]], options: dict[str, Any]
+    cropper: CroppingBase, members: list[tuple[Source, _Decoded]], options: CropOptions
 ) -> list[Suggestion]:
     """Suggest crops of a batch; where that fails, of its members one by one."""
     try:
@@ -204,22 +206,13 @@ def _suggest_each(
 
 
 def _suggest_batch(
-    cropper: ImageCroppingPipeline, members: list[tuple[Source, _Decoded]], options: dict[str, Any]
+    cropper: CroppingBase, members: list[tuple[Source, _Decoded]], options: CropOptions
 ) -> list[Suggestion]:
-    import torch
-
-    inputs = [decoded.inputs for _, decoded in members]
-    outputs = cropper.forward(
-        {
-            "pictures": [pixels for item in inputs for pixels in item["pictures"]],
-            "target_size": torch.cat([item["target_size"] for item in inputs]),
-        }
-    )
+    encodings = cropper.encode([decoded.pixels for _, decoded in members], cropper.source(options))
     suggestions = []
-    for index, (photo, decoded) in enumerate(members):
-        one = {name: value[index : index + 1] for name, value in outputs.items()}
+    for (photo, decoded), encoded in zip(members, encodings, strict=True):
         try:
-            result = cropper.postprocess(one, details=True, **options)
+            result = cropper.answer(encoded, decoded.picture.size, options)
             suggestions.append(Suggestion(photo, decoded.picture, result, **decoded.facts))
         except ValueError as error:
             # A constraint that cannot hold for this picture: a box outside it, or `strict`.

@@ -12,7 +12,7 @@ from transformers import set_seed
 
 from ..backbone_efficientnet_lite import EfficientNetLiteBackbone, EfficientNetLiteConfig, fold_batch_norm
 from ..configuration_setcrop import SetCropConfig
-from ..crop_geometry import choice_grid, xyxy_to_cxcywh
+from ..crop_geometry import gaic_grid, xyxy_to_cxcywh
 from ..image_processing_pil_setcrop import SetCropImageProcessorPil
 from ..modeling_setcrop import SetCropForImageCropping
 from .convert_coco_ssd import load_coco_weights
@@ -67,7 +67,7 @@ def new_setcrop_lite(
     model = SetCropForImageCropping(config)
     model.model.backbone.model.load_state_dict(backbone.state_dict())
     anchors = (
-        xyxy_to_cxcywh(choice_grid())
+        xyxy_to_cxcywh(torch.from_numpy(gaic_grid()).float())
         if train is None
         else torch.from_numpy(anchor_boxes(train, config.num_queries, seed))
     )

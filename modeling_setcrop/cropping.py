@@ -1,0 +1,81 @@
+"""What the transformers pipeline and the light `Cropper` have in common: from an image to its crops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from .crop_options import CropOptions
+from .crop_selection import suggest
+from .image_preprocessing import ImagePreprocessing
+from .image_reading import READ_FACTOR, Picture
+
+
+class CroppingBase:
+    """Reads images, asks the network and selects crops; subclasses say which network on which runtime.
+
+    Attributes:
+        preprocessing: From an image to the network's input.
+        options: The caller's defaults.
+    """
+
+    preprocessing: ImagePreprocessing
+    options: CropOptions
+
+    @property
+    def short_side(self) -> int:
+        """Pixels on the short side that an image needs; a larger one can be decoded at reduced scale."""
+        return READ_FACTOR * self.preprocessing.short_side
+
+    @property
+    def config(self) -> Any:
+        """The checkpoint's configuration."""
+        raise NotImplementedError
+
+    @property
+    def default_batch_size(self) -> int:
+        """Images of one shape in one forward pass, unless a caller says otherwise: more gain nothing on a CPU."""
+        raise NotImplementedError
+
+    def encode(self, images: Sequence[np.ndarray], source: int | None = None) -> list[Any]:
+        """Run the network over prepared images (3, H, W), with the eye that [`source`] says.
+
+        Each result has `prediction(image_size)`, which makes a [`Prediction`].
+        """
+        raise NotImplementedError
+
+    @contextmanager
+    def workers(self) -> Iterator[Callable[[], None]]:
+        """While many threads use this: gives what each of them calls first, so that they do not fight for cores."""
+        yield lambda: None
+
+    @property
+    def label(self) -> str:
+        """What crops are labelled."""
+        return next(iter(dict(self.config.id2label or {0: "crop"}).values()))
+
+    def prepare(self, picture: Picture) -> np.ndarray:
+        """The network's input (3, H, W) for an image."""
+        return self.preprocessing(picture.image)
+
+    def answer(self, encoded: Any, image_size: tuple[int, int], options: CropOptions) -> Any:
+        """The crops of one image, see [`crop_selection.suggest`]."""
+        return suggest(encoded.prediction(image_size), options, self.label)
+
+    def source(self, options: CropOptions) -> int | None:
+        """Whose eye the ratings are, as an index of the config's `rating_sources`; None for models that have one.
+
+        Raises:
+            ValueError: The model has no such tightness.
+        """
+        sources = list(getattr(self.config, "rating_sources", None) or [])
+        eyes: Mapping[str, Any] = getattr(self.config, "tightness_sources", None) or {}
+        wanted = eyes.get(options.tightness)
+        if wanted is None:
+            if options.tightness != "default":
+                raise ValueError(f"this model has no tightness {options.tightness!r}: its ratings are one eye's")
+            return None
+        return sources.index(wanted) if wanted in sources else int(wanted)

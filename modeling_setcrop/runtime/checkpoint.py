@@ -1,0 +1,74 @@
+"""A checkpoint's files: where they are, what they say, and whether that can be so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from ..image_preprocessing import ImagePreprocessing
+
+GRAPH_FOLDER = "onnx"
+MODEL_GRAPH, INT8_GRAPH, SCORER_GRAPH = "model.onnx", "model_int8.onnx", "scorer.onnx"
+CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+
+_FLAGS = ("crop_scoring", "rerank", "anchor_sizes", "auxiliary_loss", "distillation_halved", "is_encoder_decoder")
+_COUNTS = (
+    "num_queries", "d_model", "encoder_layers", "decoder_layers", "encoder_attention_heads",
+    "decoder_attention_heads", "encoder_ffn_dim", "decoder_ffn_dim", "crop_scoring_dim", "num_channels",
+)  # fmt: skip
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message is one line that names the file and the field."""
+
+
+def has_graphs(folder: Path) -> bool:
+    """Whether a folder holds graphs for onnxruntime."""
+    return (folder / GRAPH_FOLDER / MODEL_GRAPH).is_file()
+
+
+def read_config(path: Path) -> SimpleNamespace:
+    """The fields of a `config.json`, checked.
+
+    Raises:
+        CheckpointError: The file is missing, no JSON, of another model, or a field cannot be so.
+    """
+    fields = _read_json(path)
+    if fields.get("model_type") != "setcrop":
+        raise CheckpointError(f"{path}: model_type is {fields.get('model_type')!r}, not 'setcrop'")
+    for name in _FLAGS:
+        if not isinstance(fields.get(name, False), bool):
+            raise CheckpointError(f"{path}: {name} must be true or false, not {fields[name]!r}")
+    for name in _COUNTS:
+        value = fields.get(name, 1)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise CheckpointError(f"{path}: {name} must be a whole number of at least 1, not {value!r}")
+    return SimpleNamespace(**{"crop_scoring": False, "rerank": False, "id2label": {"0": "crop"}, **fields})
+
+
+def read_preprocessing(path: Path) -> ImagePreprocessing:
+    """The preprocessing that a `preprocessor_config.json` describes, checked.
+
+    Raises:
+        CheckpointError: The file is missing, no JSON, or a field cannot be so.
+    """
+    try:
+        return ImagePreprocessing.from_dict(_read_json(path))
+    except CheckpointError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: not a JSON object")
+    return content
