@@ -40,12 +40,12 @@ from .crop_options import CropOptions, parse_aspect_ratio
 # What a broken constraint costs for each unit of its share: bounds give way first, kept content last.
 _COSTS = {"min_size": 1.0, "min_area": 1.0, "max_area": 1.0, "avoid": 10.0, "keep": 100.0}
 # Sizes that are tried: so many from the largest that the constraints allow anywhere down to this share of its sides.
-# Predicted crops may be smaller.
-_SIZES, _SMALLEST, _SMALLEST_FITTED = 5, 0.65, 0.2
+# The best predicted crops, so many of them, are fitted too, and may be smaller.
+_SIZES, _SMALLEST, _FITTED, _SMALLEST_FITTED = 4, 0.65, 20, 0.2
 # Places that are tried: so many steps along the image's longer side, fewer where several shapes are.
-_STEPS, _STEPS_PER_SHAPE = 20, 10
-# The best few are then moved by these shares of a step and scaled.
-_REFINED, _MOVES, _SCALES = 3, (-0.6, -0.3, 0.0, 0.3, 0.6), (0.96, 1.0, 1.04)
+_STEPS, _STEPS_PER_SHAPE = 12, 8
+# The best few are then moved by these shares of a step, or scaled.
+_REFINED, _MOVES, _SCALES = 2, (-0.6, -0.3, 0.0, 0.3, 0.6), (0.93, 0.965, 1.035, 1.07)
 # Shapes that are tried when the caller bounds a crop but names no aspect ratio.
 _FREE_RATIOS = (16 / 9, 3 / 2, 4 / 3, 1.0, 4 / 5, 3 / 4, 2 / 3, 9 / 16)
 # Crops that nearly coincide are refined once.
@@ -426,9 +426,8 @@ def _satisfying(prediction: Prediction, constraints: CropConstraints, kept: np.n
     # What is a fair size is measured by the largest crop that the constraints allow anywhere.
     largest = max((float(sizes[-1].prod()) for _, sizes in rooms), default=0.0)
     steps = _STEPS if constraints.aspect_ratio is not None else _STEPS_PER_SHAPE
-    pools = [
-        _candidates(prediction.boxes, region, sizes, largest, kept, max(image_size) / steps) for region, sizes in rooms
-    ]
+    predicted = prediction.boxes[rank(prediction.set_merit)[:_FITTED]]
+    pools = [_candidates(predicted, region, sizes, largest, kept, max(image_size) / steps) for region, sizes in rooms]
     if constraints.aspect_ratio is None:
         pools += [_free_shapes(prediction, region, constraints, kept) for region in regions]
     pool = _distinct(np.concatenate([np.zeros((0, 4)), *pools]), image_size)
@@ -609,10 +608,11 @@ def _surroundings(
 ) -> np.ndarray:
     """Whole-pixel boxes (M, 4) between the grid's places and sizes, around the given ones (N, 4)."""
     moves = np.stack(np.meshgrid(_MOVES, _MOVES, indexing="ij"), axis=-1).reshape(-1, 2) * step
+    moves = np.concatenate([moves, np.zeros((len(_SCALES), 2))])
+    scales = np.concatenate([np.ones(len(moves) - len(_SCALES)), _SCALES])[:, None]
     centres, sizes = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
-    centres = (centres[:, None, None] + moves).repeat(len(_SCALES), axis=2).reshape(-1, 2)
-    scaled = sizes[:, None, None] * np.array(_SCALES)[:, None]
-    scaled = np.broadcast_to(scaled, (len(boxes), len(moves), len(_SCALES), 2)).reshape(-1, 2)
+    centres = (centres[:, None] + moves).reshape(-1, 2)
+    scaled = (sizes[:, None] * scales).reshape(-1, 2)
     if aspect_ratio is None:
         scaled = np.minimum(scaled.round().clip(min=1), image_size[::-1])
         return _distinct(place(centres, scaled, image_size, keep, pixels=True), image_size)

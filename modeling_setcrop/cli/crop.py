@@ -114,7 +114,7 @@ def crop(
         except ValueError as error:
             raise shared.fail(f"setcrop crop: {error}") from None
         try:
-            cropper = shared.load_cropper(model, device, runtime, trust_remote_code)
+            cropper = shared.load_cropper(model, device, runtime, trust_remote_code, len(found))
             cropper.source(options)
         except (shared.UsageError, ValueError) as error:
             raise shared.fail(f"setcrop crop: {error}") from None

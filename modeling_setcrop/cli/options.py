@@ -70,6 +70,10 @@ Workers = Annotated[
 ]
 
 
+# So many images take no longer than readying the graphs for more does.
+_FEW = 8
+
+
 class UsageError(Exception):
     """A wrong option; the message is one line."""
 
@@ -123,9 +127,17 @@ def _numbers(option: str, text: str, counts: tuple[int, ...], kind: type) -> lis
 
 
 def load_cropper(
-    model: str | None, device: str | None, runtime: str | None = None, trust_remote_code: bool = False
+    model: str | None,
+    device: str | None,
+    runtime: str | None = None,
+    trust_remote_code: bool = False,
+    images: int | None = None,
 ) -> Cropper:
     """The cropper on torch or onnxruntime, its checkpoint read without progress bars.
+
+    Args:
+        model, device, runtime, trust_remote_code: The command's options.
+        images: How many are to come, if known.
 
     Raises:
         UsageError: The checkpoint, the device or the runtime cannot be used.
@@ -135,7 +147,8 @@ def load_cropper(
 
     lift_pixel_limit()
     try:
-        return Cropper(model, runtime, device, trust_remote_code=trust_remote_code)
+        few = images is not None and images <= _FEW
+        return Cropper(model, runtime, device, trust_remote_code=trust_remote_code, few=few)
     except (ValueError, ImportError) as error:
         name = model or "that comes with SetCrop"
         raise UsageError(f"cannot load the model {name}: {' '.join(str(error).split())}") from None

@@ -49,7 +49,7 @@ def score(
         if heatmap is not None and heatmap.suffix.lower() != ".png":
             raise ValueError(f"--heatmap {heatmap}: the map is a PNG file, name it so")
         boxes = [_parse_box(text) for text in box or []]
-        cropper = shared.load_cropper(model, device, runtime, trust_remote_code)
+        cropper = shared.load_cropper(model, device, runtime, trust_remote_code, images=1)
         rows = _score(cropper, photo, boxes, size, heatmap, tightness)
     except (shared.UsageError, ValueError) as error:
         raise shared.fail(f"setcrop score: {error}") from None

@@ -82,7 +82,7 @@ def suggest(
         raise shared.fail(f"setcrop suggest: --annotate {annotate}: name a folder for {len(found)} photographs")
     if found:
         try:
-            cropper = shared.load_cropper(model, device, runtime, trust_remote_code)
+            cropper = shared.load_cropper(model, device, runtime, trust_remote_code, len(found))
             cropper.source(options)
         except (shared.UsageError, ValueError) as error:
             raise shared.fail(f"setcrop suggest: {error}") from None

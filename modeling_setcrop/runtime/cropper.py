@@ -39,6 +39,7 @@ class Cropper(CroppingBase):
         device: Where torch runs the model: "cpu", "cuda:0", ...; onnxruntime runs on the CPU.
         threads: Of onnxruntime for one image.
         trust_remote_code: Run code that comes with the checkpoint (torch only).
+        few: A few images are to come: onnxruntime is then ready sooner, and takes a little longer for each.
         **options: Defaults for the options of a call, for example `top_k`.
 
     Raises:
@@ -53,15 +54,16 @@ class Cropper(CroppingBase):
         device: str | None = None,
         threads: int = 1,
         trust_remote_code: bool = False,
+        few: bool = False,
         **options: Any,
     ) -> None:
         self.options = CropOptions.from_kwargs(**options)
-        self._made_with = (model, runtime, device, threads, trust_remote_code)
+        self._made_with = (model, runtime, device, threads, trust_remote_code, few)
         self.name = str(model or _PACKAGED)
         self.runtime = runtime or ("onnx" if has_graphs(Path(self.name)) and device in (None, "cpu") else "torch")
-        self.engine = self._engine(device, threads, trust_remote_code)
+        self.engine = self._engine(device, threads, trust_remote_code, few)
 
-    def _engine(self, device: str | None, threads: int, trust_remote_code: bool) -> Any:
+    def _engine(self, device: str | None, threads: int, trust_remote_code: bool, few: bool) -> Any:
         if self.runtime not in RUNTIMES:
             raise CheckpointError(f"runtime must be one of {', '.join(RUNTIMES)}, not {self.runtime!r}")
         if self.runtime == "torch":
@@ -73,7 +75,7 @@ class Cropper(CroppingBase):
         if device not in (None, "cpu"):
             raise CheckpointError(f"runtime {self.runtime} runs on the CPU, not on {device}")
         graph = INT8_GRAPH if self.runtime == "onnx-int8" else MODEL_GRAPH
-        return OnnxEngine(_local_folder(self.name), graph, threads)
+        return OnnxEngine(_local_folder(self.name), graph, threads, few)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _remake, (self._made_with, self.options)
