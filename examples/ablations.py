@@ -173,7 +173,7 @@ def new_model(
 ) -> SetCropForImageCropping:
     """The checkpoint, its backbone frozen, with new heads for validity and score and, if asked for, a new decoder."""
     trained = SetCropForImageCropping.from_pretrained(options.model)
-    fields = {**trained.config.to_dict(), "crop_scoring": False, "crop_choice": False, "rerank": False}
+    fields = {**trained.config.to_dict(), "crop_scoring": False, "rerank": False}
     torch.manual_seed(seed)
     model = SetCropForImageCropping(SetCropConfig.from_dict(fields | variant.config))
     new = ["class_labels_classifier", "crop_scorer"]

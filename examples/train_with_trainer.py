@@ -50,9 +50,9 @@ class CropTrainer(Trainer):
             rows = self.eval_dataset[eval_dataset]
         else:
             rows = self.eval_dataset if eval_dataset is None else eval_dataset
-        edges = self.processing_class.size
+        edges, divisor = self.processing_class.size, self.processing_class.size_divisor
         sides = zip(rows["height"], rows["width"], strict=True)
-        sizes = [resized_size(side, edges.shortest_edge, edges.longest_edge) for side in sides]
+        sizes = [resized_size(side, edges.shortest_edge, edges.longest_edge, divisor) for side in sides]
         batches = batches_of_one_size(sizes, self.args.eval_batch_size)
         return self.accelerator.prepare(
             DataLoader(rows, batch_sampler=batches, collate_fn=self.data_collator, num_workers=0)

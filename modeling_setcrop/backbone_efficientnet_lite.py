@@ -61,6 +61,7 @@ class EfficientNetLiteConfig(BackboneConfigMixin, PreTrainedConfig):
         batch_norm: `False` when batch norm is folded into biased convolutions, see [`fold_batch_norm`].
         hypercolumn: if `True`, `feature_maps` holds one map: the maps of all `out_features`, resized bilinearly to the
             grid of the finest of them and concatenated along the channels.
+        detail: with `hypercolumn`, leave the first of `out_features` out of that map and put it before it, as it is.
         num_channels: channels of the input picture.
         out_features: stages to return, of `"stem"`, `"stage1"` ... `"stage7"` (strides 2, 2, 4, 8, 16, 16, 32, 32);
             the last stage by default. Stages after the deepest one named are not built.
@@ -82,6 +83,7 @@ class EfficientNetLiteConfig(BackboneConfigMixin, PreTrainedConfig):
     variant: str = "lite0"
     batch_norm: bool = True
     hypercolumn: bool = False
+    detail: bool = False
     num_channels: int = 3
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -256,7 +258,8 @@ class EfficientNetLiteBackbone(BackboneMixin, EfficientNetLitePreTrainedModel):
     def channels(self) -> list[int]:
         """Channels of each map in `feature_maps`."""
         channels = [self.out_feature_channels[name] for name in self.out_features]
-        return [sum(channels)] if self.config.hypercolumn else channels
+        first = int(self.config.detail)
+        return [*channels[:first], sum(channels[first:])] if self.config.hypercolumn else channels
 
     @can_return_tuple
     @filter_output_hidden_states
@@ -268,9 +271,9 @@ class EfficientNetLiteBackbone(BackboneMixin, EfficientNetLitePreTrainedModel):
             hidden_states.append(stage(hidden_states[-1]))
         feature_maps = tuple(hidden_states[self.stage_names.index(name)] for name in self.out_features)
         if self.config.hypercolumn:
-            finest = feature_maps[0].shape[-2:]
-            resized = [F.interpolate(coarse, size=finest, mode="bilinear") for coarse in feature_maps[1:]]
-            feature_maps = (torch.cat([feature_maps[0], *resized], dim=1),)
+            detail, (fine, *rest) = feature_maps[: self.config.detail], feature_maps[self.config.detail :]
+            resized = [F.interpolate(coarse, size=fine.shape[-2:], mode="bilinear") for coarse in rest]
+            feature_maps = (*detail, torch.cat([fine, *resized], dim=1))
         return BackboneOutput(
             feature_maps=feature_maps, hidden_states=tuple(hidden_states) if output_hidden_states else None
         )

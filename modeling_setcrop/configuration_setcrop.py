@@ -28,6 +28,8 @@ _NOT_OF_A_BACKBONE = (
     "output_hidden_states",
     "return_dict",
 )
+# Of earlier checkpoints; they say nothing any more.
+_FORMER_FIELDS = ("crop_choice", "crop_choice_loss_coefficient")
 
 
 @strict
@@ -68,13 +70,18 @@ class SetCropConfig(ConditionalDetrConfig):
             Add the head that predicts the human score of any box from the same encoded picture.
         crop_scoring_dim (`int`, defaults to 192):
             Width of that head's hidden layers.
+        crop_scoring_detail (`bool`, defaults to `False`):
+            Let that head look at the first of the backbone's feature maps too, beside the encoder's memory (which is
+            made from the last one): edges of crops are then seen at a finer stride.
+        rating_sources (`list[str]`, *optional*):
+            Names of those whose crops and ratings the model learned from, for example `["editors", "people"]`; queries
+            and scoring head then have an embedding for each, and the first is the default.
+        tightness_sources (`dict[str, str]`, *optional*):
+            What a caller's `"loose"`, `"default"` and `"tight"` mean, as names of `rating_sources`.
+        subject_map (`bool`, defaults to `False`):
+            Predict from the encoder's memory how much people look at each of its cells.
         crop_score_loss_coefficient, crop_rank_loss_coefficient (`float`, defaults to 1.0):
             Weights of its regression and ranking losses.
-        crop_choice (`bool`, defaults to `False`):
-            Add to the scoring head the probability that a box is the picture's best crop (needs `crop_scoring`); sets
-            of crops are then chosen to contain the best one as probably as possible.
-        crop_choice_loss_coefficient (`float`, defaults to 1.0):
-            Weight of its cross-entropy.
         rerank (`bool`, defaults to `False`):
             Rank the set by the predicted scores instead of the validities (needs `crop_scoring`).
     """
@@ -100,10 +107,12 @@ class SetCropConfig(ConditionalDetrConfig):
     anchor_sizes: bool = False
     crop_scoring: bool = False
     crop_scoring_dim: int = 192
+    crop_scoring_detail: bool = False
+    rating_sources: list[str] | None = None
+    tightness_sources: dict[str, str] | None = None
+    subject_map: bool = False
     crop_score_loss_coefficient: int | float = 1.0
     crop_rank_loss_coefficient: int | float = 1.0
-    crop_choice: bool = False
-    crop_choice_loss_coefficient: int | float = 1.0
     rerank: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -116,7 +125,16 @@ class SetCropConfig(ConditionalDetrConfig):
         if __package__ == "modeling_setcrop":
             # Of a checkpoint that was exported with its code; the pipeline registered here needs none of it.
             kwargs.pop("custom_pipelines", None)
+        for name in _FORMER_FIELDS:
+            kwargs.pop(name, None)
         super().__post_init__(**kwargs)
+
+    @property
+    def default_source(self) -> int:
+        """Index, among `rating_sources`, of whose eye a caller gets who asks for none."""
+        sources = self.rating_sources or []
+        chosen = (self.tightness_sources or {}).get("default")
+        return sources.index(chosen) if chosen in sources else 0
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> SetCropConfig:
@@ -164,8 +182,14 @@ class SetCropConfig(ConditionalDetrConfig):
             raise ValueError(f"focal_gamma must not be negative, not {self.focal_gamma}")
         if self.rerank and not self.crop_scoring:
             raise ValueError("rerank=True needs the scoring head: set crop_scoring=True")
-        if self.crop_choice and not self.crop_scoring:
-            raise ValueError("crop_choice=True needs the scoring head: set crop_scoring=True")
+        if self.crop_scoring_detail and not self.crop_scoring:
+            raise ValueError("crop_scoring_detail=True needs the scoring head: set crop_scoring=True")
+        for tightness in self.tightness_sources or {}:
+            if tightness not in ("loose", "default", "tight"):
+                raise ValueError(f"tightness_sources: there are loose, default and tight, not {tightness!r}")
+        for tightness, source in (self.tightness_sources or {}).items():
+            if source not in (self.rating_sources or []):
+                raise ValueError(f"tightness_sources: {tightness!r} names {source!r}, not one of rating_sources")
 
 
 __all__ = ["SetCropConfig"]

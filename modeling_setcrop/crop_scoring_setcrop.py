@@ -1,4 +1,4 @@
-"""The scoring head: the human score of any box, from the encoder's memory of the picture."""
+"""The scoring head: the human rating of any box, from the encoder's memory of the image."""
 
 from __future__ import annotations
 
@@ -7,118 +7,162 @@ from torch import nn
 
 from .configuration_setcrop import SetCropConfig
 
-# Where a crop is looked at, along each axis: `_INSIDE` points spread over the crop, and on either side of it one point
-# just across the edge (what the crop cuts) and one in the middle of the strip it throws away.
+# Where a crop is looked at, along each axis: points spread over it, one just inside either edge, two at either side
+# just across the edge (what the crop cuts), and one in the middle of either strip that it throws away.
 _INSIDE = 6
-_ACROSS_EDGE = 0.06
-_CHANNELS = 16
+_AT_EDGES = (-0.02, 0.03, 0.08)
+_POINTS = _INSIDE + 2 * len(_AT_EDGES) + 2
+# What every channel makes of those points, along each axis.
+_MIXED = 6
+_CHANNELS, _DETAIL_CHANNELS = 24, 8
 _CHUNK = 2048
-# The middle of the 1..5 scale of human scores, so that training starts near the labels' mean.
-_MIDDLE_SCORE = 3.0
+# The middle of the 1..5 scale of ratings, so that training starts near the labels' mean.
+_MIDDLE_RATING = 3.0
 
 
 class SetCropScorer(nn.Module):
-    """Predicts scores of boxes by sampling features where the crop is and where it is not.
+    """Predict ratings of boxes by sampling features where the crop is and where it is not.
 
-    Every crop warps one grid of points: points inside it, points just outside each edge, and points in the strips
+    Every crop warps one grid of points: points inside it, points on either side of each edge, and points in the strips
     that it throws away. That is the region-of-interest and region-of-discard idea of grid-anchor cropping (Zeng et
-    al., 2019) in one sampling. The sampled features, whether each point lies in the picture, the mean of the picture
-    and the crop's geometry go through a small network. A score does not depend on the other boxes asked about.
+    al., 2019) in one sampling. Sampling is bilinear and the grid is a product of two axes, so each channel mixes its
+    points along one axis and then along the other (a separable convolution over the warped grid). The mixed features,
+    the mean of the image, the crop's geometry and whose ratings are asked for go through a small network. A rating
+    does not depend on the other boxes asked about.
+
+    Args:
+        config: the model's.
+        detail_channels: channels of the finer feature map that is sampled beside the memory; 0 for none.
     """
 
-    def __init__(self, config: SetCropConfig) -> None:
+    def __init__(self, config: SetCropConfig, detail_channels: int = 0) -> None:
         super().__init__()
-        width, points = config.crop_scoring_dim, _INSIDE + 4
+        width = config.crop_scoring_dim
         self.reduce = nn.Linear(config.d_model, _CHANNELS)
-        self.sampled = nn.Linear(_CHANNELS * points * points, width)
-        self.picture = nn.Linear(config.d_model, width)
+        self.sampling = _SeparableSampling(_CHANNELS)
+        sampled = _CHANNELS * _MIXED**2
+        if detail_channels:
+            self.reduce_detail = nn.Conv2d(detail_channels, _DETAIL_CHANNELS, kernel_size=1)
+            self.sampling_detail = _SeparableSampling(_DETAIL_CHANNELS)
+            sampled += _DETAIL_CHANNELS * _MIXED**2
+        self.sampled = nn.Linear(sampled, width)
+        self.image = nn.Linear(config.d_model, width)
         self.geometry = nn.Linear(11, width)
-        self.hidden = nn.Linear(width, width)
+        if config.rating_sources:
+            self.source = nn.Embedding(len(config.rating_sources), width)
+        self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
         self.dropout = nn.Dropout(config.dropout)
         self.score = nn.Linear(width, 1)
-        if config.crop_choice:
-            self.choice = nn.Linear(width, 1)
 
     def forward(
         self,
         boxes: torch.Tensor,
         memory: torch.Tensor,
         mask: torch.Tensor,
-        picture_sizes: torch.Tensor,
-        picture_shares: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Score boxes.
+        image_sizes: torch.Tensor,
+        detail: torch.Tensor | None = None,
+        source: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Rate boxes.
 
         Args:
-            boxes: (B, M, 4) cxcywh in [0, 1] of each picture without its padding.
+            boxes: (B, M, 4) cxcywh in [0, 1] of each image without its padding.
             memory: (B, H, W, D) encoder memory.
-            mask: (B, H, W) True where the memory is picture, False where it is padding.
-            picture_sizes: (B, 2) width and height of the pictures in the model's pixels, without padding.
-            picture_shares: (B, 2) share of the padded width and height that is picture.
+            mask: (B, H, W) True where the memory is image, False where it is padding.
+            image_sizes: (B, 2) width and height of the images in the model's pixels, without padding.
+            detail: (B, C, H', W') finer features, of a model with `crop_scoring_detail`.
+            source: whose ratings, an index of `config.rating_sources` or (B,) indices; needed where there are any.
 
         Returns:
-            (B, M) scores on the labels' scale, and with `config.crop_choice` (B, M) logits of being the picture's best
-            crop, to be compared by a softmax over the crops that there are to choose from.
+            (B, M) ratings on the labels' scale.
         """
-        features = self.reduce(memory) * mask[..., None]
-        features = features.permute(0, 3, 1, 2)
+        cells = torch.stack([mask[:, 0].sum(-1), mask[:, :, 0].sum(-1)], dim=-1).to(boxes.dtype)
         weights = mask.to(memory.dtype)[..., None]
         mean = (memory * weights).sum((1, 2)) / weights.sum((1, 2)).clamp(min=1)
-        picture = self.picture(mean)[:, None]
-        chunks = [
-            self._hidden(part, features, picture, picture_sizes, picture_shares) for part in boxes.split(_CHUNK, dim=1)
-        ]
-        hidden = torch.cat(chunks, dim=1)
-        choice = self.choice(hidden)[..., 0] if hasattr(self, "choice") else None
-        return _MIDDLE_SCORE + self.score(hidden)[..., 0], choice
+        context = self.image(mean)
+        if hasattr(self, "source"):
+            context = context + self.source(source)
+        maps = [(self.sampling, (self.reduce(memory) * weights).permute(0, 3, 1, 2), cells)]
+        if detail is not None:
+            # As many cells as the image alone would have; the largest of a batch is not padded.
+            ones = torch.ones_like(detail[0, 0])
+            finer = torch.stack([ones[0].sum(), ones[:, 0].sum()]) * image_sizes / image_sizes.amax(0)
+            finer = (finer - 1e-3).ceil()
+            maps.append((self.sampling_detail, self.reduce_detail(detail), finer))
+        parts = [self._rate(part, maps, context[:, None], image_sizes) for part in boxes.split(_CHUNK, dim=1)]
+        return _MIDDLE_RATING + torch.cat(parts, dim=1)
 
-    def _hidden(
+    def _rate(
         self,
         boxes: torch.Tensor,
-        features: torch.Tensor,
-        picture: torch.Tensor,
-        picture_sizes: torch.Tensor,
-        picture_shares: torch.Tensor,
+        maps: list[tuple[_SeparableSampling, torch.Tensor, torch.Tensor]],
+        context: torch.Tensor,
+        image_sizes: torch.Tensor,
     ) -> torch.Tensor:
-        batch, count, _ = boxes.shape
         x = _grid_lines(boxes[..., 0], boxes[..., 2])
         y = _grid_lines(boxes[..., 1], boxes[..., 3])
-        points = x.shape[-1]
-        # grid_sample reads the padded map over [-1, 1].
-        x_map = x * picture_shares[:, 0, None, None] * 2 - 1
-        y_map = y * picture_shares[:, 1, None, None] * 2 - 1
-        grid = torch.stack(
-            [
-                x_map[:, :, None, :].expand(-1, -1, points, -1),
-                y_map[:, :, :, None].expand(-1, -1, -1, points),
-            ],
-            dim=-1,
-        ).reshape(batch, count * points, points, 2)
-        sampled = nn.functional.grid_sample(
-            features, grid.to(features.dtype), mode="bilinear", padding_mode="border", align_corners=False
-        )
-        # Points beyond the picture's edge carry no feature: that is how the head sees that nothing is cut there.
-        inside_x, inside_y = (x >= 0) & (x <= 1), (y >= 0) & (y <= 1)
-        inside = inside_y[:, :, :, None] & inside_x[:, :, None, :]
-        sampled = sampled.reshape(batch, _CHANNELS, count, points, points) * inside[:, None]
-        sampled = sampled.permute(0, 2, 1, 3, 4).flatten(2)
-        hidden = self.sampled(sampled) + self.geometry(_geometry(boxes, picture_sizes)) + picture
+        sampled = torch.cat([sampling(features, x, y, cells) for sampling, features, cells in maps], dim=-1)
+        hidden = self.sampled(sampled) + self.geometry(_geometry(boxes, image_sizes)) + context
         hidden = self.dropout(nn.functional.gelu(hidden))
-        return nn.functional.gelu(self.hidden(hidden)) + hidden
+        for layer in self.hidden:
+            hidden = hidden + nn.functional.gelu(layer(hidden))
+        return self.score(hidden)[..., 0]
+
+
+class _SeparableSampling(nn.Module):
+    """Sample a feature map at warped grids and mix each channel's points along x and along y."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        spread = _POINTS**-0.5
+        self.across = nn.Parameter(torch.randn(channels, _MIXED, _POINTS) * spread)
+        self.down = nn.Parameter(torch.randn(channels, _MIXED, _POINTS) * spread)
+
+    def forward(self, features: torch.Tensor, x: torch.Tensor, y: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+        """Sample.
+
+        Args:
+            features: (B, C, H, W).
+            x, y: (B, M, P) places in [0, 1] of the image.
+            cells: (B, 2) columns and rows of `features` that are image.
+
+        Returns:
+            (B, M, C * 36).
+        """
+        batch, count, _ = x.shape
+        channels, height, width = features.shape[1:]
+        along_x = torch.einsum("cip,bmpw->bcmwi", self.across, _interpolation(x, cells[:, 0], width))
+        along_y = torch.einsum("cip,bmph->bcmih", self.down, _interpolation(y, cells[:, 1], height))
+        rows = along_y.reshape(batch, channels, count * _MIXED, height) @ features
+        mixed = rows.reshape(batch, channels, count, _MIXED, width) @ along_x
+        return mixed.permute(0, 2, 1, 3, 4).flatten(2)
+
+
+def _interpolation(places: torch.Tensor, cells: torch.Tensor, size: int) -> torch.Tensor:
+    """Weights (B, M, P, size) of linear interpolation at `places` (B, M, P) in [0, 1] of the first `cells` (B,) cells.
+
+    A place beyond the image's edge has none: that is how the head sees that nothing is cut there.
+    """
+    last = (cells - 1)[:, None, None]
+    position = torch.minimum((places * cells[:, None, None] - 0.5).clamp(min=0), last)
+    steps = torch.arange(size, device=places.device, dtype=places.dtype)
+    weights = (1 - (position[..., None] - steps).abs()).clamp(min=0)
+    inside = (places >= 0) & (places <= 1)
+    return weights * inside[..., None].to(weights.dtype)
 
 
 def _grid_lines(centre: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
-    """Positions (B, M, `_INSIDE` + 4) of the warped grid along one axis, in picture units."""
+    """Places (B, M, 14) of the warped grid along one axis, in [0, 1] of the image."""
     steps = (torch.arange(_INSIDE, device=centre.device, dtype=centre.dtype) + 0.5) / _INSIDE
     low, high = centre - size / 2, centre + size / 2
     inside = low[..., None] + size[..., None] * steps
-    outside = [low / 2, low - _ACROSS_EDGE, high + _ACROSS_EDGE, (1 + high) / 2]
-    return torch.cat([inside, torch.stack(outside, dim=-1)], dim=-1)
+    edges = [low - offset for offset in _AT_EDGES] + [high + offset for offset in _AT_EDGES]
+    return torch.cat([inside, torch.stack([low / 2, *edges, (1 + high) / 2], dim=-1)], dim=-1)
 
 
-def _geometry(boxes: torch.Tensor, picture_sizes: torch.Tensor) -> torch.Tensor:
-    """(B, M, 11): edges, centre, size, area, and the log aspect ratios of crop and picture."""
+def _geometry(boxes: torch.Tensor, image_sizes: torch.Tensor) -> torch.Tensor:
+    """(B, M, 11): edges, centre, size, area, and the log aspect ratios of crop and image."""
     cx, cy, w, h = boxes.clamp(min=1e-4).unbind(-1)
-    picture_ratio = (picture_sizes[:, 0] / picture_sizes[:, 1]).log()[:, None].expand_as(cx)
+    image_ratio = (image_sizes[:, 0] / image_sizes[:, 1]).log()[:, None].expand_as(cx)
     edges = [cx - w / 2, cy - h / 2, 1 - cx - w / 2, 1 - cy - h / 2]
-    return torch.stack([*edges, cx, cy, w, h, w * h, (w / h).log() + picture_ratio, picture_ratio], dim=-1)
+    return torch.stack([*edges, cx, cy, w, h, w * h, (w / h).log() + image_ratio, image_ratio], dim=-1)

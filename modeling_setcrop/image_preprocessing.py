@@ -14,12 +14,19 @@ from PIL import Image
 _MIN_SIDE = 32
 
 
-def resized_size(image_size: tuple[int, int], shortest_edge: int, longest_edge: int) -> tuple[int, int]:
+def resized_size(
+    image_size: tuple[int, int], shortest_edge: int, longest_edge: int, divisor: int | None = None
+) -> tuple[int, int]:
     """(height, width) at which the model sees an image: the short side as asked unless the long one would pass its
-    bound, and no side under one cell of features (images thinner than that are widened)."""
-    height, width = image_size
-    scale = min(shortest_edge / min(height, width), longest_edge / max(height, width))
-    return max(_MIN_SIDE, round(height * scale)), max(_MIN_SIDE, round(width * scale))
+    bound, and no side under one cell of features (images thinner than that are widened).
+
+    With a `divisor` each side becomes the nearest multiple of it, so that an image fills its cells of features; it is
+    stretched a little for that.
+    """
+    scale = min(shortest_edge / min(image_size), longest_edge / max(image_size))
+    step = divisor or 1
+    height, width = (max(_MIN_SIDE, round(side * scale / step) * step) for side in image_size)
+    return height, width
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,7 @@ class ImagePreprocessing:
         size: `shortest_edge` and `longest_edge`, or `height` and `width`, in pixels; None leaves images as they are.
         resample: Pillow's number of the resampling filter.
         rescale_factor: What pixel values are multiplied with; None leaves 0..255.
+        size_divisor: What the sides are rounded to multiples of, see [`resized_size`].
         mean, std: Of each channel, subtracted and divided by after rescaling; None leaves them.
 
     Raises:
@@ -41,6 +49,7 @@ class ImagePreprocessing:
     rescale_factor: float | None
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
+    size_divisor: int | None = None
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> ImagePreprocessing:
@@ -57,6 +66,7 @@ class ImagePreprocessing:
             rescale_factor=config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else None,
             mean=_channels("image_mean", config.get("image_mean")) if normalize else None,
             std=_channels("image_std", config.get("image_std")) if normalize else None,
+            size_divisor=config.get("size_divisor"),
         )
 
     def __post_init__(self) -> None:
@@ -68,6 +78,9 @@ class ImagePreprocessing:
                     raise ValueError(f"size: {name} must be a whole number of pixels, not {side!r}")
         if self.std is not None and min(self.std) <= 0:
             raise ValueError(f"image_std must be above 0, not {list(self.std)}")
+        divisor = self.size_divisor
+        if divisor is not None and (not isinstance(divisor, int) or isinstance(divisor, bool) or divisor < 1):
+            raise ValueError(f"size_divisor must be a whole number of pixels, not {divisor!r}")
         factor = self.rescale_factor
         if factor is not None and not (isinstance(factor, int | float) and math.isfinite(factor) and factor > 0):
             raise ValueError(f"rescale_factor must be a positive number, not {factor!r}")
@@ -95,7 +108,8 @@ class ImagePreprocessing:
 
     def _resized_size(self, height: int, width: int) -> tuple[int, int]:
         if "shortest_edge" in self.size:
-            return resized_size((height, width), self.size["shortest_edge"], self.size["longest_edge"])
+            edges = self.size["shortest_edge"], self.size["longest_edge"]
+            return resized_size((height, width), *edges, self.size_divisor)
         return self.size["height"], self.size["width"]
 
 

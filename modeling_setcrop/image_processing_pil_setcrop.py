@@ -8,7 +8,10 @@ import numpy as np
 import torch
 from transformers import BatchFeature
 from transformers.image_utils import SizeDict, get_image_size, make_flat_list_of_images
-from transformers.models.conditional_detr.image_processing_pil_conditional_detr import ConditionalDetrImageProcessorPil
+from transformers.models.conditional_detr.image_processing_pil_conditional_detr import (
+    ConditionalDetrImageProcessorKwargs,
+    ConditionalDetrImageProcessorPil,
+)
 
 from .coco_annotations import crops_of_coco
 from .crop_geometry import covering_order, cxcywh_to_xyxy, good_crop_probability, nms, rank, xyxy_to_cxcywh
@@ -16,8 +19,20 @@ from .crop_selection import best_probabilities
 from .image_preprocessing import resized_size
 
 
+class SetCropImageProcessorKwargs(ConditionalDetrImageProcessorKwargs, total=False):
+    r"""
+    size_divisor (`int`, *optional*):
+        What the sides of the resized image are rounded to multiples of.
+    """
+
+    size_divisor: int | None
+
+
 class CropProcessingMixin:
     """Crop annotations in, crops out: independent of how pixels are processed."""
+
+    valid_kwargs = SetCropImageProcessorKwargs
+    size_divisor: int | None = None
 
     def preprocess(
         self, images: Any, annotations: dict[str, Any] | list[dict[str, Any]] | None = None, **kwargs: Any
@@ -54,7 +69,7 @@ class CropProcessingMixin:
     def resize(self, image: Any, size: SizeDict, *args: Any, **kwargs: Any) -> Any:
         """As upstream's, but no side gets shorter than one cell of the backbone's features."""
         if size.shortest_edge and size.longest_edge:
-            height, width = resized_size(image.shape[-2:], size.shortest_edge, size.longest_edge)
+            height, width = resized_size(image.shape[-2:], size.shortest_edge, size.longest_edge, self.size_divisor)
             size = SizeDict(height=height, width=width)
         return super().resize(image, size, *args, **kwargs)
 

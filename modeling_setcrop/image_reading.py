@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO
 
-from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageStat, UnidentifiedImageError
 
 MAX_PIXELS = 300_000_000
 """Largest picture that is opened, in pixels."""
@@ -28,6 +28,8 @@ MAX_BYTES = 8 * MAX_PIXELS
 """Most memory, in bytes, that decoding an image file and cutting crops from it may take."""
 
 # Bytes a pixel that decoders take beside the decoded image, measured; others take almost nothing.
+# Mean lightness of 255 above which a cut-out needs a dark backdrop to be seen.
+_LIGHT = 200
 _DECODER_BYTES = {"WEBP": 12, "AVIF": 8, "JPEG2000": 12, "HEIF": 8, "GIF": 8}
 # Modes that Pillow converts through copies of the whole image are converted in bands of so many pixels.
 _BAND_PIXELS = 4_000_000
@@ -84,7 +86,11 @@ def has_alpha(image: Image.Image) -> bool:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return an image of any mode in eight-bit RGB: transparency over white, 16-bit scaled down, others stretched."""
+    """Return an image of any mode in eight-bit RGB.
+
+    Transparency is laid over white, or over dark grey where what is seen is light; 16 bits are scaled down, other
+    ranges stretched.
+    """
     return _reduced_rgb(image, 1)
 
 
@@ -95,17 +101,18 @@ def _reduced_rgb(image: Image.Image, factor: int) -> Image.Image:
     """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image.reduce(factor) if factor > 1 else image
+    backdrop = _backdrop(image)
     extrema = image.getextrema() if image.mode in ("I", "F") else None
     copy = Image.new("RGB", (-(-image.width // factor), -(-image.height // factor)))
     rows = max(1, _BAND_PIXELS // (image.width * factor))
     for top in range(0, copy.height, rows):
         band = image.crop((0, top * factor, image.width, min(image.height, (top + rows) * factor)))
-        band = _band_to_rgb(band, extrema)
+        band = _band_to_rgb(band, extrema, backdrop)
         copy.paste(band.reduce(factor) if factor > 1 else band, (0, top))
     return copy
 
 
-def _band_to_rgb(image: Image.Image, extrema: tuple[float, float] | None) -> Image.Image:
+def _band_to_rgb(image: Image.Image, extrema: tuple[float, float] | None, backdrop: str) -> Image.Image:
     if image.mode.startswith("I;16"):
         return image.convert("I").point(lambda value: value / 257).convert("L").convert("RGB")
     if extrema is not None:
@@ -114,12 +121,23 @@ def _band_to_rgb(image: Image.Image, extrema: tuple[float, float] | None) -> Ima
         return image.convert("F").point(lambda value: value * scale + (-low * scale)).convert("L").convert("RGB")
     if has_alpha(image):
         image = with_plain_alpha(image).convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", image.size, backdrop), image).convert("RGB")
     if image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
     return image.convert("RGB")
+
+
+def _backdrop(image: Image.Image) -> str:
+    """White, or a dark grey for an image whose visible parts are so light that they would vanish on white."""
+    if not has_alpha(image):
+        return "white"
+    # Any mode can be resized so; the parts that are seen are large.
+    small = image.resize((min(image.width, 64), min(image.height, 64)), Image.Resampling.NEAREST)
+    small = with_plain_alpha(small).convert("RGBA")
+    visible, light = small.getchannel("A"), small.convert("RGB").convert("L")
+    mean = ImageStat.Stat(light, visible.point(lambda value: 255 * (value > 127))).mean
+    return "dimgrey" if mean and mean[0] > _LIGHT else "white"
 
 
 def with_plain_alpha(image: Image.Image) -> Image.Image:

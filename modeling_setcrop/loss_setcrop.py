@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import nn
@@ -134,6 +136,27 @@ def quality_targets(
     return label.reshape(batch, layers, anchors).transpose(0, 1)
 
 
+@torch.no_grad()
+def rated_targets(
+    boxes: torch.Tensor, rate_boxes: list[Callable[[torch.Tensor], torch.Tensor]], config: SetCropConfig
+) -> torch.Tensor:
+    """Soft validity of anchors by quality guidance, where the rating of any box is known (equation 4, no neighbours).
+
+    Args:
+        boxes: (L, B, N, 4) anchors' boxes, cxcywh in [0, 1].
+        rate_boxes: for each image a function from boxes (M, 4), cxcywh in [0, 1], to their ratings (M,).
+        config: gives mu, s_l and s_u.
+
+    Returns:
+        (L, B, N) labels in [0, mu].
+    """
+    layers, _, anchors, _ = boxes.shape
+    ratings = [rate(each.reshape(-1, 4)) for rate, each in zip(rate_boxes, boxes.transpose(0, 1), strict=True)]
+    scores = torch.stack(ratings).to(boxes).reshape(-1, layers, anchors).transpose(0, 1)
+    mu, low, high = config.smoothing_upper_bound, config.quality_lower, config.quality_upper
+    return (mu * (scores - low) / (high - low)).clamp(0, mu).contiguous()
+
+
 def crops_per_process(count: int, device: torch.device) -> torch.Tensor:
     """Good crops of a process's batch, averaged over processes, at least 1: what the losses are divided by."""
     total = torch.tensor([count], dtype=torch.float, device=device)
@@ -178,7 +201,8 @@ def set_crop_loss(
     Args:
         logits: (B, N, 1) of the last decoder layer.
         labels: a dict a picture: `boxes` (G, 4) good crops cxcywh in [0, 1]; for quality guidance `scored_boxes`
-            (S, 4) and `scores` (S,); for distillation, once there is a teacher, `teacher_validity` (N,) in [0, 1].
+            (S, 4) and `scores` (S,), or `rate_boxes`, a function that rates any box; for distillation, once there is
+            a teacher, `teacher_validity` (N,) in [0, 1].
         device: where to compute.
         pred_boxes: (B, N, 4) cxcywh in [0, 1] of the last decoder layer.
         config: weights and label smoothing.
@@ -207,7 +231,9 @@ def set_crop_loss(
     layer, picture, anchor, crop = match_anchors(all_logits, all_boxes, targets, counts, config)
 
     validity = torch.zeros_like(all_logits)
-    if config.label_smoothing == "quality":
+    if config.label_smoothing == "quality" and "rate_boxes" in labels[0]:
+        validity = rated_targets(all_boxes, [label["rate_boxes"] for label in labels], config)
+    elif config.label_smoothing == "quality":
         rated = [len(label["scores"]) for label in labels]
         validity = quality_targets(
             all_boxes,
@@ -271,25 +297,3 @@ def crop_scoring_loss(
     gap = predicted[:, :, None] - predicted[:, None, :]
     ranking = (nn.functional.softplus(-gap) * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1e-6)
     return squared.sum() / pictures, ranking.sum() / pictures
-
-
-def crop_choice_loss(logits: torch.Tensor, labels: list[dict[str, torch.Tensor]]) -> torch.Tensor:
-    """Cross-entropy of choosing the picture's best crop among its rated ones (McFadden's conditional logit, 1974).
-
-    Args:
-        logits: (B, S), in the order of `scored_boxes`, padded.
-        labels: a dict a picture with `scores` (S_i,); crops that share the highest score share the choice.
-
-    Returns:
-        The mean over the pictures that have a rated crop; 0 where none has.
-    """
-    logits = logits.float()
-    if logits.shape[1] == 0:
-        return logits.sum()
-    scores, rated, counts = _rated_scores(labels, logits)
-    scores = scores.masked_fill(~rated, float("-inf"))
-    best = rated & (scores == scores.amax(dim=1, keepdim=True))
-    log_probability = logits.masked_fill(~rated, float("-inf")).log_softmax(dim=1)
-    # Only the best crops' terms: minus infinity times zero is not zero.
-    terms = torch.where(best, log_probability, 0.0).sum(dim=1) / best.sum(dim=1).clamp(min=1)
-    return -terms.sum() / (counts > 0).sum().clamp(min=1)

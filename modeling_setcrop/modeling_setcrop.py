@@ -27,12 +27,11 @@ from transformers.models.conditional_detr.modeling_conditional_detr import (
 )
 
 from .configuration_setcrop import SetCropConfig
-from .crop_geometry import gaic_grid, xyxy_to_cxcywh
 from .crop_scoring_setcrop import SetCropScorer
-from .loss_setcrop import crop_choice_loss, crop_scoring_loss, set_crop_loss
+from .loss_setcrop import crop_scoring_loss, set_crop_loss
 
 # What only the model with heads has.
-_OF_THE_HEADS = ("logits", "pred_boxes", "pred_scores", "choice_probabilities", "crop_scores", "score_crops")
+_OF_THE_HEADS = ("logits", "pred_boxes", "pred_scores", "crop_scores", "score_crops")
 
 
 @dataclass
@@ -43,14 +42,16 @@ class SetCropEncoderOutput(BaseModelOutput):
         last_hidden_state: (B, H W, D) encoder memory.
         feature_mask: (B, H, W) True where the memory is picture, False where it is padding.
         position_embeddings: (B, H W, D) of the memory.
-        picture_sizes: (B, 2) width and height in the model's pixels, without padding.
-        picture_shares: (B, 2) share of the padded width and height that is picture.
+        image_sizes: (B, 2) width and height in the model's pixels, without padding.
+        detail: (B, C, H', W') the backbone's finer features, with `crop_scoring_detail`.
+        importance: (B, H, W) in [0, 1], how much people look at each cell of the memory, with `subject_map`.
     """
 
     feature_mask: torch.Tensor | None = None
     position_embeddings: torch.Tensor | None = None
-    picture_sizes: torch.Tensor | None = None
-    picture_shares: torch.Tensor | None = None
+    image_sizes: torch.Tensor | None = None
+    detail: torch.Tensor | None = None
+    importance: torch.Tensor | None = None
 
 
 @dataclass
@@ -77,14 +78,11 @@ class SetCropImageCroppingOutput(ConditionalDetrObjectDetectionOutput):
     Args:
         crop_scores: (B, M) predicted scores of `candidate_boxes`.
         pred_scores: (B, N) predicted scores of `pred_boxes`, outside training, when the config has `rerank`.
-        choice_probabilities: (B, 90) for each crop of [`choice_grid`] the probability that it is the picture's best
-            one, outside training, when the config has `crop_choice`.
         encoder_outputs: [`SetCropEncoderOutput`], which `score_crops` takes.
     """
 
     crop_scores: torch.Tensor | None = None
     pred_scores: torch.Tensor | None = None
-    choice_probabilities: torch.Tensor | None = None
     encoder_outputs: SetCropEncoderOutput | None = None
 
 
@@ -124,6 +122,10 @@ class SetCropModel(ConditionalDetrModel):
         super().__init__(config)
         self.encoder = SetCropEncoder(config)
         self.decoder = SetCropDecoder(config)
+        if config.subject_map:
+            self.subject_map = nn.Linear(config.d_model, 1)
+        if config.rating_sources:
+            self.source_embeddings = nn.Embedding(len(config.rating_sources), config.d_model)
         self.unfreeze_backbone()
 
     @torch.no_grad()
@@ -140,15 +142,37 @@ class SetCropModel(ConditionalDetrModel):
     def encode(
         self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> SetCropEncoderOutput:
-        """Encode pictures once, for any number of decodings and scorings.
+        """Encode images once, for any number of decodings and scorings.
+
+        An image is encoded the same alone and in a padded batch: images of one size run together, without padding, and
+        their features are padded instead. (Attentions and hidden states of the encoder are left out of such a batch.)
 
         Args:
             pixel_values: (B, 3, H, W) normalised pixels.
-            pixel_mask: (B, H, W), 1 for picture and 0 for padding; all picture when left out.
+            pixel_mask: (B, H, W), 1 for image and 0 for padding at the right and the bottom; all image when left out.
         """
-        if pixel_mask is None:
-            pixel_mask = torch.ones_like(pixel_values[:, 0])
-        feature_map, mask = self.backbone(pixel_values, pixel_mask)[-1]
+        if pixel_mask is None or torch.compiler.is_compiling() or torch.compiler.is_exporting():
+            return self._encode(pixel_values, **kwargs)
+        rows, columns = pixel_mask.amax(2).sum(1), pixel_mask.amax(1).sum(1)
+        sizes = torch.stack([rows, columns], dim=1).long().tolist()
+        groups: dict[tuple[int, int], list[int]] = {}
+        for index, size in enumerate(sizes):
+            groups.setdefault(tuple(size), []).append(index)
+        if len(groups) == 1 and tuple(pixel_values.shape[-2:]) in groups:
+            return self._encode(pixel_values, **kwargs)
+        parts = [self._encode(pixel_values[group, :, :height, :width]) for (height, width), group in groups.items()]
+        return _padded(parts, list(groups.values()))
+
+    def source_index(self, source: torch.Tensor | int | None) -> torch.Tensor:
+        """An index of `config.rating_sources` for all images, or (B,) one for each; None is the default source."""
+        source = self.config.default_source if source is None else source
+        return torch.as_tensor(source, device=self.device)
+
+    def _encode(self, pixel_values: torch.Tensor, **kwargs: Any) -> SetCropEncoderOutput:
+        """Encode images (B, 3, H, W) without padding."""
+        pixels = torch.ones_like(pixel_values[:, 0])
+        feature_maps = self.backbone(pixel_values, pixels)
+        feature_map, mask = feature_maps[-1]
         position = self.position_embedding(
             shape=feature_map.shape, device=pixel_values.device, dtype=pixel_values.dtype, mask=mask
         )
@@ -159,17 +183,20 @@ class SetCropModel(ConditionalDetrModel):
             spatial_position_embeddings=position,
             **kwargs,
         )
-        widths = pixel_mask.sum(2).amax(1).to(pixel_values.dtype)
-        heights = pixel_mask.sum(1).amax(1).to(pixel_values.dtype)
-        height, width = pixel_values.shape[-2:]
+        memory = encoded.last_hidden_state
+        importance = None
+        if self.config.subject_map:
+            importance = self.subject_map(memory)[..., 0].float().sigmoid().unflatten(1, mask.shape[1:])
         return SetCropEncoderOutput(
-            last_hidden_state=encoded.last_hidden_state,
+            last_hidden_state=memory,
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
             feature_mask=mask,
             position_embeddings=position,
-            picture_sizes=torch.stack([widths, heights], dim=-1),
-            picture_shares=torch.stack([widths / width, heights / height], dim=-1),
+            # Sums, because an exported graph takes sizes for constants otherwise.
+            image_sizes=torch.stack([pixels[:, 0].sum(1), pixels[:, :, 0].sum(1)], dim=-1),
+            detail=feature_maps[0][0] if self.config.crop_scoring_detail else None,
+            importance=importance,
         )
 
     def forward(
@@ -177,17 +204,24 @@ class SetCropModel(ConditionalDetrModel):
         pixel_values: torch.Tensor | None = None,
         pixel_mask: torch.Tensor | None = None,
         encoder_outputs: SetCropEncoderOutput | None = None,
+        source: torch.Tensor | int | None = None,
         **kwargs: Any,
     ) -> SetCropModelOutput:
-        """Decode the set of anchors; encodes the pictures first unless `encoder_outputs` of [`encode`] is given."""
+        """Decode the set of anchors; encodes the images first unless `encoder_outputs` of [`encode`] is given.
+
+        `source` says whose crops are proposed, see [`source_index`].
+        """
         if encoder_outputs is None:
             if pixel_values is None:
                 raise ValueError("give pixel_values, or the encoder_outputs of an earlier call")
             encoder_outputs = self.encode(pixel_values, pixel_mask, **kwargs)
         memory = encoder_outputs.last_hidden_state
         anchors = self.query_position_embeddings.weight.expand(memory.shape[0], -1, -1)
+        content = torch.zeros_like(anchors)
+        if self.config.rating_sources:
+            content = content + self.source_embeddings(self.source_index(source)).unsqueeze(-2)
         decoded = self.decoder(
-            inputs_embeds=torch.zeros_like(anchors),
+            inputs_embeds=content,
             attention_mask=None,
             spatial_position_embeddings=encoder_outputs.position_embeddings,
             object_queries_position_embeddings=anchors,
@@ -231,7 +265,8 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
             # Logits of width and height, added to the box head's; zero is the paper's model.
             self.anchor_sizes = nn.Parameter(torch.zeros(config.num_queries, 2))
         if config.crop_scoring:
-            self.crop_scorer = SetCropScorer(config)
+            channels = self.model.backbone.intermediate_channel_sizes[0] if config.crop_scoring_detail else 0
+            self.crop_scorer = SetCropScorer(config, channels)
         self.post_init()
 
     @torch.no_grad()
@@ -246,6 +281,9 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
             init.zeros_(module.bias)
         elif module is self and self.config.anchor_sizes:
             init.zeros_(self.anchor_sizes)
+        elif self.config.rating_sources and module is self.model.source_embeddings:
+            # Every source proposes the same set until training tells them apart.
+            init.zeros_(module.weight)
 
     def forward(
         self,
@@ -255,6 +293,7 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
         labels: list[dict[str, torch.Tensor]] | None = None,
         candidate_boxes: torch.Tensor | None = None,
         num_good_crops: torch.Tensor | float | None = None,
+        source: torch.Tensor | int | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> SetCropImageCroppingOutput | tuple:
@@ -264,16 +303,19 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
             pixel_values: (B, 3, H, W) normalised pixels.
             pixel_mask: (B, H, W), 1 for picture and 0 for padding.
             encoder_outputs: of an earlier call, instead of `pixel_values`.
-            labels: a dict a picture with `boxes` (G, 4), `class_labels` (G,), `scored_boxes` (S, 4), `scores` (S,),
+            labels: a dict an image with `boxes` (G, 4), `class_labels` (G,), `scored_boxes` (S, 4), `scores` (S,),
                 optionally `teacher_validity` (N,) and `jittered_boxes` (S, 4), places that the scoring head learns the
                 scores at instead of `scored_boxes`; boxes cxcywh in [0, 1]. See [`set_crop_loss`].
+                Without scored boxes the scoring head has no loss.
             candidate_boxes: (B, M, 4) cxcywh in [0, 1], to be scored as `crop_scores`.
             num_good_crops: what the set loss is divided by; see [`set_crop_loss`].
+            source: whose crops and ratings, an index of `config.rating_sources` or (B,) indices; the default source
+                where left out.
 
         Returns:
             [`SetCropImageCroppingOutput`].
         """
-        outputs = self.model(pixel_values, pixel_mask, encoder_outputs=encoder_outputs, **kwargs)
+        outputs = self.model(pixel_values, pixel_mask, encoder_outputs=encoder_outputs, source=source, **kwargs)
         encoded = outputs.encoder_outputs
         reference = inverse_sigmoid(outputs.reference_points).transpose(0, 1)
         logits = self.class_labels_classifier(outputs.last_hidden_state)
@@ -288,12 +330,13 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
             loss, loss_dict, auxiliary = set_crop_loss(
                 logits, labels, logits.device, pred_boxes, self.config, layer_logits, layer_boxes, num_good_crops
             )
-            if self.config.crop_scoring:
-                loss_dict |= self._scoring_losses(encoded, labels)
+            if self.config.crop_scoring and "scored_boxes" in labels[0]:
+                loss_dict |= self._scoring_losses(encoded, labels, source)
                 loss = loss + self.scoring_loss(loss_dict)
-        crop_scores = None if candidate_boxes is None else self.score_crops(candidate_boxes, encoded)
+        crop_scores = None
+        if candidate_boxes is not None:
+            crop_scores = self.score_crops(candidate_boxes, encoded, source=source)
         rerank = self.config.rerank and not self.training
-        choose = self.config.crop_choice and not self.training
         output = SetCropImageCroppingOutput(
             loss=loss,
             loss_dict=loss_dict,
@@ -308,8 +351,7 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
             encoder_hidden_states=outputs.encoder_hidden_states,
             encoder_attentions=outputs.encoder_attentions,
             crop_scores=crop_scores,
-            pred_scores=self.score_crops(pred_boxes, encoded) if rerank else None,
-            choice_probabilities=self._choice_probabilities(encoded) if choose else None,
+            pred_scores=self.score_crops(pred_boxes, encoded, source=source) if rerank else None,
             encoder_outputs=encoded,
         )
         return output.to_tuple() if return_dict is False else output
@@ -320,16 +362,18 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
         encoder_outputs: SetCropEncoderOutput | None = None,
         pixel_values: torch.Tensor | None = None,
         pixel_mask: torch.Tensor | None = None,
+        source: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """Predicted human score of any boxes.
+        """Predict the human rating of any boxes.
 
         Args:
             boxes: (B, M, 4) cxcywh in [0, 1]; M may be thousands.
             encoder_outputs: of `self.model.encode` or an earlier forward call; or give
             pixel_values, pixel_mask: (B, 3, H, W) and (B, H, W), to be encoded here.
+            source: whose ratings, an index of `config.rating_sources` or (B,) indices; the default where left out.
 
         Returns:
-            (B, M) scores on the labels' scale (GAIC: 1..5). A box's score does not depend on the other boxes.
+            (B, M) ratings on the labels' scale (GAIC: 1..5). A box's score does not depend on the other boxes.
 
         Raises:
             ValueError: the model has no scoring head, or neither pictures nor encodings were given.
@@ -340,24 +384,16 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
             if pixel_values is None:
                 raise ValueError("give encoder_outputs or pixel_values")
             encoder_outputs = self.model.encode(pixel_values, pixel_mask)
-        return self._judge(boxes, encoder_outputs)[0]
-
-    def _judge(self, boxes: torch.Tensor, encoded: SetCropEncoderOutput) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The scoring head's two answers."""
-        mask = encoded.feature_mask
-        memory = encoded.last_hidden_state.unflatten(1, mask.shape[1:])
-        return self.crop_scorer(boxes, memory, mask, encoded.picture_sizes, encoded.picture_shares)
-
-    def _choice_probabilities(self, encoded: SetCropEncoderOutput) -> torch.Tensor:
-        """(B, 90) over the grid of choices; crops narrower than 1:2 or 2:1 are not among what there is to choose."""
-        sizes = encoded.picture_sizes
-        boxes = xyxy_to_cxcywh(torch.from_numpy(gaic_grid())).to(sizes).expand(sizes.shape[0], -1, -1)
-        logits = self._judge(boxes, encoded)[1].float()
-        ratio = (boxes[..., 2] * sizes[:, :1]) / (boxes[..., 3] * sizes[:, 1:])
-        allowed = (ratio >= 0.5) & (ratio <= 2)
-        # In a very long picture no crop has such a shape; then any will do.
-        allowed = allowed | ~allowed.any(dim=1, keepdim=True)
-        return logits.masked_fill(~allowed, float("-inf")).softmax(dim=-1)
+        memory = encoder_outputs.last_hidden_state
+        mask = encoder_outputs.feature_mask
+        return self.crop_scorer(
+            boxes,
+            memory.unflatten(1, mask.shape[1:]),
+            mask,
+            encoder_outputs.image_sizes,
+            encoder_outputs.detail,
+            self.model.source_index(source) if self.config.rating_sources else None,
+        )
 
     @torch.no_grad()
     def initialize_anchors(self, boxes: torch.Tensor) -> None:
@@ -401,22 +437,17 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
         weights = {
             "loss_crop_score": self.config.crop_score_loss_coefficient,
             "loss_crop_rank": self.config.crop_rank_loss_coefficient,
-            "loss_crop_choice": self.config.crop_choice_loss_coefficient,
         }
         return sum(weight * loss_dict[name] for name, weight in weights.items() if name in loss_dict)
 
     def _scoring_losses(
-        self, encoded: SetCropEncoderOutput, labels: list[dict[str, torch.Tensor]]
+        self, encoded: SetCropEncoderOutput, labels: list[dict[str, torch.Tensor]], source: torch.Tensor | int | None
     ) -> dict[str, torch.Tensor]:
         """The scoring head's separate losses on the rated crops, in training where augmentation has moved them."""
         moved = [label.get("jittered_boxes", label["scored_boxes"]) for label in labels]
         boxes = nn.utils.rnn.pad_sequence(moved, batch_first=True).to(encoded.last_hidden_state)
-        predicted, choice = self._judge(boxes, encoded)
-        score, rank = crop_scoring_loss(predicted, labels)
-        losses = {"loss_crop_score": score, "loss_crop_rank": rank}
-        if choice is not None:
-            losses["loss_crop_choice"] = crop_choice_loss(choice, labels)
-        return losses
+        score, rank = crop_scoring_loss(self.score_crops(boxes, encoded, source=source), labels)
+        return {"loss_crop_score": score, "loss_crop_rank": rank}
 
 
 def _without_heads(name: str, holder: str) -> str:
@@ -425,6 +456,36 @@ def _without_heads(name: str, holder: str) -> str:
         return f"{holder!r} object has no attribute {name!r}"
     return (
         f"{holder} has no {name!r}: AutoModel loads SetCrop without its heads, AutoModelForObjectDetection with them"
+    )
+
+
+def _padded(parts: list[SetCropEncoderOutput], rows: list[list[int]]) -> SetCropEncoderOutput:
+    """Put encodings of images of different sizes into one, padded with zeros at the right and the bottom."""
+    order = torch.tensor([row for group in rows for row in group]).argsort()
+
+    def joined(maps: list[torch.Tensor]) -> torch.Tensor:
+        """Maps (b, h, w, ...) of every group as (B, H, W, ...), in the order of the batch."""
+        height, width = (max(part.shape[axis] for part in maps) for axis in (1, 2))
+        padded = []
+        for part in maps:
+            target = part.new_zeros(len(part), height, width, *part.shape[3:])
+            target[:, : part.shape[1], : part.shape[2]] = part
+            padded.append(target)
+        return torch.cat(padded)[order.to(padded[0].device)]
+
+    def grids(name: str) -> list[torch.Tensor]:
+        return [getattr(part, name).unflatten(1, part.feature_mask.shape[1:]) for part in parts]
+
+    detail = None
+    if parts[0].detail is not None:
+        detail = joined([part.detail.permute(0, 2, 3, 1) for part in parts]).permute(0, 3, 1, 2)
+    return SetCropEncoderOutput(
+        last_hidden_state=joined(grids("last_hidden_state")).flatten(1, 2),
+        feature_mask=joined([part.feature_mask for part in parts]),
+        position_embeddings=joined(grids("position_embeddings")).flatten(1, 2),
+        image_sizes=torch.cat([part.image_sizes for part in parts])[order.to(parts[0].image_sizes.device)],
+        detail=detail,
+        importance=None if parts[0].importance is None else joined([part.importance for part in parts]),
     )
 
 

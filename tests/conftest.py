@@ -52,7 +52,6 @@ def tiny_model():
         anchor_sizes=True,
         crop_scoring=True,
         rerank=True,
-        crop_choice=True,
     )
     model = SetCropForImageCropping(config).eval()
     generator = torch.Generator().manual_seed(0)

@@ -13,7 +13,6 @@ from transformers import (
 )
 
 from modeling_setcrop import EfficientNetLiteConfig, SetCropConfig, SetCropForImageCropping
-from modeling_setcrop.crop_geometry import gaic_grid
 
 
 def test_defaults_are_the_papers():
@@ -40,7 +39,6 @@ def test_defaults_are_the_papers():
         ("num_labels", 3),
         ("focal_gamma", -1.0),
         ("rerank", True),
-        ("crop_choice", True),
     ],
 )
 def test_a_bad_field_is_named(field, value):
@@ -174,36 +172,8 @@ def test_a_crops_score_does_not_depend_on_its_company(tiny_model):
             torch.testing.assert_close(alone[:, 0], together[:, i], atol=1e-5, rtol=0)
 
 
-def test_padding_hardly_moves_the_scores_and_boxes(tiny_model):
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randn(1, 3, 64, 96, generator=generator)
-    padded = torch.zeros(1, 3, 64, 128)
-    padded[..., :96] = pixels
-    mask = torch.zeros(1, 64, 128)
-    mask[..., :96] = 1
-    boxes = torch.rand(1, 9, 4, generator=generator) * 0.3 + 0.35
-    with torch.no_grad():
-        plain = tiny_model(pixels, candidate_boxes=boxes)
-        other = tiny_model(padded, mask, candidate_boxes=boxes)
-    torch.testing.assert_close(plain.pred_boxes, other.pred_boxes, atol=0.02, rtol=0)
-    torch.testing.assert_close(plain.crop_scores, other.crop_scores, atol=0.1, rtol=0)
-
-
-def test_the_scoring_head_sees_what_a_crop_keeps_and_what_it_throws_away(tiny_model):
-    """The gradient of one crop's score reaches pixels inside the crop, and pixels outside it."""
-    pixels = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    memory = torch.randn(1, 6, 6, 32, requires_grad=True)
-    ones = torch.ones(1, 6, 6, dtype=torch.bool)
-    box = torch.tensor([[[0.25, 0.5, 0.4, 0.9]]])
-    score = tiny_model.crop_scorer(box, memory, ones, torch.tensor([[96.0, 96.0]]), torch.ones(1, 2))[0]
-    score.sum().backward()
-    reached = memory.grad.abs().sum(-1)[0]
-    assert (reached[:, :3] > 0).any() and (reached[:, 4:] > 0).any()
-    assert pixels.grad is None
-
-
 def test_a_model_without_the_head_says_so(tiny_model):
-    without = {"crop_scoring": False, "rerank": False, "crop_choice": False}
+    without = {"crop_scoring": False, "rerank": False}
     config = SetCropConfig.from_dict({**tiny_model.config.to_dict(), **without})
     model = SetCropForImageCropping(config)
     assert not any("crop_scorer" in name for name in model.state_dict())
@@ -226,26 +196,9 @@ def test_training_step_reports_every_loss(tiny_model):
     config = model.config
     expected = config.crop_score_loss_coefficient * parts["loss_crop_score"]
     expected = expected + config.crop_rank_loss_coefficient * parts["loss_crop_rank"]
-    expected = expected + config.crop_choice_loss_coefficient * parts["loss_crop_choice"]
     for end in ("", "_0"):
         expected = expected + 2 * parts["loss_ce" + end] + 5 * parts["loss_bbox" + end] + 2 * parts["loss_giou" + end]
     torch.testing.assert_close(output.loss, expected)
     output.loss.backward()
     assert model.anchor_sizes.grad.abs().sum() > 0 and model.crop_scorer.reduce.weight.grad.abs().sum() > 0
     assert len(output.auxiliary_outputs) == 1
-
-
-def test_choices_are_probabilities_of_crops_of_an_allowed_shape(tiny_model):
-    """A 2:1 picture: of the grid only crops at most twice as wide as high are there to choose from."""
-    with torch.no_grad():
-        found = tiny_model(torch.randn(2, 3, 64, 128, generator=torch.Generator().manual_seed(0)))
-    grid = torch.from_numpy(gaic_grid()).float()
-    ratio = 2 * (grid[:, 2] - grid[:, 0]) / (grid[:, 3] - grid[:, 1])
-    chosen = found.choice_probabilities
-    torch.testing.assert_close(chosen.sum(1), torch.ones(2))
-    assert ((chosen > 0) == (ratio <= 2)).all()
-    assert tiny_model.train()(torch.randn(1, 3, 64, 64)).choice_probabilities is None
-    tiny_model.eval()
-    with torch.no_grad():
-        long = tiny_model(torch.randn(1, 3, 32, 512)).choice_probabilities
-    assert (long > 0).all()

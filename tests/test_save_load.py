@@ -64,7 +64,6 @@ def test_the_config_comes_back_exactly(tmp_path):
         distillation_momentum=0.25,
         crop_scoring=True,
         rerank=True,
-        crop_choice=True,
         anchor_sizes=True,
         d_model=64,
     )

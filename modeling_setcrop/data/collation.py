@@ -58,6 +58,7 @@ class AspectRatioBatchSampler:
         shuffle: a new order and new augmentation seeds every epoch (training); otherwise grouped by size.
         seed: of the order, the short sides and the augmentation.
         processes, rank: number of processes and which of them this is.
+        size_divisor: what the sides are rounded to multiples of, see [`resized_size`].
     """
 
     def __init__(
@@ -71,7 +72,9 @@ class AspectRatioBatchSampler:
         seed: int = 0,
         processes: int = 1,
         rank: int = 0,
+        size_divisor: int | None = None,
     ) -> None:
+        self.size_divisor = size_divisor
         self.heights = np.asarray(heights)
         self.widths = np.asarray(widths)
         self.batch_size = batch_size
@@ -129,7 +132,8 @@ class AspectRatioBatchSampler:
         return [batches[i] for i in rng.permutation(len(batches))]
 
     def _size(self, index: int, short_side: int) -> tuple[int, int]:
-        return resized_size((int(self.heights[index]), int(self.widths[index])), short_side, self.long_side)
+        size = int(self.heights[index]), int(self.widths[index])
+        return resized_size(size, short_side, self.long_side, self.size_divisor)
 
     def _batches_of_one_size(self) -> list[list[int]]:
         sizes = [self._size(index, self.short_sides[0]) for index in range(len(self.heights))]

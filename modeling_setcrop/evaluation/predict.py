@@ -78,10 +78,7 @@ def predict(
 
 def suppress(predictions: Predictions, nms_iou: float) -> Predictions:
     """The same predictions without crops that overlap a better one of their picture by more than `nms_iou`."""
-    kept = [
-        nms(boxes, scores, nms_iou)
-        for boxes, scores in zip(predictions.boxes, predictions.scores, strict=True)
-    ]
+    kept = [nms(boxes, scores, nms_iou) for boxes, scores in zip(predictions.boxes, predictions.scores, strict=True)]
     return Predictions(
         [boxes[index] for boxes, index in zip(predictions.boxes, kept, strict=True)],
         [scores[index] for scores, index in zip(predictions.scores, kept, strict=True)],
@@ -109,7 +106,7 @@ def _batches(sizes: np.ndarray, processor: Any, batch_size: int, device: torch.d
         seen = [(edges.height, edges.width)] * len(sizes)
     else:
         longest = edges.longest_edge or 10**9
-        seen = [resized_size((int(h), int(w)), edges.shortest_edge, longest) for w, h in sizes]
+        seen = [resized_size((int(h), int(w)), edges.shortest_edge, longest, processor.size_divisor) for w, h in sizes]
     return batches_of_one_size(seen, 1 if device.type == "cpu" else batch_size)
 
 

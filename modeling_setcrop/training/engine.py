@@ -428,6 +428,7 @@ class CropTraining:
             seed=self.args.seed,
             processes=self.accelerator.num_processes,
             rank=self.accelerator.process_index,
+            size_divisor=self.processor.size_divisor,
         )
 
     def _loader(self, rows: Dataset, sampler: AspectRatioBatchSampler, augment: bool) -> DataLoader:

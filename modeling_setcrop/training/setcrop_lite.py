@@ -20,8 +20,8 @@ from .convert_efficientnet_lite import load_imagenet_weights
 
 _KMEANS_CROPS = 100_000
 _KMEANS_STEPS = 30
-# Of strides 16 and 32.
-_STAGES = ("stage5", "stage7")
+# Of stride 8, for the scoring head, and of strides 16 and 32.
+_STAGES = ("stage3", "stage5", "stage7")
 
 
 def new_setcrop_lite(
@@ -29,8 +29,9 @@ def new_setcrop_lite(
 ) -> tuple[SetCropForImageCropping, SetCropImageProcessorPil]:
     """setcrop-lite as training starts it.
 
-    A backbone with folded batch norm; strides 16 and 32 as one map; three encoder and three decoder layers of width
-    128; anchors at the crops of GAIC's grid, where every good crop of GAIC lies.
+    A backbone with folded batch norm; strides 16 and 32 as one map for the transformer, stride 8 for the scoring head
+    alone; three encoder and three decoder layers of width 128; anchors at the crops of GAIC's grid, where every good
+    crop of GAIC lies.
 
     Args:
         train: training rows of the shared schema, of data with crops elsewhere: the anchors then start at the k-means
@@ -62,6 +63,8 @@ def new_setcrop_lite(
         crop_rank_loss_coefficient=3,
         anchor_sizes=True,
         crop_scoring=True,
+        crop_scoring_dim=224,
+        crop_scoring_detail=True,
         rerank=True,
     )
     model = SetCropForImageCropping(config)
@@ -73,21 +76,24 @@ def new_setcrop_lite(
     )
     model.initialize_anchors(anchors)
     processor = SetCropImageProcessorPil(
-        size={"shortest_edge": 176, "longest_edge": 224}, image_mean=[middle] * 3, image_std=[spread] * 3
+        size={"shortest_edge": 256, "longest_edge": 256},
+        size_divisor=16,
+        image_mean=[middle] * 3,
+        image_std=[spread] * 3,
     )
     return model, processor
 
 
 def _imagenet_backbone() -> tuple[EfficientNetLiteBackbone, float, float]:
     """EfficientNet-Lite0 with the mean and standard deviation of its pixels."""
-    config = EfficientNetLiteConfig(hypercolumn=True, out_features=list(_STAGES))
+    config = EfficientNetLiteConfig(hypercolumn=True, detail=True, out_features=list(_STAGES))
     return fold_batch_norm(load_imagenet_weights(EfficientNetLiteBackbone(config))), 127 / 255, 128 / 255
 
 
 def _coco_backbone(folder: str | Path) -> tuple[EfficientNetLiteBackbone, float, float]:
     """MobileNetV2 with the mean and standard deviation of its pixels."""
     config = EfficientNetLiteConfig(
-        variant="mobilenet_v2", batch_norm=False, hypercolumn=True, out_features=list(_STAGES)
+        variant="mobilenet_v2", batch_norm=False, hypercolumn=True, detail=True, out_features=list(_STAGES)
     )
     return load_coco_weights(EfficientNetLiteBackbone(config), folder), 0.5, 0.5
 

@@ -1,0 +1,368 @@
+"""Train setcrop-lite on crops by editors: features, ratings of any box, and the map of subjects (first stage).
+
+    python examples/train_setcrop_lite.py --editor-data DIR --start MODEL --output_dir OUT --steps 5000
+
+`--start` is a SetCrop checkpoint, or a folder that `setcrop init` wrote, whose backbone and encoder training starts
+from. `--raters-data` adds a data set of densely rated crops (layout gaic's windows as JSON lines) as a third source.
+Every step draws views, boxes and ratings afresh (`modeling_setcrop.data.crop_views`). The second stage,
+`train_setcrop_lite_set.py`, trains the set on top.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from modeling_setcrop import SetCropConfig, SetCropForImageCropping
+from modeling_setcrop.data import Problems
+from modeling_setcrop.data.any_box_rating import overlap, rate_boxes
+from modeling_setcrop.data.crop_views import BOXES, distort, draw_view, draw_window, grid_boxes
+from modeling_setcrop.data.editor import EditorImage, read_editor_images
+
+STRIDE, LONG = 16, 256
+KEPT_LONG_SIDE = 400
+SIZES = [(LONG, side) for side in range(64, LONG + 1, STRIDE)] + [(side, LONG) for side in range(64, LONG, STRIDE)]
+SOURCES = ["editors", "people", "raters"]
+RATERS_SHARE = 1 / 8
+PEOPLE_SHARE = 0.6
+
+
+def nearest_size(ratio: float) -> tuple[int, int]:
+    """Width and height at which the model sees an image of this aspect ratio."""
+    return min(SIZES, key=lambda size: abs(math.log(size[0] / size[1] / ratio)))
+
+
+def read_image(path: Path) -> Image.Image:
+    """Read an image, upright, at most `KEPT_LONG_SIDE` pixels long."""
+    with Image.open(path) as image:
+        image.draft("RGB", (KEPT_LONG_SIDE * 2, KEPT_LONG_SIDE * 2))
+        image = image.convert("RGB")
+    image.thumbnail((KEPT_LONG_SIDE, KEPT_LONG_SIDE), Image.Resampling.BICUBIC)
+    return image
+
+
+def read_raters(path: Path, images: list[EditorImage]) -> dict[int, list[dict]]:
+    """Rated windows by index of the image that they are windows of; only of images that are given."""
+    index = {image.path.name: number for number, image in enumerate(images)}
+    found: dict[int, list[dict]] = {}
+    with gzip.open(path / "labels.jsonl.gz", "rt") as lines:
+        for entry in map(json.loads, lines):
+            number = index.get(entry["photo"])
+            if number is None or entry["split"] != "train":
+                continue
+            crops = np.asarray(entry["crops"], np.float32)
+            x1, y1, x2, y2 = entry["window"]
+            boxes = crops[:, [1, 0, 3, 2]] / [x2 - x1, y2 - y1, x2 - x1, y2 - y1]
+            found.setdefault(number, []).append(
+                {
+                    "window": np.array([x1, y1, x2, y2], np.float32),
+                    "label_width": entry["label_width"],
+                    "boxes": boxes.clip(0, 1).astype(np.float32),
+                    "ratings": crops[:, 4],
+                }
+            )
+    return found
+
+
+class Views(IterableDataset):
+    """Batches of views of one size, without end."""
+
+    def __init__(self, images: list[EditorImage], pixels: list[np.ndarray], raters: dict, batch: int, seed: int):
+        self.images, self.pixels, self.raters, self.batch, self.seed = images, pixels, raters, batch, seed
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        worker = get_worker_info()
+        rng = np.random.default_rng([self.seed, worker.id if worker else 0])
+        waiting: dict[tuple[int, int], list[dict[str, np.ndarray]]] = {}
+        while True:
+            for index in rng.permutation(len(self.images)):
+                size, view = self._draw(int(index), rng)
+                waiting.setdefault(size, []).append(view)
+                if len(waiting[size]) == self.batch:
+                    views = waiting.pop(size)
+                    yield {name: torch.from_numpy(np.stack([view[name] for view in views])) for name in views[0]}
+
+    def _draw(self, index: int, rng: np.random.Generator) -> tuple[tuple[int, int], dict[str, np.ndarray]]:
+        labels, image = self.images[index].labels, Image.fromarray(self.pixels[index])
+        ratio = image.width / image.height
+        rated = self.raters.get(index)
+        if rated and rng.random() < RATERS_SHARE * 2.5:  # two images in five have such ratings
+            source, entry = "raters", rated[rng.integers(len(rated))]
+            scale = entry["label_width"]
+            window = entry["window"] / [scale, scale / ratio, scale, scale / ratio]
+            window = window.clip(0, 1)
+        else:
+            source = "people" if labels.people is not None and rng.random() < PEOPLE_SHARE else "editors"
+            window = draw_window(labels, source, ratio, rng)
+        size = nearest_size(ratio * (window[2] - window[0]) / (window[3] - window[1]))
+        view = draw_view(image, labels, window, size, STRIDE, "editors" if source == "raters" else source, rng)
+        boxes, ratings, weight = view.boxes, view.ratings, np.ones(BOXES)
+        windows, fit, families = view.windows, view.window_fit, view.family_weight
+        pixels = view.image
+        if source == "raters":
+            pixels = image.resize(size, Image.Resampling.BILINEAR, box=tuple(window * np.tile(image.size, 2)))
+            pixels = distort(pixels, rng)
+            boxes, ratings = np.zeros((BOXES, 4)), np.ones(BOXES) * 3
+            boxes[:, 2:] = 1
+            count = min(BOXES, len(entry["ratings"]))
+            boxes[:count], ratings[:count] = entry["boxes"][:count], entry["ratings"][:count]
+            weight = (np.arange(BOXES) < count).astype(float)
+            families = np.zeros_like(families)
+            if rng.random() < 0.5:
+                pixels = pixels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+                boxes = np.stack([1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]], axis=1)
+        values = {
+            "pixels": np.asarray(pixels),
+            "boxes": boxes,
+            "ratings": ratings,
+            "weight": weight,
+            "windows": windows,
+            "fit": fit,
+            "families": families,
+            "importance": view.importance,
+            "source": np.array(SOURCES.index(source)),
+        }
+        return size, {name: v if name in ("pixels", "source") else v.astype(np.float32) for name, v in values.items()}
+
+
+def cxcywh(boxes: torch.Tensor) -> torch.Tensor:
+    return torch.cat([(boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]], dim=-1)
+
+
+def batch_loss(model: SetCropForImageCropping, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The first stage's losses of one batch."""
+    pixels = (batch["pixels"].permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        encoded = model.model.encode(pixels)
+        encoded.last_hidden_state = encoded.last_hidden_state.float()
+        encoded.detail = encoded.detail.float()
+    windows = batch["windows"]
+    families, count = windows.shape[1:3]
+    boxes = torch.cat([batch["boxes"], windows.flatten(1, 2)], dim=1)
+    predicted = model.score_crops(cxcywh(boxes), encoded, source=batch["source"])
+    rated, slid = predicted[:, :BOXES], predicted[:, BOXES:].unflatten(1, (families, count))
+    target, weight = batch["ratings"], batch["weight"]
+    total = weight.sum(1, keepdim=True)
+    centred = rated - (rated * weight).sum(1, keepdim=True) / total
+    target_centred = target - (target * weight).sum(1, keepdim=True) / total
+    absent = weight == 0
+    choice = torch.softmax((target / 0.15).masked_fill(absent, -1e4), dim=1)
+    log_choice = torch.log_softmax((rated / 0.15).masked_fill(absent, -1e4), dim=1)
+    wanted = torch.softmax(batch["fit"] * 4 / 0.3, dim=2)
+    slide = -(wanted * torch.log_softmax(slid / 0.3, dim=2)).sum(2)
+    looks = batch["importance"]
+    seen = (batch["source"] != SOURCES.index("raters")).float()[:, None, None].expand_as(looks)
+    importance = nn.functional.binary_cross_entropy(encoded.importance, looks, weight=seen)
+    return {
+        "rating": (nn.functional.smooth_l1_loss(rated, target, reduction="none") * weight).sum() / weight.sum(),
+        "order": ((centred - target_centred).square() * weight).sum() / weight.sum(),
+        "choice": -(choice * log_choice.masked_fill(absent, 0)).sum(1).mean() * 0.3,
+        "windows": (slide * batch["families"]).sum() / batch["families"].sum().clamp(min=1) * 0.4,
+        "importance": importance * 0.5,
+    }
+
+
+_LINES = np.linspace(0, 1, 17)
+LATTICE = np.array(
+    [
+        (x1, y1, x2, y2)
+        for x1 in _LINES[:9]
+        for y1 in _LINES[:9]
+        for x2 in _LINES[8:]
+        for y2 in _LINES[8:]
+        if (x2 - x1) * (y2 - y1) >= 0.25
+    ]
+)
+
+
+@torch.inference_mode()
+def validate(model: SetCropForImageCropping, images: list[EditorImage], pixels: list[np.ndarray]) -> dict[str, float]:
+    """First crop on a lattice, and windows, against the editors' on whole images."""
+    model.eval()
+    figures: dict[str, list[float]] = {name: [] for name in ("first", "mean5", "square", "slim", "rank", "people")}
+    rng = np.random.default_rng(0)
+    for image, array in zip(images, pixels, strict=True):
+        labels, ratio = image.labels, array.shape[1] / array.shape[0]
+        size = nearest_size(ratio)
+        small = np.asarray(Image.fromarray(array).resize(size, Image.Resampling.BILINEAR), np.float32) / 127.5 - 1
+        encoded = model.model.encode(torch.from_numpy(small).permute(2, 0, 1)[None])
+
+        def rate(boxes: np.ndarray, encoded=encoded, source: int = 0) -> np.ndarray:
+            given = cxcywh(torch.from_numpy(boxes).float())[None]
+            return model.score_crops(given, encoded, source=torch.tensor([source]))[0].numpy()
+
+        shapes = (LATTICE[:, 2] - LATTICE[:, 0]) * ratio / (LATTICE[:, 3] - LATTICE[:, 1])
+        lattice = LATTICE[(shapes > 0.4) & (shapes < 2.5)]
+        lattice = lattice if len(lattice) else LATTICE
+        if labels.people is not None:
+            best = lattice[rate(lattice, source=1).argmax()]
+            figures["people"].append(overlap(labels.people[None], best[None])[0, 0])
+            continue
+        best = lattice[rate(lattice).argmax()]
+        ious = overlap(labels.crops, best[None])[:, 0]
+        figures["first"].append(ious[0])
+        figures["mean5"].append(ious.mean())
+        boxes = np.concatenate([grid_boxes(ratio), lattice[rng.permutation(len(lattice))[:60]]])
+        figures["rank"].append(
+            np.corrcoef(rate(boxes).argsort().argsort(), rate_boxes(boxes, labels).argsort().argsort())[0, 1]
+        )
+        for name, window, centre in (("square", 1.0, labels.square), ("slim", 9 / 16, labels.slim)):
+            long, axis = max(ratio, 1 / ratio), 0 if ratio >= 1 else 1
+            length = window / long
+            if length >= 1:
+                continue
+            places = np.tile([0.0, 0.0, 1.0, 1.0], (41, 1))
+            places[:, axis] = np.linspace(0, 1 - length, 41)
+            places[:, 2 + axis] = places[:, axis] + length
+            wanted = np.array([[0.0, 0.0, 1.0, 1.0]])
+            wanted[0, axis] = min(max(centre - length / 2, 0), 1 - length)
+            wanted[0, 2 + axis] = wanted[0, axis] + length
+            figures[name].append(overlap(wanted, places[[rate(places).argmax()]])[0, 0])
+    model.train()
+    return {name: round(float(np.mean(values)), 4) for name, values in figures.items() if values}
+
+
+def note(folder: Path, line: dict) -> None:
+    """Print a line of the log and keep it."""
+    print(json.dumps(line), flush=True)
+    with open(folder / "log.jsonl", "a") as log:
+        log.write(json.dumps(line) + "\n")
+
+
+def parameter_groups(model: SetCropForImageCropping, args: argparse.Namespace) -> list[dict]:
+    model.requires_grad_(False)
+    backbone = model.model.backbone.model
+    late = [p for stage in backbone.stages[args.freeze_backbone_stages :] for p in stage.parameters()]
+    body = [p for module in (model.model.encoder, model.model.input_projection) for p in module.parameters()]
+    heads = [*model.crop_scorer.parameters(), *model.model.subject_map.parameters()]
+    for parameter in (*late, *body, *heads):
+        parameter.requires_grad_(True)
+    return [
+        {"params": late, "lr": args.lr_backbone},
+        {"params": body, "lr": args.lr_encoder},
+        {"params": heads, "lr": args.lr},
+    ]
+
+
+def new_model(start: str) -> SetCropForImageCropping:
+    """setcrop-lite with the backbone and encoder of a checkpoint and new heads."""
+    loaded = SetCropForImageCropping.from_pretrained(start, ignore_mismatched_sizes=True)
+    old = loaded.config.to_dict()
+    backbone = loaded.config.backbone_config
+    backbone.detail = True
+    backbone.set_output_features_output_indices(out_features=["stage3", "stage5", "stage7"], out_indices=None)
+    names = ("d_model", "encoder_layers", "decoder_layers", "encoder_ffn_dim", "decoder_ffn_dim", "dropout")
+    config = SetCropConfig(
+        backbone_config=backbone,
+        **{name: old[name] for name in names},
+        cls_loss_coefficient=2,
+        anchor_sizes=True,
+        crop_scoring=True,
+        crop_scoring_dim=224,
+        crop_scoring_detail=True,
+        rating_sources=SOURCES,
+        tightness_sources={"loose": "raters", "default": "editors", "tight": "people"},
+        subject_map=True,
+        rerank=True,
+    )
+    model = SetCropForImageCropping(config)
+    weights = {
+        k: v
+        for k, v in loaded.state_dict().items()
+        if k.startswith(("model.backbone", "model.encoder", "model.input_projection"))
+    }
+    missing = model.load_state_dict(weights, strict=False)
+    assert not missing.unexpected_keys
+    return model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--editor-data", type=Path, required=True)
+    parser.add_argument("--raters-data", type=Path)
+    parser.add_argument("--start", required=True)
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--minutes", type=float, help="stop after this long instead; the schedule follows the clock")
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr_encoder", type=float, default=4e-4)
+    parser.add_argument("--lr_backbone", type=float, default=1.5e-4)
+    parser.add_argument("--weight_decay", type=float, default=0.03)
+    parser.add_argument("--freeze_backbone_stages", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--share", type=float, default=1.0, help="share of the training images")
+    parser.add_argument("--validate_every", type=int, default=500)
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(1)
+    found = Problems()
+    images = [image for image in read_editor_images(args.editor_data, found)]
+    train = [image for image in images if image.split == "train"]
+    order = np.random.default_rng(1).permutation(len(train))
+    people = [i for i in order if train[i].labels.people is not None][-80:]
+    held = [train[i] for i in people]  # of FCDB's training images, to choose by
+    train = [train[i] for i in order[: round(len(order) * args.share)] if i not in set(people)]
+    val = [image for image in images if image.split == "val"] + held
+    pixels, val_pixels = ([np.asarray(read_image(image.path)) for image in part] for part in (train, val))
+    raters = read_raters(args.raters_data, train) if args.raters_data else {}
+    print(len(train), "training images", len(val), "for validation;", len(raters), "with raters' crops", flush=True)
+
+    model = new_model(args.start)
+    model.train()
+    model.model.backbone.to(memory_format=torch.channels_last)
+    groups = parameter_groups(model, args)
+    optimizer = torch.optim.AdamW(groups, weight_decay=args.weight_decay)
+    rates = [group["lr"] for group in groups]
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.998))
+    loader = iter(
+        DataLoader(
+            Views(train, pixels, raters, args.batch_size, args.seed), batch_size=None, num_workers=1, prefetch_factor=4
+        )
+    )
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    began, step, done, sums = time.time(), 0, 0.0, {}
+    while done < 1:
+        done = (time.time() - began) / 60 / args.minutes if args.minutes else step / args.steps
+        factor = min(1, (step + 1) / 200) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(done, 1))))
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * factor
+        losses = batch_loss(model, next(loader))
+        loss = sum(losses.values())
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], 1.0)
+        optimizer.step()
+        average.update_parameters(model)
+        step += 1
+        for name, value in losses.items():
+            sums[name] = sums.get(name, 0.0) + value.item()
+        if step % 50 == 0:
+            line = {
+                "step": step,
+                "seconds": round(time.time() - began),
+                "lr": factor,
+                **{k: round(v / 50, 4) for k, v in sums.items()},
+            }
+            note(args.output_dir, line)
+            sums = {}
+        if step % args.validate_every == 0 or done >= 1:
+            line = {"step": step, "seconds": round(time.time() - began), **validate(average.module, val, val_pixels)}
+            note(args.output_dir, line)
+            average.module.save_pretrained(args.output_dir)
+
+
+if __name__ == "__main__":
+    main()
