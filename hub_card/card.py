@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from .results import (
 )
 
 TEMPLATE = Path(__file__).with_name("template.md")
+# A handler for Inference Endpoints and what it needs, which lie beside the model in its repository.
+ENDPOINT = Path(__file__).with_name("endpoint")
 _EXAMPLES = "examples"
 # Kinds of the values in training.json.
 _TRAINING = {
@@ -109,7 +112,7 @@ def _title(evaluation: dict[str, Any]) -> str:
 
 
 def write_card(folder: str | Path, repo_id: str | None = None) -> list[Path]:
-    """Write README.md and `examples/` into a checkpoint folder.
+    """Write README.md and `examples/` into a checkpoint folder, and into one with code what Inference Endpoints need.
 
     Raises:
         CardError: see `build_card`.
@@ -120,6 +123,8 @@ def write_card(folder: str | Path, repo_id: str | None = None) -> list[Path]:
     text = str(build_card(folder, repo_id))
     with atomic_writer(path) as file:
         file.write(text.encode("utf-8"))
+    if (folder / "modeling_setcrop.py").is_file():
+        written += [Path(shutil.copyfile(file, folder / file.name)) for file in sorted(ENDPOINT.glob("*.*"))]
     return [*written, path]
 
 

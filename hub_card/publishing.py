@@ -9,8 +9,13 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-SPACE = Path(__file__).with_name("space")
-_README = "README.md"
+# The demo on a server, and the page that crops in the browser: folder, and what the repository's name ends with.
+SPACES = {
+    "gradio": (Path(__file__).with_name("space"), "demo"),
+    "static": (Path(__file__).with_name("web"), "web"),
+}
+_WITH_MODEL = ("README.md", "index.html")
+_GRAPH = "onnx/model.onnx"
 _IGNORED = {"__pycache__", ".git", ".cache"}
 
 
@@ -19,7 +24,7 @@ class Upload:
     """One repository's worth of files.
 
     repo_id: name on the Hub; repo_type: "model" or "space"; folder: where the files lie; files: (path inside the
-    repository, bytes), sorted; model: the model's name, which stands in the Space's README as `{{model}}`.
+    repository, bytes), sorted; of a Space, model: the model's name, and sdk: "gradio" or "static".
     """
 
     repo_id: str
@@ -27,6 +32,7 @@ class Upload:
     folder: Path
     files: tuple[tuple[str, int], ...]
     model: str | None = None
+    sdk: str | None = None
 
     @property
     def size(self) -> int:
@@ -34,13 +40,13 @@ class Upload:
         return sum(size for _, size in self.files)
 
 
-def plan_upload(folder: str | Path, repo_id: str, space: bool = False) -> list[Upload]:
+def plan_upload(folder: str | Path, repo_id: str, space: str | None = None) -> list[Upload]:
     """What publishing uploads; needs no network.
 
     Args:
         folder: what `setcrop export hub` wrote.
-        repo_id: name of the model's repository; the Space's is the same with "-demo".
-        space: also the demo Space.
+        repo_id: name of the model's repository; the Space's is the same with "-demo" or "-web".
+        space: also a Space: "gradio", the demo, or "static", the page that crops in the browser.
 
     Raises:
         FileNotFoundError: the folder is not a complete export; the message says what is missing.
@@ -50,9 +56,12 @@ def plan_upload(folder: str | Path, repo_id: str, space: bool = False) -> list[U
         if not (folder / needed).is_file():
             raise FileNotFoundError(f"{folder}: has no {needed}; write the folder with: setcrop export hub {folder}")
     uploads = [Upload(repo_id, "model", folder, _files(folder))]
-    if space:
-        files = dict(_files(SPACE)) | {_README: len(_space_readme(SPACE, repo_id))}
-        uploads.append(Upload(f"{repo_id}-demo", "space", SPACE, tuple(sorted(files.items())), repo_id))
+    if space is not None:
+        if space == "static" and not (folder / _GRAPH).is_file():
+            raise FileNotFoundError(f"{folder}: has no {_GRAPH}; write it with: setcrop export onnx {folder}")
+        source, ending = SPACES[space]
+        sizes = dict(_files(source)) | {name: len(text) for name, text in _filled(source, repo_id).items()}
+        uploads.append(Upload(f"{repo_id}-{ending}", "space", source, tuple(sorted(sizes.items())), repo_id, space))
     return uploads
 
 
@@ -63,15 +72,16 @@ def upload(plan: Upload, private: bool = False, api: HfApi | None = None) -> str
     (`hf auth login`, or HF_TOKEN).
     """
     api = api or HfApi()
-    options = {"space_sdk": "gradio"} if plan.repo_type == "space" else {}
+    options = {"space_sdk": plan.sdk} if plan.sdk else {}
     url = api.create_repo(plan.repo_id, repo_type=plan.repo_type, private=private, exist_ok=True, **options)
-    if plan.repo_type == "space":
+    if plan.sdk == "gradio":
         api.add_space_variable(plan.repo_id, "SETCROP_MODEL", plan.model)
     with tempfile.TemporaryDirectory() as work:
         folder = plan.folder
         if plan.model is not None:
             folder = Path(shutil.copytree(plan.folder, Path(work, "space")))
-            (folder / _README).write_bytes(_space_readme(plan.folder, plan.model))
+            for name, text in _filled(plan.folder, plan.model).items():
+                (folder / name).write_bytes(text)
         api.upload_folder(
             repo_id=plan.repo_id,
             repo_type=plan.repo_type,
@@ -82,8 +92,14 @@ def upload(plan: Upload, private: bool = False, api: HfApi | None = None) -> str
     return str(url)
 
 
-def _space_readme(folder: Path, model: str) -> bytes:
-    return (folder / _README).read_text(encoding="utf-8").replace("{{model}}", model).encode("utf-8")
+def _filled(folder: Path, model: str) -> dict[str, bytes]:
+    """The files of a Space in which the model's name and address stand, with these filled in."""
+    address = f"https://huggingface.co/{model}/resolve/main/"
+    texts = {name: folder / name for name in _WITH_MODEL if (folder / name).is_file()}
+    return {
+        name: path.read_text(encoding="utf-8").replace("{{model}}", model).replace("{{address}}", address).encode()
+        for name, path in texts.items()
+    }
 
 
 def _files(folder: Path) -> tuple[tuple[str, int], ...]:

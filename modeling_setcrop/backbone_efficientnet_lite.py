@@ -159,7 +159,7 @@ class EfficientNetLiteConvolution(nn.Module):
         # Written so that the sizes of an exported graph, which holds for both parities, stay simple expressions.
         near_y, near_x = (self.half - 1 + 2 * ((size + 1) // 2) - size for size in hidden.shape[-2:])
         # Symmetric padding costs no copy.
-        if not torch.compiler.is_exporting() and near_y == self.half and near_x == self.half:
+        if not torch.compiler.is_compiling() and near_y == self.half and near_x == self.half:
             conv = self.convolution
             return F.conv2d(hidden, conv.weight, conv.bias, conv.stride, self.half, groups=conv.groups)
         return self.convolution(F.pad(hidden, (near_x, self.half, near_y, self.half)))
@@ -200,6 +200,11 @@ class EfficientNetLitePreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     _no_split_modules: ClassVar[list[str]] = ["EfficientNetLiteBlock"]
+    # There is no attention in it, so whatever a model around it is asked for will do.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

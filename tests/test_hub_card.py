@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import importlib.util
 import json
 import re
 import shutil
@@ -12,7 +14,7 @@ import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
-from transformers import AutoConfig
+from transformers import AutoConfig, pipeline
 from typer.testing import CliRunner
 
 from hub_card.card import build_card, write_card
@@ -256,7 +258,7 @@ def test_dry_run_lists_files_and_sizes_without_network(exported, monkeypatch):
 def test_the_space_is_uploaded_with_the_models_name(exported):
     hub = FakeHub()
     hub.failures = 0
-    plans = plan_upload(exported, "somebody/tiny-crop", space=True)
+    plans = plan_upload(exported, "somebody/tiny-crop", space="gradio")
     assert [(plan.repo_id, plan.repo_type) for plan in plans] == [
         ("somebody/tiny-crop", "model"),
         ("somebody/tiny-crop-demo", "space"),
@@ -275,6 +277,46 @@ def test_the_space_is_uploaded_with_the_models_name(exported):
         "key": "SETCROP_MODEL",
         "value": "somebody/tiny-crop",
     }
+
+
+def test_the_page_is_uploaded_with_the_models_address(exported, tmp_path):
+    folder = tmp_path / "tiny-crop"
+    shutil.copytree(exported, folder)
+    with pytest.raises(FileNotFoundError, match=r"has no onnx/model\.onnx; write it with: setcrop export onnx"):
+        plan_upload(folder, "somebody/tiny-crop", space="static")
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "model.onnx").write_bytes(b"graph")
+    hub = FakeHub()
+    hub.failures = 0
+    plan = plan_upload(folder, "somebody/tiny-crop", space="static")[1]
+    assert plan.repo_id == "somebody/tiny-crop-web"
+    upload(plan, api=hub)
+    assert [name for name, _ in hub.calls] == ["create_repo", "upload_folder"]
+    assert hub.calls[0][1]["space_sdk"] == "static"
+    files = dict(hub.sent)
+    assert files.keys() == {"README.md", "index.html", "setcrop.js"}
+    assert b'content="https://huggingface.co/somebody/tiny-crop/resolve/main/"' in files["index.html"]
+    assert yaml.safe_load(files["README.md"].decode().split("---")[1])["models"] == ["somebody/tiny-crop"]
+    assert dict(plan.files) == {name: len(content) for name, content in files.items()}
+
+
+def test_the_endpoints_handler_answers(exported, photos):
+    """As an Inference Endpoint loads it: handler.py of the repository, with the folder's path."""
+    specification = importlib.util.spec_from_file_location("handler", exported / "handler.py")
+    handler = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(handler)
+    assert (exported / "requirements.txt").is_file()
+    endpoint = handler.EndpointHandler(str(exported))
+    text = base64.b64encode(photos[0].read_bytes()).decode()
+    parameters = {"top_k": 2, "aspect_ratio": "1:1"}
+    crops = endpoint({"inputs": text, "parameters": parameters})
+    assert crops == pipeline("image-cropping", model=str(exported))(photos[0], **parameters)
+    assert json.loads(json.dumps(crops)) == crops
+    assert len(endpoint({"inputs": [text, f"data:image/jpeg;base64,{text}"]})) == 2
+    assert endpoint({}) == {"error": "the request has no inputs"}
+    assert endpoint({"inputs": text, "parameters": {"speed": 3}}) == {"error": "unknown parameters: speed"}
+    assert "base64" in endpoint({"inputs": str(photos[0])})["error"]
+    assert "error" in endpoint({"inputs": text, "parameters": {"aspect_ratio": "wide"}})
 
 
 def test_an_incomplete_folder_is_not_published(tiny_checkpoint):

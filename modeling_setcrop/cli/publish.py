@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,7 +15,10 @@ def publish(
     repo_id: Annotated[str, typer.Option(help="Repository on the Hub, NAME or OWNER/NAME.")],
     private: Annotated[bool, typer.Option("--private", help="Make the repositories private.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be uploaded; needs no network.")] = False,
-    space: Annotated[bool, typer.Option("--space", help="Also the demo, as the Space NAME-demo.")] = False,
+    space: Annotated[
+        Literal["gradio", "static"] | None,
+        typer.Option(help="Also a Space: the demo (NAME-demo), or the page that crops in the browser (NAME-web)."),
+    ] = None,
 ) -> None:
     """Upload model, card, code, results and the demo; a failed upload is repeated by the same command.
 

@@ -1,0 +1,53 @@
+"""Crops from a Hugging Face Inference Endpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import pipeline
+
+_PARAMETERS = {
+    *("top_k", "threshold", "nms_iou", "diversity", "as_set", "strict", "aspect_ratio", "details", "tightness"),
+    *("width", "height", "min_area", "max_area", "min_size", "keep", "avoid", "timeout", "batch_size"),
+}
+
+
+class EndpointHandler:
+    """Loads the model once and answers requests.
+
+    Args:
+        path: Where the endpoint has put this repository.
+    """
+
+    def __init__(self, path: str = "") -> None:
+        self.cropper = pipeline("image-cropping", model=path, trust_remote_code=True)
+
+    def __call__(self, data: dict[str, Any]) -> Any:
+        """Suggest crops.
+
+        Args:
+            data: `inputs`, an image or a list of images (base64 text, an http(s) or data URL; PIL where the request
+                body was an image), and `parameters`, options of the pipeline such as `top_k` and `aspect_ratio`.
+
+        Returns:
+            The pipeline's answer, or `{"error": ...}` with one line where the request cannot be served.
+        """
+        parameters = data.get("parameters") or {}
+        if data.get("inputs") is None:
+            return {"error": "the request has no inputs"}
+        unknown = parameters.keys() - _PARAMETERS
+        if unknown:
+            return {"error": f"unknown parameters: {', '.join(sorted(unknown))}"}
+        try:
+            return self.cropper(_images(data["inputs"]), **parameters)
+        except (OSError, TypeError, ValueError) as error:
+            return {"error": " ".join(str(error).split())}
+
+
+def _images(inputs: Any) -> Any:
+    """The images of a request; a text that is neither an address nor base64 must not name a file of the server."""
+    several = isinstance(inputs, list)
+    for image in inputs if several else [inputs]:
+        if isinstance(image, str) and "." in image and not image.startswith(("http://", "https://", "data:")):
+            raise ValueError("an image is base64 text, an http(s) or data URL")
+    return inputs

@@ -1,0 +1,740 @@
+/**
+ * SetCrop in the browser and in Node: well-composed crops of a photograph, computed where the photograph is.
+ *
+ *     import smartcrop from "./setcrop.js";                      // smartcrop.js's call
+ *     const { topCrop } = await smartcrop.crop(image, { width: 400, height: 300 });
+ *
+ *     import { SetCrop } from "./setcrop.js";                    // everything
+ *     const setcrop = await SetCrop.load("./model/", ort);
+ *     const photo = await setcrop.read(image);
+ *     await photo.suggest({ aspectRatio: 16 / 9, topK: 3 });     // [{ score, box: { xmin, ymin, xmax, ymax } }, ...]
+ *     await photo.rate([[x1, y1, x2, y2], ...]);                 // ratings 1..5 of any boxes in pixels
+ *
+ * A model is a folder, or an address, with what `setcrop export onnx` writes: config.json, preprocessor_config.json,
+ * onnx/model.onnx (pixel_values -> logits, pred_boxes, pred_scores and an encoding) and, where it can rate boxes,
+ * onnx/scorer.onnx (boxes and the encoding -> scores). `ort` is onnxruntime-web, or anything with its interface.
+ *
+ * The search is Python's (crop_selection.py and crop_geometry.py), function by function and with NumPy's rounding, so
+ * that both give the same crops. Boxes are [x1, y1, x2, y2] in whole pixels of the image as displayed.
+ */
+
+const MODEL = "./model/";
+const ORT = "https://cdn.jsdelivr.net/npm/onnxruntime-web@1.30.0/dist/ort.wasm.min.mjs";
+
+// ---------------------------------------------------------------------------------------------------------- numbers
+
+/** Round half to even, as NumPy and Python do. */
+function round(value) {
+  const low = Math.floor(value), rest = value - low;
+  if (rest !== 0.5) return rest < 0.5 ? low : low + 1;
+  return low % 2 === 0 ? low : low + 1;
+}
+
+const clip = (value, low, high) => Math.min(Math.max(value, low), high);
+const sum = (values) => values.reduce((total, value) => total + value, 0);
+/** Without the last bits, in which one way of computing differs from another. */
+const settled = (value) => round(value * 2 ** 14) / 2 ** 14;
+
+function linspace(start, stop, count) {
+  const step = count > 1 ? (stop - start) / (count - 1) : 0;
+  return Array.from({ length: count }, (_, i) => (count > 1 && i === count - 1 ? stop : start + i * step));
+}
+
+/** The first index of a rising array whose value is not below the wanted one. */
+function searchSorted(values, wanted) {
+  let low = 0, high = values.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (values[middle] < wanted) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}
+
+function argBest(values, better) {
+  let best = 0;
+  for (let i = 1; i < values.length; i++) if (better(values[i], values[best])) best = i;
+  return best;
+}
+
+/** Indices from the highest value to the lowest; equal ones keep their order. */
+const rank = (values) => values.map((_, i) => i).sort((a, b) => values[b] - values[a]);
+
+// ------------------------------------------------------------------------------------------------------------ boxes
+
+const sizeOf = (box) => [box[2] - box[0], box[3] - box[1]];
+const areaOf = (box) => Math.max(box[2] - box[0], 0) * Math.max(box[3] - box[1], 0);
+const centreOf = (box) => [(box[0] + box[2]) / 2, (box[1] + box[3]) / 2];
+const shift = (box, [x, y], sign = 1) => [box[0] + sign * x, box[1] + sign * y, box[2] + sign * x, box[3] + sign * y];
+
+function intersection(a, b) {
+  const across = Math.min(a[2], b[2]) - Math.max(a[0], b[0]), down = Math.min(a[3], b[3]) - Math.max(a[1], b[1]);
+  return Math.max(across, 0) * Math.max(down, 0);
+}
+
+export function iou(a, b) {
+  const shared = intersection(a, b), union = areaOf(a) + areaOf(b) - shared;
+  return union > 0 ? shared / union : 0;
+}
+
+/** Indices kept by greedy non-maximum suppression, best first. */
+function nms(boxes, scores, threshold, count = Infinity) {
+  const taken = [];
+  for (const i of rank(scores)) {
+    if (taken.length >= count) break;
+    if (taken.every((j) => iou(boxes[i], boxes[j]) <= threshold)) taken.push(i);
+  }
+  return taken;
+}
+
+/** A box of a size as near to a centre as the image ([height, width]) and what is to be kept allow. */
+function place(centre, size, [height, width], keep, pixels) {
+  const limit = [width, height], corner = [0, 0];
+  for (const axis of [0, 1]) {
+    let start = centre[axis] - size[axis] / 2;
+    if (keep) {
+      const low = keep[axis + 2] - size[axis], high = keep[axis];
+      start = low <= high ? clip(start, low, high) : (low + high) / 2;
+    }
+    if (pixels) start = round(start);
+    corner[axis] = Math.min(Math.max(start, 0), limit[axis] - size[axis]);
+  }
+  return [corner[0], corner[1], corner[0] + size[0], corner[1] + size[1]];
+}
+
+/** The box of an aspect ratio inside the image that overlaps a box most. */
+function fitAspectRatio(box, ratio, [height, width], minHeight, maxHeight, keep) {
+  let low = minHeight;
+  const high = Math.min(width / ratio, height, maxHeight), [across, down] = sizeOf(box);
+  let outX = 0, outY = 0;
+  if (keep) {
+    outX = Math.max(box[0] - keep[0], keep[2] - box[2], 0);
+    outY = Math.max(box[1] - keep[1], keep[3] - box[3], 0);
+    low = Math.max(low, (keep[2] - keep[0]) / ratio, keep[3] - keep[1]);
+  }
+  const area = across * down, innerX = outX / ratio, innerY = outY;
+  const heights = [
+    innerY + Math.sqrt(innerY ** 2 + area / ratio),
+    innerX + Math.sqrt(innerX ** 2 + area / ratio),
+    (outX + across) / ratio,
+    outY + down,
+    low,
+    high,
+  ].map((value) => Math.min(Math.max(value, low), high));
+  const overlaps = heights.map((h) => {
+    const w = h * ratio, shared = clip(w - outX, 0, across) * clip(h - outY, 0, down);
+    return shared / (w * h + area - shared);
+  });
+  const best = heights[argBest(overlaps, (a, b) => a > b)];
+  return place(centreOf(box), [Math.min(best * ratio, width), Math.min(best, height)], [height, width], keep, false);
+}
+
+/** All whole-pixel sizes [width, height] of an aspect ratio inside the image, smallest first. */
+export function pixelSizes(ratio, [height, width]) {
+  const wide = ratio >= 1, stretch = wide ? ratio : 1 / ratio;
+  const [shortLimit, longLimit] = wide ? [height, width] : [width, height];
+  const count = Math.min(shortLimit, Math.floor((longLimit + 0.5) / stretch) + 1), sizes = [];
+  for (let short = 1; short <= count; short++) {
+    const long = round(short * stretch);
+    if (long <= longLimit) sizes.push(wide ? [long, short] : [short, long]);
+  }
+  return sizes.length ? sizes : [wide ? [longLimit, 1] : [1, longLimit]];
+}
+
+/** A box on whole pixels, of the nearest of the allowed sizes (smallest first). */
+function roundToSizes(boxes, sizes, imageSize, keep) {
+  const perimeters = sizes.map(sum);
+  return boxes.map((box) => {
+    const wanted = sum(sizeOf(box));
+    const above = Math.min(searchSorted(perimeters, wanted), sizes.length - 1), below = Math.max(above - 1, 0);
+    const nearest = wanted - perimeters[below] < perimeters[above] - wanted ? below : above;
+    return place(centreOf(box), sizes[nearest], imageSize, keep, true);
+  });
+}
+
+/** Boxes of each size at evenly spaced places, at most `stride` pixels apart. */
+function candidateGrid(sizes, [height, width], stride, keep) {
+  const boxes = [];
+  for (const size of sizes) {
+    const places = [0, 1].map((axis) => {
+      let low = 0, high = [width, height][axis] - size[axis];
+      if (keep) {
+        low = Math.min(Math.max(keep[axis + 2] - size[axis], 0), high);
+        high = Math.max(Math.min(high, keep[axis]), low);
+      }
+      return linspace(low, high, Math.ceil((high - low) / stride) + 1).map(round);
+    });
+    for (const x of places[0]) for (const y of places[1]) boxes.push([x, y, x + size[0], y + size[1]]);
+  }
+  return boxes;
+}
+
+/** Boxes without repeats, sorted by place. */
+function distinct(boxes, [height, width]) {
+  const keyed = new Map();
+  for (const box of boxes) {
+    const key = ((box[0] * (height + 1) + box[1]) * (width + 1) + box[2]) * (height + 1) + box[3];
+    keyed.set(key, box);
+  }
+  return [...keyed.entries()].sort((a, b) => a[0] - b[0]).map((entry) => entry[1]);
+}
+
+// ------------------------------------------------------------------------------------------------------- the search
+
+// As in crop_selection.py.
+const COSTS = { min_size: 1, min_area: 1, max_area: 1, avoid: 10, keep: 100 };
+const SIZES = 5, SMALLEST = 0.65, SMALLEST_FITTED = 0.2, STEPS = 20, STEPS_PER_SHAPE = 10, REFINED = 3;
+const MOVES = [-0.6, -0.3, 0, 0.3, 0.6], SCALES = [0.96, 1, 1.04], REFINED_NMS = 0.8;
+const FREE_RATIOS = [16 / 9, 3 / 2, 4 / 3, 1, 4 / 5, 3 / 4, 2 / 3, 9 / 16];
+
+/** What the crops of one image must satisfy, of the options of `suggest`. */
+function constraintsOf(options, [height, width]) {
+  let ratio = options.aspectRatio ?? null;
+  if (options.width && options.height) ratio = options.width / options.height;
+  if (ratio !== null && !(ratio > 0 && Number.isFinite(ratio))) throw new RangeError(`aspectRatio ${ratio} is no ratio`);
+  const shown = [options.width || 1, options.height || 1], least = options.minSize ?? [1, 1];
+  const largest = ratio === null ? [width, height] : pixelSizes(ratio, [height, width]).at(-1);
+  const met = shown[0] <= largest[0] && shown[1] <= largest[1];
+  return {
+    ratio,
+    minArea: options.minArea ?? 0,
+    maxArea: options.maxArea ?? 1,
+    minSize: met ? [Math.max(least[0], shown[0]), Math.max(least[1], shown[1])] : least,
+    keep: contentBoxes(options.keep ?? [], [height, width], "keep"),
+    avoid: contentBoxes(options.avoid ?? [], [height, width], "avoid"),
+    unmet: !met,
+  };
+}
+
+/** Whole-pixel boxes inside the image that cover boxes or points. */
+function contentBoxes(items, [height, width], name) {
+  return items.map((item) => {
+    let box;
+    if (item.length === 2) {
+      const x = Math.min(Math.floor(item[0]), width - 1), y = Math.min(Math.floor(item[1]), height - 1);
+      box = [x, y, x + 1, y + 1];
+    } else {
+      box = [Math.max(Math.floor(item[0]), 0), Math.max(Math.floor(item[1]), 0)];
+      box.push(Math.min(Math.ceil(item[2]), width), Math.min(Math.ceil(item[3]), height));
+    }
+    if (!(box[0] >= 0 && box[1] >= 0 && box[0] < box[2] && box[1] < box[3]))
+      throw new RangeError(`${name}: [${item}] lies outside the image (${width} x ${height})`);
+    return box;
+  });
+}
+
+const isFree = (c) =>
+  c.ratio === null && c.minArea === 0 && c.maxArea === 1 && c.minSize[0] === 1 && c.minSize[1] === 1 &&
+  c.keep.length === 0 && c.avoid.length === 0;
+
+/** By what share a box breaks each constraint, in the order of COSTS. */
+function violations(box, c, [height, width]) {
+  const size = sizeOf(box), share = areaOf(box) / (height * width), slack = 1e-9;
+  return [
+    Math.max((c.minSize[0] - size[0]) / c.minSize[0], (c.minSize[1] - size[1]) / c.minSize[1], 0),
+    Math.max(c.minArea - share - slack, 0) / Math.max(c.minArea, slack),
+    Math.max(share - c.maxArea - slack, 0) / Math.max(c.maxArea, slack),
+    sum(c.avoid.map((other) => intersection(box, other) / areaOf(other))),
+    sum(c.keep.map((other) => 1 - intersection(box, other) / areaOf(other))),
+  ];
+}
+
+function costOf(box, c, imageSize) {
+  const weights = Object.values(COSTS);
+  return sum(violations(box, c, imageSize).map((share, i) => share * weights[i]));
+}
+
+const breaksNothing = (shares) => shares.every((share) => share === 0);
+
+/** The maximal boxes inside the image that touch none of the boxes to avoid. */
+function freeRegions([height, width], avoid) {
+  let regions = [[0, 0, width, height]];
+  for (const box of avoid) {
+    const parts = regions.filter((region) => intersection(region, box) === 0);
+    for (const region of regions.filter((other) => intersection(other, box) > 0)) {
+      for (const [edge, value] of [[2, box[0]], [0, box[2]], [3, box[1]], [1, box[3]]]) {
+        const part = [...region];
+        part[edge] = value;
+        if (part[2] > part[0] && part[3] > part[1]) parts.push(part);
+      }
+    }
+    const unique = [...new Map(parts.map((part) => [part.join(), part])).values()];
+    unique.sort((a, b) => a[0] - b[0] || a[1] - b[1] || a[2] - b[2] || a[3] - b[3]);
+    const holds = (a, b) => a !== b && b[0] >= a[0] && b[1] >= a[1] && b[2] <= a[2] && b[3] <= a[3];
+    regions = unique.filter((region) => !unique.some((other) => holds(other, region)));
+  }
+  return regions;
+}
+
+const regionSize = (region) => [region[3] - region[1], region[2] - region[0]];
+
+/** Boxes cut to a region [height, width]; one that lies outside becomes the pixel next to it. */
+function clipped(box, [height, width]) {
+  const low = [Math.min(Math.max(box[0], 0), width - 1), Math.min(Math.max(box[1], 0), height - 1)];
+  return [...low, Math.min(Math.max(box[2], low[0] + 1), width), Math.min(Math.max(box[3], low[1] + 1), height)];
+}
+
+function shapesOf(region, c, keep) {
+  if (c.ratio !== null) return [c.ratio];
+  const [height, width] = regionSize(region), shapes = new Set([width / height, ...FREE_RATIOS]);
+  if (keep) shapes.add((keep[2] - keep[0]) / (keep[3] - keep[1]));
+  return [...shapes].sort((a, b) => a - b);
+}
+
+const sizesInside = (region, shape, imageSize) =>
+  pixelSizes(shape, imageSize).filter(([w, h]) => w <= region[2] - region[0] && h <= region[3] - region[1]);
+
+const brokenBounds = (size, c, imageSize) => violations([0, 0, ...size], c, imageSize).slice(0, 3);
+
+function allowedSizes(region, c, imageSize, keep) {
+  const [across, down] = keep ? sizeOf(keep) : [0, 0];
+  return shapesOf(region, c, keep)
+    .map((shape) =>
+      sizesInside(region, shape, imageSize).filter(
+        (size) => size[0] >= across && size[1] >= down && breaksNothing(brokenBounds(size, c, imageSize)),
+      ),
+    )
+    .filter((sizes) => sizes.length > 0);
+}
+
+/** SIZES of the sizes, in even steps from the smallest to the largest. */
+function ladder(sizes) {
+  const short = sizes.map((size) => Math.min(...size)), first = short[0], last = short.at(-1);
+  const wanted = linspace(0, 1, SIZES).map((step) => first * (last / first) ** step);
+  const indices = new Set(wanted.map((value) => searchSorted(short, Math.min(value, last))));
+  return [...indices].sort((a, b) => a - b).map((i) => sizes[i]);
+}
+
+const pixelsOf = (size) => size[0] * size[1];
+
+function candidates(predicted, region, sizes, largest, keep, stride) {
+  const corner = region.slice(0, 2), inner = regionSize(region), boxes = [];
+  const kept = keep && shift(keep, corner, -1);
+  const usable = sizes.filter((size) => pixelsOf(size) >= SMALLEST_FITTED ** 2 * largest);
+  if (usable.length) {
+    const [across, down] = usable.at(-1);
+    const fitted = predicted.map((box) =>
+      fitAspectRatio(clipped(shift(box, corner, -1), inner), across / down, inner, usable[0][1], down, kept),
+    );
+    boxes.push(...roundToSizes(fitted, usable, inner, kept));
+  }
+  const fair = sizes.filter((size) => pixelsOf(size) >= SMALLEST ** 2 * largest);
+  if (fair.length) boxes.push(...candidateGrid(ladder(fair), inner, stride, kept));
+  return boxes.map((box) => shift(box, corner));
+}
+
+function freeShapes(predicted, region, c, imageSize, keep) {
+  const corner = region.slice(0, 2), inner = regionSize(region), kept = keep && shift(keep, corner, -1);
+  const starts = predicted.map((box) => clipped(shift(box, corner, -1), inner));
+  starts.push([0, 0, inner[1], inner[0]]);
+  if (kept) starts.push(kept);
+  return starts.map((box) => shift(adjusted(box, c, inner, imageSize, kept), corner));
+}
+
+/** A box of any shape, widened to hold what is kept and scaled about its centre to meet the bounds. */
+function adjusted(start, c, region, imageSize, keep) {
+  const limit = [region[1], region[0]];
+  let least = c.minSize.map((side, axis) => Math.min(Math.ceil(side), limit[axis])), box = start;
+  if (keep) {
+    box = [Math.min(box[0], keep[0]), Math.min(box[1], keep[1]), Math.max(box[2], keep[2]), Math.max(box[3], keep[3])];
+    least = least.map((side, axis) => Math.max(side, sizeOf(keep)[axis]));
+  }
+  const size = sizeOf(box), all = imageSize[0] * imageSize[1], low = c.minArea * all, high = c.maxArea * all;
+  const grow = Math.max(Math.sqrt(low / pixelsOf(size)), 1);
+  const first = size.map((side, axis) => Math.min(Math.ceil(side * grow), limit[axis]));
+  const larger = first.map((side, axis) => Math.min(Math.max(side, Math.ceil(low / first[1 - axis])), limit[axis]));
+  const shrink = Math.min(Math.sqrt(high / pixelsOf(larger)), 1);
+  const floor = larger.map((side, axis) => Math.max(Math.floor(side * shrink), least[axis]));
+  const smaller = floor.map((side, axis) =>
+    Math.max(Math.min(side, Math.floor(high / floor[1 - axis])), least[axis]),
+  );
+  return place(centreOf(box), smaller.map((side, axis) => Math.min(side, limit[axis])), region, keep, true);
+}
+
+function satisfying(predicted, c, imageSize, keep) {
+  let regions = freeRegions(imageSize, c.avoid);
+  if (keep) {
+    const inside = (r) => r[0] <= keep[0] && r[1] <= keep[1] && r[2] >= keep[2] && r[3] >= keep[3];
+    regions = regions.filter(inside);
+  }
+  const rooms = regions.flatMap((region) => allowedSizes(region, c, imageSize, keep).map((sizes) => [region, sizes]));
+  const largest = Math.max(0, ...rooms.map(([, sizes]) => pixelsOf(sizes.at(-1))));
+  const stride = Math.max(...imageSize) / (c.ratio !== null ? STEPS : STEPS_PER_SHAPE);
+  const pool = rooms.flatMap(([region, sizes]) => candidates(predicted, region, sizes, largest, keep, stride));
+  if (c.ratio === null) for (const region of regions) pool.push(...freeShapes(predicted, region, c, imageSize, keep));
+  return distinct(pool, imageSize).filter((box) => breaksNothing(violations(box, c, imageSize)));
+}
+
+function relaxedCandidates(region, c, imageSize, keep) {
+  const corner = region.slice(0, 2), inner = regionSize(region), boxes = [];
+  const kept = keep && clipped(shift(keep, corner, -1), inner);
+  for (const shape of shapesOf(region, c, kept)) {
+    const sizes = sizesInside(region, shape, imageSize);
+    if (sizes.length === 0) continue;
+    const largest = pixelsOf(sizes.at(-1));
+    const fair = sizes.filter((size) => pixelsOf(size) >= SMALLEST_FITTED ** 2 * largest);
+    const broken = sizes.map((size) => sum(brokenBounds(size, c, imageSize)));
+    const chosen = [...ladder(fair), sizes[argBest(broken, (a, b) => a < b)]];
+    if (kept) {
+      const [across, down] = sizeOf(kept), roomy = sizes.find((size) => size[0] >= across && size[1] >= down);
+      if (roomy) chosen.push(roomy);
+    }
+    boxes.push(...candidateGrid(chosen, inner, Math.max(...imageSize) / STEPS, kept));
+    if (kept) boxes.push(...chosen.map((size) => place(centreOf(kept), size, inner, kept, true)));
+  }
+  return boxes.map((box) => shift(box, corner));
+}
+
+function relaxed(predicted, c, imageSize, keep) {
+  const whole = [0, 0, imageSize[1], imageSize[0]];
+  const pool = [whole, ...freeRegions(imageSize, c.avoid)].flatMap((region) =>
+    relaxedCandidates(region, c, imageSize, keep),
+  );
+  if (c.ratio === null) pool.push(...freeShapes(predicted, whole, c, imageSize, keep));
+  return distinct(pool, imageSize);
+}
+
+/** Boxes between the grid's places and sizes, around the given ones. */
+function surroundings(boxes, ratio, imageSize, step, keep) {
+  const found = [], sizes = ratio === null ? null : pixelSizes(ratio, imageSize);
+  for (const box of boxes) {
+    const [x, y] = centreOf(box), [across, down] = sizeOf(box);
+    for (const right of MOVES) for (const below of MOVES) for (const scale of SCALES) {
+      const centre = [x + right * step, y + below * step], size = [across * scale, down * scale];
+      if (sizes) {
+        const [cx, cy] = centre, [w, h] = size;
+        found.push(...roundToSizes([[cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2]], sizes, imageSize, keep));
+      } else {
+        const whole = [0, 1].map((axis) => Math.min(Math.max(round(size[axis]), 1), imageSize[1 - axis]));
+        found.push(place(centre, whole, imageSize, keep, true));
+      }
+    }
+  }
+  return distinct(found, imageSize);
+}
+
+function hull(boxes) {
+  if (boxes.length === 0) return null;
+  const edge = (axis, pick) => pick(...boxes.map((box) => box[axis]));
+  return [edge(0, Math.min), edge(1, Math.min), edge(2, Math.max), edge(3, Math.max)];
+}
+
+async function search(photo, c) {
+  const imageSize = [photo.height, photo.width], keep = hull(c.keep);
+  let pool = satisfying(photo.boxes, c, imageSize, keep);
+  if (pool.length === 0) pool = relaxed(photo.boxes, c, imageSize, keep);
+  const costs = pool.map((box) => costOf(box, c, imageSize));
+  const least = costs.reduce((a, b) => Math.min(a, b), Infinity) * (1 + 1e-9);
+  pool = pool.filter((_, i) => costs[i] <= least);
+  const merit = await photo.merit(pool);
+  const steps = c.ratio !== null ? STEPS : STEPS_PER_SHAPE;
+  const best = nms(pool, merit, REFINED_NMS, REFINED).map((i) => pool[i]);
+  const closer = surroundings(best, c.ratio, imageSize, Math.max(...imageSize) / steps, keep).filter(
+    (box) => costOf(box, c, imageSize) <= least,
+  );
+  return [[...pool, ...closer], [...merit, ...(await photo.merit(closer))]];
+}
+
+// ----------------------------------------------------------------------------------------------------------- pixels
+
+/** Average over blocks of pixels, those at the edges perhaps smaller: Pillow's `reduce`. */
+function reduce({ data, width, height, channels }, factor) {
+  if (factor === 1) return { data, width, height, channels };
+  const across = Math.ceil(width / factor), down = Math.ceil(height / factor);
+  const reduced = new Uint8ClampedArray(across * down * 3);
+  for (let y = 0; y < down; y++) {
+    const y1 = Math.min((y + 1) * factor, height);
+    for (let x = 0; x < across; x++) {
+      const x1 = Math.min((x + 1) * factor, width);
+      let red = 0, green = 0, blue = 0;
+      for (let v = y * factor; v < y1; v++) {
+        for (let u = x * factor, i = (v * width + u) * channels; u < x1; u++, i += channels) {
+          red += data[i];
+          green += data[i + 1];
+          blue += data[i + 2];
+        }
+      }
+      const count = (y1 - y * factor) * (x1 - x * factor), to = (y * across + x) * 3;
+      reduced[to] = Math.floor(red / count + 0.5);
+      reduced[to + 1] = Math.floor(green / count + 0.5);
+      reduced[to + 2] = Math.floor(blue / count + 0.5);
+    }
+  }
+  return { data: reduced, width: across, height: down, channels: 3 };
+}
+
+/**
+ * What a JPEG decoder gives at 1/2, 1/4 or 1/8 of the size: of every 8 x 8 block only the coarsest cosines. Python
+ * reads large JPEG files so; a browser has decoded them whole.
+ */
+function decodeReduced({ data, width, height, channels }, step) {
+  if (step === 1) return { data, width, height, channels };
+  const kept = 8 / step, cosine = (k, u, n) => Math.cos(((2 * k + 1) * u * Math.PI) / (2 * n));
+  const weights = Array.from({ length: kept }, (_, n) =>
+    Array.from({ length: 8 }, (_, k) => {
+      let weight = 1 / 8;
+      for (let u = 1; u < kept; u++) weight += (cosine(k, u, 8) * cosine(n, u, kept)) / 4;
+      return weight;
+    }),
+  );
+  const across = Math.ceil(width / step), down = Math.ceil(height / step);
+  const rows = new Float32Array(across * height * 3), reduced = new Uint8ClampedArray(across * down * 3);
+  for (let x = 0; x < across; x++) {
+    const first = Math.floor(x / kept) * 8, weight = weights[x % kept];
+    for (let y = 0; y < height; y++) {
+      let red = 0, green = 0, blue = 0;
+      for (let k = 0; k < 8; k++) {
+        const i = (y * width + Math.min(first + k, width - 1)) * channels, w = weight[k];
+        red += w * data[i];
+        green += w * data[i + 1];
+        blue += w * data[i + 2];
+      }
+      rows.set([red, green, blue], (y * across + x) * 3);
+    }
+  }
+  for (let y = 0; y < down; y++) {
+    const first = Math.floor(y / kept) * 8, weight = weights[y % kept];
+    for (let i = 0; i < across * 3; i++) {
+      let value = 0;
+      for (let k = 0; k < 8; k++) value += weight[k] * rows[Math.min(first + k, height - 1) * across * 3 + i];
+      reduced[y * across * 3 + i] = Math.floor(value + 0.5);
+    }
+  }
+  return { data: reduced, width: across, height: down, channels: 3 };
+}
+
+/** Pillow's bilinear filter along one axis: for each output the first input and the weights. */
+function filterWeights(from, to) {
+  const scale = from / to, support = Math.max(scale, 1);
+  return Array.from({ length: to }, (_, i) => {
+    const centre = (i + 0.5) * scale;
+    const first = Math.max(Math.floor(centre - support + 0.5), 0);
+    const last = Math.min(Math.floor(centre + support + 0.5), from);
+    const weights = Array.from({ length: last - first }, (_, k) =>
+      Math.max(1 - Math.abs((k + first - centre + 0.5) / support), 0),
+    );
+    const total = sum(weights);
+    return { first, weights: weights.map((weight) => weight / total) };
+  });
+}
+
+/** Resize as Pillow does: across, rounded to whole values, then down. */
+function resize({ data, width, height, channels }, across, down) {
+  const rows = new Float32Array(across * height * 3), result = new Float32Array(across * down * 3);
+  filterWeights(width, across).forEach(({ first, weights }, x) => {
+    for (let y = 0; y < height; y++) {
+      for (let c = 0; c < 3; c++) {
+        let value = 0;
+        for (let k = 0, i = (y * width + first) * channels + c; k < weights.length; k++, i += channels)
+          value += weights[k] * data[i];
+        rows[(y * across + x) * 3 + c] = Math.floor(value + 0.5);
+      }
+    }
+  });
+  filterWeights(height, down).forEach(({ first, weights }, y) => {
+    for (let i = 0; i < across * 3; i++) {
+      let value = 0;
+      for (let k = 0; k < weights.length; k++) value += weights[k] * rows[(first + k) * across * 3 + i];
+      result[y * across * 3 + i] = Math.floor(value + 0.5);
+    }
+  });
+  return { data: result, width: across, height: down, channels: 3 };
+}
+
+/** The network's input: reduced, resized, normalised, channels first. */
+function preprocess(image, settings, jpeg) {
+  const { width, height } = image, { shortest_edge: shortest, longest_edge: longest } = settings.size;
+  const room = Math.min(width, height) / shortest;
+  const decoded = jpeg ? ([8, 4, 2].find((step) => step <= room) ?? 1) : 1;
+  let pixels = decodeReduced(image, decoded);
+  pixels = reduce(pixels, Math.max(1, Math.floor(Math.min(pixels.width, pixels.height) / shortest)));
+  const scale = Math.min(shortest / Math.min(pixels.width, pixels.height), longest / Math.max(pixels.width, pixels.height));
+  const across = Math.max(32, round(pixels.width * scale)), down = Math.max(32, round(pixels.height * scale));
+  pixels = resize(pixels, across, down);
+  const values = new Float32Array(3 * across * down), factor = settings.rescale_factor ?? 1 / 255;
+  for (let c = 0; c < 3; c++) {
+    const mean = settings.image_mean[c], std = settings.image_std[c];
+    for (let i = 0; i < across * down; i++) values[c * across * down + i] = (pixels.data[i * 3 + c] * factor - mean) / std;
+  }
+  return { values, across, down };
+}
+
+/** Pixels { data, width, height, channels } of an image element, bitmap, canvas, ImageData, Blob, or of such pixels. */
+async function pixelsOfImage(image) {
+  if (image.data && image.width && image.height)
+    return { data: image.data, width: image.width, height: image.height, channels: image.channels ?? 4 };
+  const source = image instanceof Blob ? await createImageBitmap(image) : image;
+  const width = source.naturalWidth || source.videoWidth || source.width;
+  const height = source.naturalHeight || source.videoHeight || source.height;
+  if (!width || !height) throw new TypeError("the image has no pixels; is it loaded?");
+  const canvas = new OffscreenCanvas(width, height), context = canvas.getContext("2d", { willReadFrequently: true });
+  context.fillStyle = "white"; // what shows through transparent parts
+  context.fillRect(0, 0, width, height);
+  context.drawImage(source, 0, 0);
+  return { data: context.getImageData(0, 0, width, height).data, width, height, channels: 4 };
+}
+
+// ------------------------------------------------------------------------------------------------------------ model
+
+/** An image that the network has seen: crops and ratings cost little from here on. */
+export class Photo {
+  constructor(model, output, width, height) {
+    Object.assign(this, { model, output, width, height });
+    const boxes = output.pred_boxes.data, logits = output.logits.data;
+    this.boxes = Array.from({ length: logits.length }, (_, i) => {
+      const [cx, cy, w, h] = boxes.slice(4 * i, 4 * i + 4);
+      const corners = [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2];
+      return corners.map((edge, k) => clip(edge, 0, 1) * (k % 2 ? height : width));
+    });
+    this.validity = Array.from(logits, (logit) => 1 / (1 + Math.exp(-logit)));
+    this.ratings = output.pred_scores ? Array.from(output.pred_scores.data) : null;
+  }
+
+  /** Ratings 1..5 of boxes in pixels; of a model that rates none, the validity of the crop that is most alike. */
+  async rate(boxes) {
+    if (boxes.length === 0) return [];
+    if (!this.model.scorer)
+      return boxes.map((box) => Math.max(...this.boxes.map((other, i) => iou(box, other) * this.validity[i])));
+    const values = new Float32Array(boxes.length * 4);
+    boxes.forEach(([x1, y1, x2, y2], i) => {
+      const left = x1 / this.width, top = y1 / this.height, right = x2 / this.width, bottom = y2 / this.height;
+      values.set([(left + right) / 2, (top + bottom) / 2, right - left, bottom - top], 4 * i);
+    });
+    return this.model.rate(values, this.output);
+  }
+
+  /** What boxes are ranked by. */
+  async merit(boxes) {
+    return (await this.rate(boxes)).map(settled);
+  }
+
+  /** The probability that people call a crop with such a merit good. */
+  score(merit) {
+    return this.model.scorer ? settled(1 / (1 + Math.exp(-4 * (merit - 4)))) : merit;
+  }
+
+  /**
+   * The best crops, best first.
+   *
+   * aspectRatio: width over height; width, height: pixels at which the crop will be shown; topK (5); threshold (0);
+   * nmsIou (0.8): of crops that overlap by more the better one stays; minArea, maxArea: shares of the image; minSize:
+   * [width, height]; keep: boxes or points that must not be cut; avoid: boxes that must stay outside.
+   */
+  async suggest(options = {}) {
+    const { topK = 5, threshold = 0, nmsIou = 0.8 } = options;
+    const imageSize = [this.height, this.width], constraints = constraintsOf(options, imageSize);
+    let boxes, merit;
+    if (isFree(constraints)) {
+      boxes = this.boxes.map((box) => {
+        const low = [clip(round(box[0]), 0, this.width - 1), clip(round(box[1]), 0, this.height - 1)];
+        const right = Math.min(Math.max(round(box[2]), low[0] + 1), this.width);
+        return [...low, right, Math.min(Math.max(round(box[3]), low[1] + 1), this.height)];
+      });
+      if (!this.model.scorer) merit = this.validity.map(settled);
+      else merit = this.ratings ? this.ratings.map(settled) : await this.merit(this.boxes);
+    } else {
+      [boxes, merit] = await search(this, constraints);
+    }
+    const above = boxes.map((_, i) => i).filter((i) => this.score(merit[i]) > threshold);
+    const kept = nms(above.map((i) => boxes[i]), above.map((i) => merit[i]), nmsIou, topK).map((i) => above[i]);
+    return kept.map((i) => {
+      const [xmin, ymin, xmax, ymax] = boxes[i], shares = violations(boxes[i], constraints, imageSize);
+      const gaveWay = Object.keys(COSTS).filter((name, k) => shares[k] > 0 || (name === "min_size" && constraints.unmet));
+      const crop = { score: this.score(merit[i]), rating: merit[i], label: "crop", box: { xmin, ymin, xmax, ymax } };
+      return gaveWay.length ? { ...crop, gaveWay } : crop;
+    });
+  }
+}
+
+export class SetCrop {
+  /**
+   * Load a model.
+   *
+   * @param {string} model Folder or address with the files named above.
+   * @param {object} ort onnxruntime-web; fetched when left out.
+   * @param {(path: string) => Promise<ArrayBuffer>} read How a file of the model is read; by default fetched.
+   */
+  static async load(model = MODEL, ort = null, read = null) {
+    const runtime = ort ?? (await import(ORT));
+    if (runtime.env?.wasm) runtime.env.wasm.numThreads = 1; // more need headers that few servers send
+    const base = model.endsWith("/") ? model : `${model}/`;
+    const get = read ?? ((path) => fetchFile(base + path));
+    const json = async (path) => JSON.parse(new TextDecoder().decode(await get(path)));
+    const [config, settings] = [await json("config.json"), await json("preprocessor_config.json")];
+    const session = async (path) =>
+      runtime.InferenceSession.create(new Uint8Array(await get(path)), { executionProviders: ["wasm"] });
+    const proposer = await session("onnx/model.onnx");
+    const scorer = config.crop_scoring ? await session("onnx/scorer.onnx") : null;
+    return new SetCrop(runtime, config, settings, proposer, scorer);
+  }
+
+  constructor(ort, config, settings, proposer, scorer) {
+    Object.assign(this, { ort, config, settings, proposer, scorer });
+    const sources = config.rating_sources ?? [];
+    const usual = sources.indexOf(config.tightness_sources?.default);
+    this.source = sources.length ? { source: new ort.Tensor("int64", [BigInt(Math.max(usual, 0))], []) } : {};
+  }
+
+  /**
+   * Run the network over an image: an element, a bitmap, a canvas, ImageData, a Blob, or { data, width, height }.
+   *
+   * jpeg (true): read it as Python reads JPEG files, coarsely where they are large; false: as it reads others.
+   */
+  async read(image, { jpeg = true } = {}) {
+    const pixels = await pixelsOfImage(image), { values, across, down } = preprocess(pixels, this.settings, jpeg);
+    const input = new this.ort.Tensor("float32", values, [1, 3, down, across]);
+    const output = await this.proposer.run({ pixel_values: input, ...this.source });
+    return new Photo(this, output, pixels.width, pixels.height);
+  }
+
+  async rate(values, encoded) {
+    const found = [], most = 2048 * 4;
+    const given = this.scorer.inputNames.filter((name) => name in encoded).map((name) => [name, encoded[name]]);
+    for (let start = 0; start < values.length; start += most) {
+      const part = values.slice(start, start + most);
+      const boxes = new this.ort.Tensor("float32", part, [1, part.length / 4, 4]);
+      const { scores } = await this.scorer.run({ boxes, ...Object.fromEntries(given), ...this.source });
+      found.push(...scores.data);
+    }
+    return found;
+  }
+}
+
+async function fetchFile(url) {
+  const answer = await fetch(url);
+  if (!answer.ok) throw new Error(`${url}: HTTP ${answer.status}`);
+  return answer.arrayBuffer();
+}
+
+// ----------------------------------------------------------------------------------------------------- smartcrop.js
+
+let usual = null;
+
+/** Use this model for `crop` from now on. */
+export function use(setcrop) {
+  usual = setcrop;
+}
+
+/**
+ * smartcrop.js's call: the best crop of width : height.
+ *
+ * width, height: the aspect ratio (1:1 without them); minScale (1): least size in parts of the largest crop; boost:
+ * [{ x, y, width, height, weight }] parts to keep or, with a negative weight, to leave out.
+ */
+export async function crop(image, options = {}) {
+  usual ??= await SetCrop.load();
+  const photo = await usual.read(image), { width = 1, height = 1, minScale = 1, boost = [] } = options;
+  const largest = pixelSizes(width / height, [photo.height, photo.width]).at(-1);
+  const boxesOf = (parts) => parts.map((part) => [part.x, part.y, part.x + part.width, part.y + part.height]);
+  const [best] = await photo.suggest({
+    aspectRatio: width / height,
+    minSize: largest.map((side) => Math.max(1, Math.floor(side * minScale))),
+    keep: boxesOf(boost.filter((part) => (part.weight ?? 1) > 0)),
+    avoid: boxesOf(boost.filter((part) => part.weight < 0)),
+    topK: 1,
+  });
+  const { xmin, ymin, xmax, ymax } = best.box;
+  return { topCrop: { x: xmin, y: ymin, width: xmax - xmin, height: ymax - ymin } };
+}
+
+export default { crop, use };
