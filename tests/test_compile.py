@@ -6,34 +6,25 @@ import pytest
 import torch
 from transformers import AutoModelForObjectDetection
 
+from modeling_setcrop.backbone_efficientnet_lite import EfficientNetLiteConvolution
 
-def graphs_of(module, shapes, **options) -> int:
-    """How often a module is compiled for images of these shapes; what it gives is checked."""
+
+def test_one_graph_serves_sizes_of_every_parity():
+    """A strided convolution, the one place where parities matter; the whole model is slow to compile."""
     compiled = []
 
     def count(graph, _):
         compiled.append(graph)
         return graph.forward
 
+    convolution = EfficientNetLiteConvolution(3, 4, kernel_size=3, stride=2, batch_norm=False).eval()
     torch.compiler.reset()
-    model = torch.compile(module, dynamic=True, backend=count)
+    model = torch.compile(convolution, dynamic=True, backend=count)
     with torch.inference_mode():
-        for height, width in shapes:
+        for height, width in [(96, 128), (97, 127), (111, 74), (96, 96), (65, 126), (80, 117)]:
             pixels = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
-            found, expected = (run(pixel_values=pixels, **options).to_tuple() for run in (model, module))
-            for value, other in zip(found, expected, strict=True):
-                if isinstance(value, torch.Tensor):
-                    torch.testing.assert_close(value, other, atol=1e-4, rtol=1e-4)
-    return len(compiled)
-
-
-def test_the_backbone_has_one_graph_for_images_of_every_parity(tiny_model):
-    sides = [(96, 128), (97, 127), (111, 75), (96, 96), (65, 127), (80, 118), (128, 85), (70, 66)]
-    assert graphs_of(tiny_model.model.backbone.model, sides) == 1
-
-
-def test_the_model_is_compiled_once_or_twice(tiny_model):
-    assert 1 <= graphs_of(tiny_model, [(96, 128), (97, 75)]) <= 2
+            torch.testing.assert_close(model(pixels), convolution(pixels), atol=1e-6, rtol=1e-5)
+    assert len(compiled) <= 2
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
