@@ -10,6 +10,7 @@ the work of `setcrop train`.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 import numpy as np
 from datasets import Dataset
@@ -66,9 +67,13 @@ def make_trainer(
     processor: BaseImageProcessor,
     train: Dataset,
     validation: Dataset,
+    compute_metrics: Callable | None = None,
     **options: object,
 ) -> Trainer:
-    """A Trainer for a SetCrop model; `options` are `TrainingArguments`."""
+    """A Trainer for a SetCrop model; `options` are `TrainingArguments`.
+
+    With `compute_metrics`, set `eval_do_concat_batches=False`: labels differ in length from image to image.
+    """
     arguments = TrainingArguments(
         remove_unused_columns=False,
         label_names=["labels"],
@@ -83,6 +88,7 @@ def make_trainer(
         train_dataset=train.cast_column("image", undecoded),
         eval_dataset=validation.cast_column("image", undecoded),
         processing_class=processor,
+        compute_metrics=compute_metrics,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import ConditionalDetrConfig
@@ -87,6 +87,22 @@ class SetCropConfig(ConditionalDetrConfig):
     """
 
     model_type = "setcrop"
+    # What `Trainer` would gather over a whole evaluation split, though it is large and differs in shape by image; what
+    # is left are `logits`, `pred_boxes` and `pred_scores`.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "loss_dict",
+        "auxiliary_outputs",
+        "last_hidden_state",
+        "decoder_hidden_states",
+        "decoder_attentions",
+        "cross_attentions",
+        "encoder_last_hidden_state",
+        "encoder_hidden_states",
+        "encoder_attentions",
+        "encoder_outputs",
+        "crop_scores",
+        "choice_probabilities",
+    ]
 
     num_queries: int = 90
     auxiliary_loss: bool = True

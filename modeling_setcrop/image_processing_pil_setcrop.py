@@ -18,6 +18,9 @@ from .crop_geometry import covering_order, cxcywh_to_xyxy, good_crop_probability
 from .crop_selection import best_probabilities
 from .image_preprocessing import resized_size
 
+# Resizing and annotation tools round: a corner this far outside (pixels) belongs on the edge.
+_ROUNDING = 1.0
+
 
 class SetCropImageProcessorKwargs(ConditionalDetrImageProcessorKwargs, total=False):
     r"""
@@ -162,11 +165,18 @@ def encode_crops(annotation: dict[str, Any], picture_size: tuple[int, int]) -> d
         raise ValueError(f"{len(boxes)} crop boxes, but {len(good)} entries in 'good'")
     if not torch.isfinite(boxes).all() or (boxes[:, 2:] <= boxes[:, :2]).any():
         raise ValueError("crop boxes must be x1, y1, x2, y2 with x1 < x2 and y1 < y2")
+    if len(boxes) and boxes.max() <= 1 < min(height, width):
+        raise ValueError("crop boxes must be in pixels of the image, not normalised to [0, 1]")
+    limits = boxes.new_tensor([width, height, width, height]) + _ROUNDING
+    if (boxes < -_ROUNDING).any() or (boxes > limits).any():
+        raise ValueError(f"crop boxes must lie inside the image of {width} x {height} pixels")
     scores = annotation.get("scores")
     rated = boxes if scores is not None else boxes[:0]
     scores = torch.as_tensor(np.asarray([] if scores is None else scores, dtype=np.float32))
     if len(scores) != len(rated):
         raise ValueError(f"{len(boxes)} crop boxes, but {len(scores)} scores")
+    if not torch.isfinite(scores).all():
+        raise ValueError("the scores of crops must be finite numbers")
     unit = boxes.new_tensor([width, height, width, height])
     return {
         "boxes": xyxy_to_cxcywh((boxes[good] / unit).clamp(0, 1)),

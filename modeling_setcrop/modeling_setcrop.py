@@ -170,6 +170,8 @@ class SetCropModel(ConditionalDetrModel):
 
     def _encode(self, pixel_values: torch.Tensor, **kwargs: Any) -> SetCropEncoderOutput:
         """Encode images (B, 3, H, W) without padding."""
+        # A model in half precision takes the processor's pixels as they are.
+        pixel_values = pixel_values.to(self.dtype)
         pixels = torch.ones_like(pixel_values[:, 0])
         feature_maps = self.backbone(pixel_values, pixels)
         feature_map, mask = feature_maps[-1]
@@ -387,7 +389,7 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
         memory = encoder_outputs.last_hidden_state
         mask = encoder_outputs.feature_mask
         return self.crop_scorer(
-            boxes,
+            boxes.to(memory),
             memory.unflatten(1, mask.shape[1:]),
             mask,
             encoder_outputs.image_sizes,

@@ -184,7 +184,7 @@ def test_bounds_give_way_before_content_and_strict_raises():
 
 def test_kept_content_wider_than_the_ratio_is_cut_evenly():
     selection = select(predict(2, (100, 200)), aspect_ratio="1:1", keep=[[20, 40, 180, 60]])
-    assert selection.boxes.tolist() == [[50, 0, 150, 100]] or selection.boxes[0, 2] - selection.boxes[0, 0] == 100
+    assert selection.boxes[0, [0, 2]].tolist() == [50, 150]
     assert selection.gave_way[0] == ("keep",)
 
 

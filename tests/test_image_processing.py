@@ -56,6 +56,10 @@ def test_labels_are_shares_of_the_picture_whatever_its_padding(tiny_processor):
         ({"boxes": [[0, 0, 9, 9]], "scores": [3, 4], "good": [True]}, "scores"),
         ({"boxes": [[5, 0, 5, 9]], "scores": [3], "good": [True]}, "x1 < x2"),
         ({"boxes": [[float("nan"), 0, 5, 9]], "scores": [3], "good": [True]}, "x1 < x2"),
+        ({"boxes": [[0, 0, 9, 9]], "scores": [float("nan")], "good": [True]}, "finite"),
+        ({"boxes": [[0, 0, 9, 9], [0, 0, 500, 9]], "scores": None, "good": [True, True]}, "inside the image"),
+        ({"boxes": [[-5, 0, 9, 9]], "scores": None, "good": [True]}, "inside the image"),
+        ({"boxes": [[0.1, 0.1, 0.9, 1]], "scores": None, "good": [True]}, "not normalised"),
     ],
 )
 def test_annotations_that_do_not_fit_are_refused(annotation, message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import importlib.util
 import json
@@ -23,7 +24,7 @@ from training_data import write_cpc, write_folder, write_gaic, write_tiny_start
 
 from modeling_setcrop import SetCropConfig, SetCropForImageCropping
 from modeling_setcrop.data import load
-from modeling_setcrop.training import checkpointing
+from modeling_setcrop.training import checkpointing, engine
 from modeling_setcrop.training.arguments import CropTrainingArguments, parse_arguments
 from modeling_setcrop.training.averaging import AveragedModel
 from modeling_setcrop.training.checkpointing import CheckpointError, find_checkpoint
@@ -326,6 +327,41 @@ class TestResume:
         losses = [[line["loss"] for line in log_of(args) if "loss" in line] for args in (whole, stopped)]
         assert losses[0] == losses[1]
 
+    def test_a_new_run_does_not_mix_its_checkpoints_with_an_earlier_ones(self, arguments):
+        CropTraining(arguments(max_steps=1)).train()
+        with pytest.raises(CheckpointError, match="has checkpoint-1 of an earlier run; go on from it with"):
+            CropTraining(arguments(max_steps=1)).train()
+
+    def test_steps_past_the_last_checkpoint_are_in_the_log_once(self, arguments, tmp_path):
+        args = arguments(checkpointing_steps=2, epochs=2)
+        CropTraining(args).train()
+        whole = [line for line in log_of(args) if "loss" in line]
+        killed = arguments(checkpointing_steps=2, epochs=2, output_dir=str(tmp_path / "killed"))
+        training = StoppedAt(killed)
+        # Killed: nothing is saved, and the log's last line is torn.
+        training._interrupt = lambda: (_ for _ in ()).throw(KeyboardInterrupt)
+        training.stop_at = 3
+        with pytest.raises(KeyboardInterrupt):
+            training.train()
+        with open(tmp_path / "killed" / "log.jsonl", "a") as log:
+            log.write('{"step": 3, "lo')
+        CropTraining(dataclasses.replace(killed, resume_from_checkpoint="latest")).train()
+        resumed = log_of(killed)
+        assert [line["step"] for line in resumed if "loss" in line] == [1, 2, 3, 4, 5, 6]
+        assert [line["loss"] for line in resumed if "loss" in line] == [line["loss"] for line in whole]
+        assert sum("validation_loss" in line for line in resumed) == 2
+
+    def test_what_a_killed_run_left_half_written_is_swept_and_a_moved_checkpoint_comes_back(self, arguments):
+        args = arguments(max_steps=1)
+        CropTraining(args).train()
+        out = Path(args.output_dir)
+        (out / "checkpoint-1").rename(out / ".old-checkpoint-1-abcd")
+        for name in (".checkpoint-2-efgh", ".old-checkpoint-9-half", ".new-ijkl"):
+            (out / name).mkdir()
+        resumed = CropTraining(arguments(max_steps=2, resume_from_checkpoint="latest"))
+        assert resumed.resume_folder == out / "checkpoint-1"
+        assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
+
     def test_refuses_another_batch_size(self, arguments):
         CropTraining(arguments(max_steps=3)).train()
         with pytest.raises(CheckpointError, match="3 steps an epoch, not 5"):
@@ -512,17 +548,12 @@ class TestInitialization:
             model = load_model(str(tmp_path))
         lent, state = detector.state_dict(), model.state_dict()
         assert state.keys() == lent.keys()
-        new = {
-            name
-            for name in state
-            if not torch.equal(state[name], lent[name].reshape(-1)[:0]) and state[name].shape != lent[name].shape
-        }
+        new = {name for name, value in state.items() if not torch.equal(value, lent[name])}
         assert new == {
             "class_labels_classifier.weight",
             "class_labels_classifier.bias",
             "model.query_position_embeddings.weight",
         }
-        assert all(torch.equal(state[name], lent[name]) for name in state if name not in new)
         assert model.config.num_queries == 90
         assert f"{len(state) - 3} of {len(state)} weights loaded" in caplog.text
         assert "class_labels_classifier.bias" in caplog.text
@@ -530,6 +561,12 @@ class TestInitialization:
     def test_another_architecture_is_refused(self, tmp_path):
         (tmp_path / "config.json").write_text('{"model_type": "bert"}')
         with pytest.raises(ValueError, match="architecture 'bert'; SetCrop starts from"):
+            load_model(str(tmp_path))
+
+    def test_weights_in_another_format_are_refused(self, start, tmp_path):
+        (tmp_path / "config.json").write_text((start / "config.json").read_text())
+        torch.save({}, tmp_path / "pytorch_model.bin")
+        with pytest.raises(ValueError, match=r"its weights are in pytorch_model\.bin, and only safetensors are read"):
             load_model(str(tmp_path))
 
     def test_weights_that_fit_nothing_are_refused(self, start, tmp_path):
@@ -657,6 +694,30 @@ class TestReporting:
         assert all(math.isfinite(line["loss"]) for line in log_of(args) if "loss" in line)
 
 
+class TestLauncher:
+    @pytest.mark.parametrize(
+        ("environment", "warned"),
+        [
+            ({"ACCELERATE_USE_CPU": "True", "MASTER_PORT": "29500"}, True),
+            ({"WORLD_SIZE": "2"}, True),
+            ({"OMPI_COMM_WORLD_SIZE": "4"}, True),
+            ({"WORLD_SIZE": "1"}, False),
+            ({"ACCELERATE_USE_CPU": "True"}, False),
+            ({}, False),
+        ],
+    )
+    def test_one_process_where_several_were_asked_for_is_said(self, monkeypatch, caplog, environment, warned):
+        for name in ("WORLD_SIZE", "RANK", "MASTER_PORT", "ACCELERATE_USE_CPU", "OMPI_COMM_WORLD_SIZE"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        engine._warn_of_missing_processes(1)
+        assert ("torchrun --nproc_per_node" in caplog.text) == warned
+        caplog.clear()
+        engine._warn_of_missing_processes(2)
+        assert not caplog.text
+
+
 class TestCommand:
     def test_trains_and_returns_success(self, data, start, tmp_path):
         options = ["--data", str(data), "--model_name_or_path", str(start), "--output_dir", str(tmp_path / "out")]
@@ -726,6 +787,55 @@ class TestTransformersTrainer:
         assert trainer.evaluate()["eval_loss"] < before
         trainer.save_model()
         assert SetCropForImageCropping.from_pretrained(tmp_path).config.num_queries == 12
+
+    @pytest.mark.parametrize("concatenated", [True, False])
+    def test_compute_metrics_gets_predictions_and_nothing_large(self, data, start, tmp_path, concatenated):
+        seen = []
+
+        def compute(found):
+            seen.append(found)
+            return {}
+
+        splits = load("gaic", data)
+        model = load_model(str(start), {"crop_scoring": True, "rerank": True})
+        trainer = _trainer_example().make_trainer(
+            model,
+            load_processor(str(start)),
+            splits["train"],
+            splits["validation"],
+            compute_metrics=compute,
+            output_dir=str(tmp_path),
+            per_device_eval_batch_size=2,
+            eval_do_concat_batches=concatenated,
+            report_to="none",
+            use_cpu=True,
+            disable_tqdm=True,
+        )
+        trainer.evaluate()
+        logits, boxes, *ratings = seen[0].predictions if concatenated else seen[0].predictions[0]
+        assert len(ratings) == 1
+        if concatenated:
+            assert (logits.shape, boxes.shape, ratings[0].shape) == ((5, 12, 1), (5, 12, 4), (5, 12))
+        else:
+            assert len(seen[0].label_ids) == len(seen[0].predictions) > 1
+
+    def test_evaluates_in_half_precision(self, data, start, tmp_path):
+        splits = load("gaic", data)
+        trainer = _trainer_example().make_trainer(
+            load_model(str(start), {"crop_scoring": True, "rerank": True}),
+            load_processor(str(start)),
+            splits["train"],
+            splits["validation"],
+            output_dir=str(tmp_path),
+            bf16_full_eval=True,
+            report_to="none",
+            use_cpu=True,
+            disable_tqdm=True,
+        )
+        assert math.isfinite(trainer.evaluate()["eval_loss"])
+        assert trainer.model.dtype == torch.bfloat16
+        encoded = trainer.model.model.encode(torch.rand(1, 3, 64, 64))
+        assert trainer.model.score_crops(torch.full((1, 2, 4), 0.5), encoded).dtype == torch.bfloat16
 
 
 class TestArguments:

@@ -70,6 +70,16 @@ def remove_old(output_dir: Path, keep: int) -> None:
         shutil.rmtree(folder)
 
 
+def refuse_checkpoints_in(output_dir: Path) -> None:
+    """Raise CheckpointError where an earlier run left checkpoints, which a new run's would be mistaken for."""
+    found = _existing(output_dir)
+    if found:
+        raise CheckpointError(
+            f"{output_dir}: has {found[-1].name} of an earlier run; go on from it with "
+            "--resume_from_checkpoint latest, or choose another output_dir"
+        )
+
+
 def find_checkpoint(name: str, output_dir: Path) -> Path:
     """The checkpoint folder called `name`, or the newest of `output_dir` for "latest".
 
@@ -85,6 +95,24 @@ def find_checkpoint(name: str, output_dir: Path) -> Path:
     if not (folder / "progress.json").is_file():
         raise CheckpointError(f"{folder}: not a training checkpoint (it has no progress.json)")
     return folder
+
+
+def sweep(output_dir: Path) -> None:
+    """Remove what a killed run left half written, and give back its name to a checkpoint that was being replaced."""
+    for folder in output_dir.glob(f".old-{_PREFIX}*"):
+        # .old-checkpoint-STEP-RANDOM, whole: it was moved aside by a rename.
+        target = output_dir / folder.name.removeprefix(".old-").rpartition("-")[0]
+        if not target.exists() and (folder / "progress.json").is_file():
+            os.replace(folder, target)
+    for pattern in (f".old-{_PREFIX}*", f".{_PREFIX}*", ".new-*"):
+        for folder in output_dir.glob(pattern):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def cut_log(path: Path, size: int) -> None:
+    """Cut a log back to its first `size` bytes, which were there when the checkpoint was written."""
+    if path.is_file() and path.stat().st_size > size:
+        os.truncate(path, size)
 
 
 def save_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import math
+import os
 import signal
 import sys
 import time
@@ -28,16 +29,19 @@ from .averaging import AveragedModel
 from .checkpointing import (
     CheckpointError,
     checkpoint_folder,
+    cut_log,
     find_checkpoint,
     load_optimizer,
     load_weights,
     random_state,
+    refuse_checkpoints_in,
     remove_old,
     replace_files,
     restore_random_state,
     save_optimizer,
     save_random_states,
     save_weights,
+    sweep,
     write_folder,
 )
 from .evaluation import FIGURES, RATED_FIGURES, validation_figures, validation_records
@@ -102,12 +106,15 @@ class CropTraining:
             raise ValueError(f"metric_for_best is {args.metric_for_best!r}; there are {', '.join(FIGURES)}")
         self.args = args
         self.output_dir = Path(args.output_dir)
+        self.log_file = self.output_dir / "log.jsonl"
         self.accelerator = Accelerator(
             mixed_precision=args.mixed_precision,
             log_with=_trackers(args.report_to) or None,
             project_dir=args.output_dir,
             dynamo_plugin=TorchDynamoPlugin(backend="inductor", dynamic=True) if args.torch_compile else None,
         )
+        if self.accelerator.is_main_process:
+            _warn_of_missing_processes(self.accelerator.num_processes)
         set_seed(args.seed, device_specific=True)
         with self.accelerator.main_process_first():
             splits = load(args.layout, args.data, rating_scale=args.rating_scale) if dataset is None else dataset
@@ -116,6 +123,11 @@ class CropTraining:
         if args.metric_for_best in RATED_FIGURES and all(scores is None for scores in self.validation_rows["scores"]):
             raise ValueError(f"metric_for_best: {args.metric_for_best} needs ratings, and no validation image has any")
         self.processor = load_processor(args.model_name_or_path, args.eval_short_side, args.eval_long_side)
+        if self.accelerator.is_main_process:
+            sweep(self.output_dir)
+        self.accelerator.wait_for_everyone()
+        if not args.resume_from_checkpoint:
+            refuse_checkpoints_in(self.output_dir)
         self.resume_folder = (
             find_checkpoint(args.resume_from_checkpoint, self.output_dir) if args.resume_from_checkpoint else None
         )
@@ -157,7 +169,7 @@ class CropTraining:
         if self.resume_folder is not None:
             self._resume(self.resume_folder)
         elif self.accelerator.is_main_process:
-            (self.output_dir / "log.jsonl").unlink(missing_ok=True)
+            self.log_file.unlink(missing_ok=True)
         if self.args.report_to:
             simple = {k: v for k, v in vars(self.args).items() if isinstance(v, int | float | str | bool)}
             self.accelerator.init_trackers("setcrop", config=simple)
@@ -343,6 +355,7 @@ class CropTraining:
             "batches_done": self.batches_done,
             "best": self.best,
             "steps_per_epoch": self.steps_per_epoch,
+            "log_bytes": self.log_file.stat().st_size if self.log_file.is_file() else 0,
             "scheduler": {"last_epoch": self.scheduler.last_epoch, "last_lr": self.scheduler.get_last_lr()},
         }
         (folder / "progress.json").write_text(json.dumps(progress, indent=1))
@@ -366,6 +379,9 @@ class CropTraining:
         self.scheduler._last_lr = progress["scheduler"]["last_lr"]
         restore_random_state(folder, self.accelerator.process_index)
         if self.accelerator.is_main_process:
+            # Steps past the checkpoint are made again, and logged again. Another run's folder has another log.
+            own = folder.resolve().parent == self.output_dir.resolve()
+            cut_log(self.log_file, progress.get("log_bytes", 0) if own else 0)
             logger.info("resuming from %s: epoch %d, step %d", folder, self.epoch + 1, self.step)
 
     def _write(self, how: Any, target: Path, write: Any) -> None:
@@ -377,7 +393,7 @@ class CropTraining:
     def _log(self, figures: dict[str, float]) -> None:
         if self.accelerator.is_main_process:
             line = {"step": self.step, "epoch": self.epoch + 1}
-            with open(self.output_dir / "log.jsonl", "a") as file:
+            with open(self.log_file, "a") as file:
                 file.write(json.dumps({**line, **{k: round(v, 6) for k, v in figures.items()}}) + "\n")
         if self.args.report_to:
             self.accelerator.log(figures, step=self.step)
@@ -457,6 +473,22 @@ def run(argv: Sequence[str], prog: str) -> int:
         return 1
     logger.info("best model: %s", ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
     return 0
+
+
+def _warn_of_missing_processes(processes: int) -> None:
+    """Say so where the launcher was asked for more processes than there are; `accelerate launch --cpu` starts one."""
+    sizes = [
+        os.environ.get(name, "") for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+    ]
+    asked = max((int(size) for size in sizes if size.isdigit()), default=1)
+    # The launcher sets the address for several processes alone, and then starts one without a rank.
+    one_of_several = "ACCELERATE_USE_CPU" in os.environ and "MASTER_PORT" in os.environ and "RANK" not in os.environ
+    if processes == 1 and (asked > 1 or one_of_several):
+        logger.warning(
+            "one process trains, although the launcher was asked for %s; on CPUs start them with "
+            "ACCELERATE_USE_CPU=true torchrun --nproc_per_node N",
+            asked if asked > 1 else "several",
+        )
 
 
 def _trackers(names: list[str]) -> list[str]:

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 _PIXEL_FIELDS = ("size", "image_mean", "image_std", "rescale_factor", "resample")
 _SHOWN_NAMES = 5
+_OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.bin.index.json")
 
 
 def backbone_of(model: nn.Module) -> nn.Module:
@@ -110,6 +111,12 @@ def load_model(name_or_path: str, overrides: dict[str, Any] | None = None) -> Se
     config.validate()
     folder = Path(name_or_path)
     if folder.is_dir() and not any(folder.glob("*.safetensors*")):
+        other = sorted(file.name for pattern in _OTHER_WEIGHTS for file in folder.glob(pattern))
+        if other:
+            raise ValueError(
+                f"{name_or_path}: its weights are in {other[0]}, and only safetensors are read: load the model with "
+                "what wrote it, and save it with save_pretrained"
+            )
         logger.info("%s has no weights: starting from random ones", folder)
         return SetCropForImageCropping(config)
     model, report = SetCropForImageCropping.from_pretrained(
