@@ -179,6 +179,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
                 "scores": [4.5, 2.0],
                 "good": [True, False],
                 "split": "train",
+                "rating_scale": [1.0, 5.0],
             }
             for name in ("a.png", "b.png")
         ],
@@ -256,7 +257,13 @@ class TestBatches:
     def test_an_image_of_any_kind_is_seen_as_by_the_pipeline(self, kind, tmp_path: Path):
         path, (height, width) = odd_image(tmp_path, kind)
         row = {"image": {"path": str(path), "bytes": None}, "image_id": kind, "width": width, "height": height}
-        row |= {"boxes": [[0, 0, width, height]], "scores": [4.0], "good": [True], "split": "test"}
+        row |= {
+            "boxes": [[0, 0, width, height]],
+            "scores": [4.0],
+            "good": [True],
+            "split": "test",
+            "rating_scale": [1.0, 5.0],
+        }
         processor = SetCropImageProcessorPil(size={"shortest_edge": 32, "longest_edge": 64})
         seen = read_any_image(str(path), READ_FACTOR * 32)
         assert seen.size == (height, width) == displayed_size(path)[::-1]
