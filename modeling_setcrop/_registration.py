@@ -8,18 +8,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-# The modules that import transformers, and may be the first to do so.
-_USERS = (
-    "backbone_efficientnet_lite",
-    "configuration_setcrop",
-    "crop_scoring_setcrop",
-    "image_processing_pil_setcrop",
-    "image_processing_setcrop",
-    "loss_setcrop",
-    "modeling_setcrop",
-    "pipeline_image_cropping",
-)
-
 
 def register_with_transformers(package: str, default_checkpoint: str) -> None:
     """Register at once where transformers is imported already, else as soon as it is.
@@ -28,62 +16,66 @@ def register_with_transformers(package: str, default_checkpoint: str) -> None:
         package: This package's name.
         default_checkpoint: What the pipeline loads when no model is named.
     """
-    registered = False
+    finder = _AfterImport(package)
 
-    def register_when_ready(module: Any) -> None:
-        # While one of the modules below is half imported, and transformers was imported by it, the others cannot be
-        # imported yet: they are when it is done.
-        nonlocal registered
-        if registered or not _is_loaded("transformers", module):
+    def register_when_ready(just_loaded: Any) -> None:
+        # While a module of the package is half imported, perhaps the one that is importing transformers, others that
+        # need it cannot be: they are when it is done.
+        if "transformers" not in sys.modules or _being_imported(package, just_loaded):
             return
-        if any(not _is_loaded(f"{package}.{name}", module, True) for name in _USERS):
-            return
-        registered = True
+        finder.remove()
         _register(package, default_checkpoint)
 
-    if "transformers" in sys.modules:
-        register_when_ready(None)
-    if not registered:
-        names = {"transformers", *(f"{package}.{user}" for user in _USERS)}
-        sys.meta_path.insert(0, _AfterImport(names, register_when_ready))
+    finder.then = register_when_ready
+    if "transformers" in sys.modules and not _being_imported(package, None):
+        _register(package, default_checkpoint)
+    else:
+        sys.meta_path.insert(0, finder)
 
 
 class _AfterImport:
-    """An import finder that finds nothing itself, but has the loaders of some modules say when they are done.
+    """An import finder that finds nothing itself, but has transformers and a package's modules say when they are done.
 
     Args:
-        names: Of the modules.
-        then: Called with each module after it was executed.
+        package: The package's name.
     """
 
-    def __init__(self, names: set[str], then: Callable[[Any], None]) -> None:
-        self.names, self.then = names, then
+    def __init__(self, package: str) -> None:
+        self.prefix = f"{package}."
+        self.then: Callable[[Any], None]
+        self._finding: set[str] = set()
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
-        if name not in self.names:
+        if name in self._finding or not (name == "transformers" or name.startswith(self.prefix)):
             return None
-        self.names.discard(name)
-        spec = importlib.util.find_spec(name)
+        self._finding.add(name)
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self._finding.discard(name)
         if spec is None or spec.loader is None:
             return None
         execute = spec.loader.exec_module
 
         def exec_module(module: Any) -> None:
             execute(module)
-            self.then(module)
+            if self in sys.meta_path:
+                self.then(module)
 
         spec.loader.exec_module = exec_module
         return spec
 
+    def remove(self) -> None:
+        """Leave imports alone from now on."""
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
 
-def _is_loaded(name: str, just_loaded: Any, or_absent: bool = False) -> bool:
-    """Whether a module is imported to its end; the one just loaded is, though it is not yet marked so."""
-    module = sys.modules.get(name)
-    if module is None:
-        return or_absent
-    if getattr(just_loaded, "__name__", None) == name:
-        return True
-    return not getattr(getattr(module, "__spec__", None), "_initializing", False)
+
+def _being_imported(package: str, just_loaded: Any) -> bool:
+    """Whether transformers or a module of the package is half imported; one just loaded is not, though marked so."""
+    names = [name for name in sys.modules if name == "transformers" or name.startswith(f"{package}.")]
+    names = [name for name in names if name != getattr(just_loaded, "__name__", None)]
+    return any(getattr(getattr(sys.modules[name], "__spec__", None), "_initializing", False) for name in names)
 
 
 def _register(package: str, default_checkpoint: str) -> None:

@@ -51,8 +51,8 @@ def export_hub(
     target = Path(target)
     if target.exists() and any(target.iterdir()) and not _is_export(target, code):
         raise FileExistsError(f"{target}: not empty and not an earlier export")
-    model = AutoModelForObjectDetection.from_pretrained(checkpoint)
-    processor = AutoImageProcessor.from_pretrained(checkpoint)
+    model = AutoModelForObjectDetection.from_pretrained(checkpoint, trust_remote_code=False)
+    processor = AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as work:
         folder = Path(work)

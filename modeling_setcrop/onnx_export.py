@@ -70,8 +70,8 @@ def export_onnx(
         raise ValueError("photographs are needed to check the graphs on")
     target = Path(target)
     # With the weights that the graphs store, so that what is compared is the graphs.
-    model = AutoModelForObjectDetection.from_pretrained(checkpoint).eval().half().float()
-    processor = AutoImageProcessor.from_pretrained(checkpoint)
+    model = AutoModelForObjectDetection.from_pretrained(checkpoint, trust_remote_code=False).eval().half().float()
+    processor = AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False)
     check_same_model(target, model)
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".onnx-", dir=target) as work:

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -82,6 +83,9 @@ def test_the_package_imports_nothing_heavy_and_still_knows_its_names():
         "from modeling_setcrop.configuration_setcrop import SetCropConfig",
         "from modeling_setcrop.modeling_setcrop import SetCropModel",
         "from modeling_setcrop import ImageCroppingPipeline",
+        "from modeling_setcrop.hub_code import code_files",
+        "from modeling_setcrop.runtime.torch_engine import TorchEngine",
+        "from modeling_setcrop.data.collation import CropCollator",
     ],
 )
 def test_transformers_knows_the_model_in_every_order_of_imports(first):
@@ -244,6 +248,16 @@ def test_both_runtimes_say_the_same_of_bad_input(command, odd_files, tmp_path):
             [(one.exit_code, [ln for ln in one.output.splitlines() if ln.startswith("setcrop")]) for one in found]
         )
     assert answers[0] == answers[1] and any(code == 1 for code, _ in answers[0])
+
+
+def test_what_travels_to_the_hub_imports_nothing_from_the_folders():
+    from modeling_setcrop.hub_code import code_files
+
+    names = {path.name for path in code_files()}
+    assert {"crop_selection.py", "crop_options.py", "cropping.py", "image_preprocessing.py"} <= names
+    for path in code_files():
+        for module in re.findall(r"^\s*from \.([\w.]+) import", path.read_text(), re.MULTILINE):
+            assert "." not in module and f"{module}.py" in names, (path.name, module)
 
 
 def test_drawings_have_a_format_that_can_be_written(photos, tmp_path):

@@ -186,8 +186,8 @@ def _load_model(model: str | None) -> tuple[Any, Any, str]:
     checkpoint = model or DEFAULT_CHECKPOINT
     name = Path(checkpoint).name
     return (
-        AutoModelForObjectDetection.from_pretrained(checkpoint),
-        AutoImageProcessor.from_pretrained(checkpoint),
+        AutoModelForObjectDetection.from_pretrained(checkpoint, trust_remote_code=False),
+        AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False),
         name,
     )
 
