@@ -399,7 +399,7 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
 
     @torch.no_grad()
     def initialize_anchors(self, boxes: torch.Tensor) -> None:
-        """Start the anchors from given boxes, for example [`choice_grid`] or k-means centres of the good crops.
+        """Start the anchors from given boxes, for example [`gaic_grid`] or k-means centres of the good crops.
 
         The reference points and sizes reproduce the boxes exactly before training; the box head starts at zero.
 
