@@ -18,12 +18,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from scipy.cluster.vq import kmeans2
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from train_setcrop_lite import SOURCES, STRIDE, cxcywh, nearest_size, read_image
+from train_setcrop_lite import LONG, SOURCES, STRIDE, cxcywh, nearest_size, read_image
 
-from modeling_setcrop import SetCropForImageCropping
+from modeling_setcrop import SetCropForImageCropping, SetCropImageProcessorPil
 from modeling_setcrop.data import Problems
 from modeling_setcrop.data.any_box_rating import CropLabels, mirror_boxes, overlap, rate_boxes
 from modeling_setcrop.data.crop_views import draw_window, good_crops
@@ -185,12 +186,11 @@ def train_set(
     optimizer = torch.optim.AdamW(
         [{"params": parameters}, {"params": anchor_parameters, "weight_decay": 0.0}], lr=args.lr, weight_decay=1e-4
     )
-    # About the last twentieth of the steps.
-    average = AveragedModel(
-        model, multi_avg_fn=get_ema_multi_avg_fn(1 - 20 / (args.epochs * len(train.batches(args.batch_size))))
-    )
-    teacher = None
     steps_per_epoch = len(train.batches(args.batch_size))
+    # Over about the last twenty steps' weights.
+    decay = max(0.0, 1 - 20 / (args.epochs * steps_per_epoch))
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    teacher = None
     total, step, began = args.epochs * steps_per_epoch, 0, time.time()
     for epoch in range(args.epochs):
         if args.label_smoothing == "distillation" and teacher is None and epoch >= args.epochs * 2 // 3:
@@ -230,6 +230,19 @@ def train_set(
         }
         print(json.dumps(line), flush=True)
     return average.module, figures
+
+
+def save_half(model: SetCropForImageCropping, folder: Path) -> None:
+    """Save a checkpoint to ship: weights in half precision, computed with in float32, and the image processor."""
+    model.config.save_pretrained(folder)
+    weights = {name: value.half().contiguous() for name, value in model.state_dict().items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    SetCropImageProcessorPil(
+        size={"shortest_edge": LONG, "longest_edge": LONG},
+        size_divisor=STRIDE,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    ).save_pretrained(folder)
 
 
 def main() -> None:
@@ -289,7 +302,7 @@ def main() -> None:
             if not comparing:
                 best.requires_grad_(True)
                 best.config.rerank = True
-                best.save_pretrained(args.output_dir)
+                save_half(best, args.output_dir)
 
 
 if __name__ == "__main__":
