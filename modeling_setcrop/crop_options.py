@@ -43,6 +43,12 @@ def parse_aspect_ratio(value: float | str | tuple[float, float], image_size: tup
     return number
 
 
+def turned_with(value: float, image_size: tuple[int, int]) -> float:
+    """Return an aspect ratio, or its inverse where only that lies the way that an image (height, width) does."""
+    height, width = image_size
+    return 1 / value if (width - height) * (value - 1) < 0 else value
+
+
 @dataclass(frozen=True)
 class CropOptions:
     """Options of one call.
@@ -60,8 +66,12 @@ class CropOptions:
         min_area, max_area: Bounds on the crop's share of the image, 0..1.
         min_size: Least width and height in pixels; one number for both.
         keep: Boxes (x1, y1, x2, y2), dicts with `xmin`, `ymin`, `xmax`, `ymax` as crops have them, or points (x, y),
-            in pixels, that must not be cut.
-        avoid: Boxes that must stay outside.
+            in pixels, that must not be cut. With a number 0..1 more, or a `weight` in a dict, it is a wish: crops rank
+            higher the more they hold of it.
+        avoid: Boxes that must stay outside, or with a weight had better.
+        follow_orientation: Aspect ratios, and `width` and `height`, turn with the image: 5:4 is 4:5 for portraits.
+        best_of: Of a list of aspect ratios the best crops over all of them, instead of the best of each.
+        trim: Bars, mats and passepartouts around the image are no part of any crop.
         strict: Raise where no crop satisfies everything, instead of letting constraints give way.
         details: Also say whether cropping improves the image, and where its weight lies.
         tightness: "loose", "default" or "tight": whose eye the ratings are, for models that learned several.
@@ -87,13 +97,16 @@ class CropOptions:
     strict: bool = False
     details: bool = False
     tightness: str = "default"
+    follow_orientation: bool = False
+    best_of: bool = False
+    trim: bool = False
 
     def __post_init__(self) -> None:
         for name in ("top_k", "width", "height"):
             _check_count(name, getattr(self, name))
         for name in ("threshold", "nms_iou", "diversity", "min_area", "max_area"):
             _check_share(name, getattr(self, name), optional=name != "threshold")
-        for name in ("as_set", "strict", "details"):
+        for name in ("as_set", "strict", "details", "follow_orientation", "best_of", "trim"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, not {getattr(self, name)!r}")
         if self.min_area is not None and self.max_area is not None and self.min_area > self.max_area:
@@ -106,6 +119,8 @@ class CropOptions:
         freeze(self, "avoid", tuple(_content(item, "avoid", points=False) for item in _items("avoid", self.avoid)))
         if self.several_ratios:
             freeze(self, "aspect_ratio", tuple(self.aspect_ratio))
+        if self.best_of and not self.several_ratios:
+            raise ValueError("best_of needs a list of aspect ratios")
         for ratio in self.aspect_ratios:
             self._check_ratio(ratio)
 
@@ -199,18 +214,25 @@ def _items(name: str, value: Any) -> list[Any]:
 
 
 def _content(item: Any, name: str, points: bool) -> tuple[float, ...]:
-    """A box x1, y1, x2, y2 or, where allowed, a point x, y."""
+    """A box x1, y1, x2, y2 or, where allowed, a point x, y, either perhaps with a weight behind it."""
+    if isinstance(item, Mapping) and "weight" in item:
+        rest = {key: value for key, value in item.items() if key != "weight"}
+        place = rest.get("point", rest.get("box", rest))
+        return _content((*_content(place, name, points), item["weight"]), name, points)
     if isinstance(item, Mapping):
         item = item.get("box", item)
+    if isinstance(item, Mapping):
         if missing := [key for key in _BOX_KEYS if key not in item]:
             raise ValueError(f"{name}: box {dict(item)} has no {missing[0]}")
         item = [item[key] for key in _BOX_KEYS]
     values = tuple(item) if hasattr(item, "__iter__") and not isinstance(item, str) else ()
-    if len(values) not in ((2, 4) if points else (4,)) or not all(map(_is_number, values)):
+    if len(values) not in ((2, 3, 4, 5) if points else (4, 5)) or not all(map(_is_number, values)):
         raise ValueError(f"{name}: expected x1,y1,x2,y2{' or x,y' if points else ''}, not {item!r}")
     values = tuple(map(float, values))
     if not all(map(math.isfinite, values)):
         raise ValueError(f"{name}: {list(values)} is not finite")
-    if len(values) == 4 and not (values[0] < values[2] and values[1] < values[3]):
+    if len(values) in (3, 5) and not 0 <= values[-1] <= 1:
+        raise ValueError(f"{name}: the weight {values[-1]:g} must lie in 0..1")
+    if len(values) >= 4 and not (values[0] < values[2] and values[1] < values[3]):
         raise ValueError(f"{name}: box {list(values)} needs x1 < x2 and y1 < y2")
     return values

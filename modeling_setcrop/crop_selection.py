@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any
 
@@ -35,7 +35,7 @@ from .crop_geometry import (
     round_to_sizes,
     xyxy_to_cxcywh,
 )
-from .crop_options import CropOptions, parse_aspect_ratio
+from .crop_options import CropOptions, parse_aspect_ratio, turned_with
 
 # What a broken constraint costs for each unit of its share: bounds give way first, kept content last.
 _COSTS = {"min_size": 1.0, "min_area": 1.0, "max_area": 1.0, "avoid": 10.0, "keep": 100.0}
@@ -66,6 +66,8 @@ _BEST_TEMPERATURE, _MOST_IN_A_SET = 0.1, 300
 _FOCUS_POWER, _WINDOW, _WINDOWS = 3, 1 / 3, 9
 # A focus point is no more exact than this.
 _FOCUS_DIGITS = 4
+# Ratings by which a whole wish of weight 1 lifts a crop.
+_WISH = 2.0
 
 
 class ConstraintError(ValueError):
@@ -86,6 +88,7 @@ class CropConstraints:
         min_size: Least width and height in pixels.
         keep: (K, 4) whole-pixel boxes that must not be cut.
         avoid: (A, 4) boxes that must stay outside.
+        wishes: (W, 5) boxes that crops had better hold, each with a weight in 0..1, or leave out, with one below 0.
         unmet_size: Width and height at which the crop will be shown, where no crop of this image is so large. That
             is told, and changes nothing else.
     """
@@ -96,6 +99,7 @@ class CropConstraints:
     min_size: tuple[float, float]
     keep: np.ndarray
     avoid: np.ndarray
+    wishes: np.ndarray = field(default_factory=lambda: np.zeros((0, 5)))
     unmet_size: tuple[int, int] | None = None
 
     @classmethod
@@ -106,9 +110,13 @@ class CropConstraints:
             ValueError: Content to keep or avoid lies outside the image.
         """
         aspect_ratio = None if ratio is None else parse_aspect_ratio(ratio, image_size)
+        least, shown = options.min_size or (1, 1), (options.width or 1, options.height or 1)
         if options.width is not None and options.height is not None:
             aspect_ratio = options.width / options.height
-        least, shown = options.min_size or (1, 1), (options.width or 1, options.height or 1)
+        if options.follow_orientation and aspect_ratio is not None:
+            turned = turned_with(aspect_ratio, image_size)
+            shown = shown if turned == aspect_ratio else shown[::-1]
+            aspect_ratio = turned
         largest = image_size[::-1] if aspect_ratio is None else pixel_sizes(aspect_ratio, image_size)[-1]
         met = shown[0] <= largest[0] and shown[1] <= largest[1]
         return cls(
@@ -116,8 +124,11 @@ class CropConstraints:
             min_area=options.min_area or 0.0,
             max_area=1.0 if options.max_area is None else options.max_area,
             min_size=(max(least[0], shown[0]), max(least[1], shown[1])) if met else least,
-            keep=_content_boxes(options.keep, image_size, "keep"),
-            avoid=_content_boxes(options.avoid, image_size, "avoid"),
+            keep=_content_boxes([item for item in options.keep if len(item) in (2, 4)], image_size, "keep"),
+            avoid=_content_boxes([item for item in options.avoid if len(item) == 4], image_size, "avoid"),
+            wishes=np.concatenate(
+                [_wishes(options.keep, image_size, "keep"), _wishes(options.avoid, image_size, "avoid") * _AGAINST]
+            ),
             unmet_size=None if met else shown,
         )
 
@@ -125,7 +136,22 @@ class CropConstraints:
     def is_free(self) -> bool:
         """Whether nothing is asked of a crop."""
         bounds = (self.min_area, self.max_area, tuple(self.min_size)) == (0.0, 1.0, (1, 1))
-        return self.aspect_ratio is None and bounds and len(self.keep) == 0 and len(self.avoid) == 0
+        return self.aspect_ratio is None and bounds and len(self.keep) + len(self.avoid) + len(self.wishes) == 0
+
+    def wished(self, boxes: np.ndarray) -> np.ndarray:
+        """How far (M,) boxes (M, 4) are as it is wished: the sum of weights, each by the share of its box inside."""
+        shares = box_intersection(boxes, self.wishes[:, :4]) / box_area(self.wishes[:, :4])
+        return shares @ self.wishes[:, 4]
+
+
+_AGAINST = np.array([1, 1, 1, 1, -1])
+
+
+def _wishes(items: Sequence[Sequence[float]], image_size: tuple[int, int], name: str) -> np.ndarray:
+    """Whole-pixel boxes with their weights (W, 5), of the items that have one."""
+    weighted = [item for item in items if len(item) in (3, 5)]
+    boxes = _content_boxes([item[:-1] for item in weighted], image_size, name)
+    return np.concatenate([boxes, np.array([item[-1:] for item in weighted]).reshape(-1, 1)], axis=1)
 
 
 def _content_boxes(items: Sequence[Sequence[float]], image_size: tuple[int, int], name: str) -> np.ndarray:
@@ -232,11 +258,13 @@ class Selection:
         boxes: (K, 4) whole pixels inside the image.
         scores: (K,) probabilities in 0..1.
         gave_way: For each crop the constraints it breaks, of "keep", "avoid", "min_size", "min_area", "max_area".
+        ranking: (K,) what they are ordered by: their merits, with what wishes add.
     """
 
     boxes: np.ndarray
     scores: np.ndarray
     gave_way: list[tuple[str, ...]]
+    ranking: np.ndarray
 
     def as_dicts(self) -> list[dict[str, Any]]:
         """One dict a crop: `score`, `box` with `xmin`, `ymin`, `xmax`, `ymax`, and `gave_way` where something did."""
@@ -263,15 +291,27 @@ def suggest(prediction: Prediction, options: CropOptions, label: str = "crop") -
         ConstraintError: With `strict`, when nothing satisfies everything.
         ValueError: Content to keep or avoid lies outside the image.
     """
-    crops = []
+    crops, ranking = [], []
     for ratio in options.aspect_ratios:
         constraints = CropConstraints.from_options(options, ratio, prediction.image_size)
         selection = select_crops(prediction, constraints, options)
         of_ratio = {"aspect_ratio": ratio} if options.several_ratios else {}
         crops += [{"score": crop.pop("score"), "label": label, **crop, **of_ratio} for crop in selection.as_dicts()]
+        ranking += selection.ranking.tolist()
+    if options.best_of:
+        crops = _best_of(crops, np.array(ranking), options)
     if not options.details:
         return crops
     return {"crops": crops, **judge_image(prediction, max((crop["score"] for crop in crops), default=None))}
+
+
+def _best_of(crops: list[dict[str, Any]], ranking: np.ndarray, options: CropOptions) -> list[dict[str, Any]]:
+    """The best of several aspect ratios' crops, those that break nothing first."""
+    merit = ranking - np.where([bool(crop.get("gave_way")) for crop in crops], 1e3, 0)
+    boxes = np.array([list(crop["box"].values()) for crop in crops], dtype=np.float64).reshape(-1, 4)
+    count = len(crops) if options.top_k is None else options.top_k
+    kept = rank(merit) if options.nms_iou is None else nms(boxes, merit, options.nms_iou, count)
+    return [crops[index] for index in kept[:count]]
 
 
 def select_crops(prediction: Prediction, constraints: CropConstraints, options: CropOptions) -> Selection:
@@ -288,6 +328,8 @@ def select_crops(prediction: Prediction, constraints: CropConstraints, options: 
     if options.strict and broken.any():
         raise ConstraintError(_names(broken[broken.sum(axis=-1).argmin()]))
     scores = prediction.score(merit)
+    if len(constraints.wishes):
+        merit = merit + _wish_worth(prediction) * constraints.wished(boxes)
     kept = rank(merit)
     if options.threshold > 0:
         kept = kept[scores[kept] > options.threshold]
@@ -302,7 +344,12 @@ def select_crops(prediction: Prediction, constraints: CropConstraints, options: 
     elif options.nms_iou is not None:
         kept = kept[nms(boxes[kept], merit[kept], options.nms_iou, count)]
     kept = kept[:count]
-    return Selection(boxes[kept], scores[kept], [_names(row) for row in broken[kept]])
+    return Selection(boxes[kept], scores[kept], [_names(row) for row in broken[kept]], merit[kept])
+
+
+def _wish_worth(prediction: Prediction) -> float:
+    """What a whole wish adds to a crop's merit: more than crops of one image differ by."""
+    return _WISH if prediction.rate is not None else 1.0
 
 
 def judge_image(prediction: Prediction, best_score: float | None = None) -> dict[str, Any]:
@@ -418,11 +465,13 @@ def _search(prediction: Prediction, constraints: CropConstraints) -> tuple[np.nd
     pool = pool[cost <= least]
     merit = prediction.merit(pool)
     steps = _STEPS if constraints.aspect_ratio is not None else _STEPS_PER_SHAPE
-    best = pool[nms(pool, merit, _REFINED_NMS, _REFINED)]
+    wanted = merit + _wish_worth(prediction) * constraints.wished(pool) if len(constraints.wishes) else merit
+    best = pool[nms(pool, wanted, _REFINED_NMS, _REFINED)]
     closer = _surroundings(best, constraints.aspect_ratio, image_size, max(image_size) / steps, kept)
     closer = closer[_cost(closer, constraints, image_size) <= least]
     boxes, merit = np.concatenate([pool, closer]), np.concatenate([merit, prediction.merit(closer)])
-    if prediction.rate is None:
+    if prediction.rate is None or len(constraints.wishes):
+        # The mean of places around one that holds what is wished need not hold it.
         return boxes, merit
     best = boxes[nms(boxes, merit, _REFINED_NMS, _REFINED)]
     voted, voted_merit = _voted(best, boxes, merit, _VOTE_TEMPERATURE)

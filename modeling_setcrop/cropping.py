@@ -12,6 +12,7 @@ from .crop_options import CropOptions
 from .crop_selection import suggest
 from .image_preprocessing import ImagePreprocessing
 from .image_reading import READ_FACTOR, Picture
+from .image_trimming import answer_outside, options_inside
 
 
 class CroppingBase:
@@ -61,9 +62,26 @@ class CroppingBase:
         """The network's input (3, H, W) for an image."""
         return self.preprocessing(picture.image)
 
-    def answer(self, encoded: Any, image_size: tuple[int, int], options: CropOptions) -> Any:
-        """The crops of one image, see [`crop_selection.suggest`]."""
-        return suggest(encoded.prediction(image_size), options, self.label)
+    def answer(
+        self,
+        encoded: Any,
+        image_size: tuple[int, int],
+        options: CropOptions,
+        inside: tuple[int, int, int, int] | None = None,
+    ) -> Any:
+        """The crops of one image, see [`crop_selection.suggest`].
+
+        Args:
+            encoded: Of [`encode`].
+            image_size: Height and width.
+            options: What is asked.
+            inside: The part of the image that was encoded, see [`Picture`].
+        """
+        if inside is None:
+            return suggest(encoded.prediction(image_size), options, self.label)
+        size = (inside[3] - inside[1], inside[2] - inside[0])
+        answer = suggest(encoded.prediction(size), options_inside(options, inside), self.label)
+        return answer_outside(answer, inside, image_size)
 
     def source(self, options: CropOptions) -> int | None:
         """Whose eye the ratings are, as an index of the config's `rating_sources`; None for models that have one.

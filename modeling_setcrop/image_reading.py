@@ -54,10 +54,12 @@ class Picture:
     Attributes:
         image: Upright RGB copy, possibly smaller than the picture.
         size: Height and width in pixels of the whole upright picture, in which boxes are given.
+        inside: x1, y1, x2, y2 in those pixels of what the copy shows; None for all of it.
     """
 
     image: Image.Image
     size: tuple[int, int]
+    inside: tuple[int, int, int, int] | None = None
 
 
 def orientation(image: Image.Image) -> Image.Transpose | None:
@@ -204,7 +206,8 @@ def open_image(source: str | os.PathLike[str] | IO[bytes], name: str | None = No
     """
     named = name or str(source)
     if not isinstance(source, str | os.PathLike):
-        with _identify(source, named) as image:
+        content = _raw_preview(source, named) if Path(named).suffix.lower() in RAW_SUFFIXES else source
+        with _identify(content, named) as image:
             yield image
         return
     with open_regular_file(source, named) as file:

@@ -19,6 +19,7 @@ from .cropping import CroppingBase
 from .hub_code import AUTO_CLASSES, IMAGE_PROCESSORS
 from .image_preprocessing import ImagePreprocessing
 from .image_sources import read_any_image
+from .image_trimming import trimmed
 
 # What a call takes beside the options of cropping.
 _CALL = ("batch_size", "num_workers", "timeout")
@@ -45,7 +46,7 @@ class ImageCroppingPipeline(CroppingBase, Pipeline):
         self, options: CropOptions | None = None, timeout: float | None = None, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         options = CropOptions.from_kwargs(**kwargs) if options is None else options
-        preprocess = {} if timeout is None else {"timeout": timeout}
+        preprocess = {"options": options} | ({} if timeout is None else {"timeout": timeout})
         return preprocess, {"options": options}, {"options": options}
 
     def __call__(self, inputs: Any = None, **kwargs: Any) -> Any:
@@ -68,11 +69,16 @@ class ImageCroppingPipeline(CroppingBase, Pipeline):
             min_area, max_area (`float`): bounds on the crop's share of the image.
             min_size (`int` or pair): least width and height in pixels.
             keep: boxes (xmin, ymin, xmax, ymax), also as dicts, or points (x, y), in pixels, that must not be cut.
-            avoid: boxes that must stay outside.
+                With a number 0..1 more (a `weight` in a dict) it is a wish that lifts crops that hold it.
+            avoid: boxes that must stay outside, or with a weight had better.
             strict (`bool`): raise a [`ConstraintError`] where no crop satisfies everything. Otherwise the crops that
                 break least are returned, each with the constraints that `gave_way`.
             details (`bool`): return a dict with `crops`, `keep_original` (the probability that the whole image is a
                 good crop), `improves` (that of the best crop minus it) and `focus_point` ({"x", "y"} in 0..1).
+            follow_orientation (`bool`): aspect ratios, and `width` and `height`, are turned with the image: 5:4 is 4:5
+                for portraits.
+            best_of (`bool`): of a list of aspect ratios the best crops over all of them, not the best of each.
+            trim (`bool`): bars, mats and passepartouts around the image are no part of any crop.
             tightness (`str`): "loose", "default" or "tight", of models that learned several eyes.
             timeout (`float`): seconds to wait for a URL.
             batch_size (`int`): images handled together. On the CPU the result does not depend on it, to the last bit;
@@ -133,10 +139,14 @@ class ImageCroppingPipeline(CroppingBase, Pipeline):
         self.image_processor.auto_map = {"AutoImageProcessor": dict(IMAGE_PROCESSORS)}
         super().save_pretrained(save_directory, **kwargs)
 
-    def preprocess(self, image: Any, timeout: float | None = None) -> dict[str, Any]:
+    def preprocess(
+        self, image: Any, timeout: float | None = None, options: CropOptions | None = None
+    ) -> dict[str, Any]:
         picture = read_any_image(image, self.short_side, timeout)
+        if options is not None and options.trim:
+            picture = trimmed(picture)
         # Lists, so that batching keeps images of different shapes apart instead of padding them.
-        return {"images": [self.prepare(picture)], "sizes": [picture.size]}
+        return {"images": [self.prepare(picture)], "sizes": [(picture.size, picture.inside)]}
 
     def _forward(self, model_inputs: dict[str, Any], options: CropOptions) -> ModelOutput:
         images = [i for item in model_inputs["images"] for i in (item if isinstance(item, list) else [item])]
@@ -145,8 +155,8 @@ class ImageCroppingPipeline(CroppingBase, Pipeline):
 
     def postprocess(self, model_outputs: ModelOutput, options: CropOptions) -> Any:
         found = model_outputs["encoded"]
-        encoded, size = found[0] if isinstance(found, list) else found
-        return self.answer(encoded, size, options)
+        encoded, (size, inside) = found[0] if isinstance(found, list) else found
+        return self.answer(encoded, size, options, inside)
 
 
 __all__ = ["ImageCroppingPipeline"]

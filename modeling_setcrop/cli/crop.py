@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from modeling_setcrop import Cropper
     from modeling_setcrop.crop_options import CropOptions
     from modeling_setcrop.image_reading import ImageFileError
+    from modeling_setcrop.runs.content import Content
     from modeling_setcrop.runs.cropping import SourceReport
     from modeling_setcrop.runs.journal import Journal
     from modeling_setcrop.runs.naming import CropPlan
@@ -35,6 +36,9 @@ def crop(
     aspect_ratio: shared.AspectRatio = None,
     width: Annotated[int | None, typer.Option(min=1, help="Bring crops down to so many pixels across.")] = None,
     height: Annotated[int | None, typer.Option(min=1, help="Pixels down; with --width the aspect ratio.")] = None,
+    enlarge: Annotated[
+        bool, typer.Option("--enlarge", help="Bring crops up to --width and --height too where they are smaller.")
+    ] = False,
     format: Annotated[
         str | None, typer.Option(help="jpg, png, webp, avif, tif, ...; by default each photograph's own.")
     ] = None,
@@ -74,6 +78,10 @@ def crop(
     min_size: shared.MinSize = None,
     keep: shared.Keep = None,
     avoid: shared.Avoid = None,
+    content: shared.ContentFile = None,
+    follow_orientation: shared.FollowOrientation = False,
+    best_of: shared.BestOf = None,
+    trim: shared.Trim = False,
     strict: shared.Strict = False,
     tightness: shared.Tightness = "default",
     model: shared.Model = None,
@@ -93,10 +101,14 @@ def crop(
     from modeling_setcrop.runs.sources import list_sources
 
     try:
-        options = shared.selection_options(context.params)
-        ratios = [part.strip() for part in (aspect_ratio or "").split(",") if part.strip()]
+        options, wishes = shared.selection_options(context.params), shared.content_options(context.params)
+        ratios = [part.strip() for part in (aspect_ratio or best_of or "").split(",") if part.strip()]
         the_ratio = ratios[0] if len(ratios) == 1 else None
-        plan = CropPlan(out, name or default_name(top_k, ratios), format, quality, width, height, strip, the_ratio)
+        template = name or default_name(top_k, ratios)
+        turned = follow_orientation
+        plan = CropPlan(out, template, format, quality, width, height, strip, the_ratio, enlarge, turned)
+        if enlarge and width is None and height is None:
+            raise ValueError("--enlarge needs --width or --height")
         if manifest_format is not None and (manifest is None or manifest.suffix.lower() == ".csv"):
             raise ValueError("--manifest-format needs --manifest FILE, in JSON")
         if manifest is not None and manifest_format is None and manifest.suffix.lower() not in (".jsonl", ".csv"):
@@ -119,7 +131,7 @@ def crop(
         except (shared.UsageError, ValueError) as error:
             raise shared.fail(f"setcrop crop: {error}") from None
         try:
-            run.crop(cropper, found, plan, options, overwrite, dry_run, batch_size, workers)
+            run.crop(cropper, found, plan, options, wishes, overwrite, dry_run, batch_size, workers)
             if prune and not run.interrupted:
                 run.prune([path for path in photos if path.is_dir()], found, dry_run)
         except ValueError as error:
@@ -177,6 +189,7 @@ class _Run:
         photos: list[Source],
         plan: CropPlan,
         options: CropOptions,
+        content: Content,
         overwrite: bool,
         dry_run: bool,
         batch_size: int | None,
@@ -185,7 +198,7 @@ class _Run:
         from modeling_setcrop.runs.cropping import crop_sources
         from modeling_setcrop.runs.journal import Journal
 
-        self.journal = Journal(plan.out, plan.signature(cropper.name, options.changed()))
+        self.journal = Journal(plan.out, plan.signature(cropper.name, options.changed() | content.signature()))
         reports = crop_sources(
             cropper,
             photos,
@@ -196,6 +209,7 @@ class _Run:
             dry_run=dry_run,
             batch_size=batch_size,
             workers=workers,
+            content=content,
         )
         start = time.perf_counter()
         # A run that is told to end closes its files as one that is interrupted at the keyboard.

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from modeling_setcrop import Cropper
     from modeling_setcrop.crop_options import CropOptions
     from modeling_setcrop.image_reading import ImageFileError
+    from modeling_setcrop.runs.content import Content
 
 Paths = Annotated[
     list[Path], typer.Argument(metavar="PHOTO|FOLDER...", help="Photographs, and folders searched recursively.")
@@ -53,13 +54,30 @@ MinArea = Annotated[float | None, typer.Option(min=0, max=1, help="Least share o
 MaxArea = Annotated[float | None, typer.Option(min=0, max=1, help="Largest share of the picture.")]
 MinSize = Annotated[str | None, typer.Option(metavar="PIXELS|WxH", help="Least width and height of a crop.")]
 Keep = Annotated[
-    list[str] | None, typer.Option(metavar="X1,Y1,X2,Y2|X,Y", help="Box or point not to be cut; may be repeated.")
+    list[str] | None,
+    typer.Option(
+        metavar="X1,Y1,X2,Y2|X,Y|faces",
+        help="Not to be cut; with a weight 0..1 behind it a wish. May be repeated.",
+    ),
 ]
 Avoid = Annotated[list[str] | None, typer.Option(metavar="X1,Y1,X2,Y2", help="Box to leave out; may be repeated.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Fail rather than let a constraint give way.")]
 CropFormat = Annotated[
     Literal["sanity", "imgix", "thumbor", "css", "azure", "label-studio", "coco"] | None,
     typer.Option("--format", help="Crops as another system writes them, a JSON line a photograph."),
+]
+FollowOrientation = Annotated[
+    bool, typer.Option("--follow-orientation", help="Turn aspect ratios with the photograph: 5:4 or, upright, 4:5.")
+]
+BestOf = Annotated[
+    str | None, typer.Option(metavar="RATIOS", help="Of these aspect ratios the best crops over all, not of each.")
+]
+Trim = Annotated[bool, typer.Option("--trim", help="Leave out bars, mats and passepartouts first.")]
+ContentFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--content", metavar="FILE", help="JSON lines with what to keep and avoid in each photograph, with weights."
+    ),
 ]
 BatchSize = Annotated[
     int | None,
@@ -72,6 +90,8 @@ Workers = Annotated[
 
 # So many images take no longer than readying the graphs for more does.
 _FEW = 8
+FACES = "faces"
+"""What `--keep` is given to keep faces."""
 
 
 class UsageError(Exception):
@@ -101,17 +121,41 @@ def selection_options(params: Mapping[str, Any]) -> CropOptions:
     from modeling_setcrop.crop_options import CropOptions
 
     options = {field.name: params[field.name] for field in fields(CropOptions) if params.get(field.name) is not None}
-    if "aspect_ratio" in options:
+    if isinstance(options.get("best_of"), str):
+        if "aspect_ratio" in options:
+            raise UsageError("give either --aspect-ratio or --best-of")
+        options |= {"best_of": True, "aspect_ratio": [part.strip() for part in options["best_of"].split(",")]}
+    elif "aspect_ratio" in options:
         ratios = [part.strip() for part in options["aspect_ratio"].split(",")]
         options["aspect_ratio"] = ratios[0] if len(ratios) == 1 else ratios
     if "min_size" in options:
         size = _numbers("--min-size", options["min_size"].replace("x", ","), (1, 2), int)
         options["min_size"] = size[0] if len(size) == 1 else size
-    for name, counts in (("keep", (2, 4)), ("avoid", (4,))):
-        options[name] = [_numbers(f"--{name}", text, counts, float) for text in options.get(name, [])]
+    for name, counts in (("keep", (2, 3, 4, 5)), ("avoid", (4, 5))):
+        texts = [text for text in options.get(name, []) if (name, text) != ("keep", FACES)]
+        options[name] = [_numbers(f"--{name}", text, counts, float) for text in texts]
     try:
         return CropOptions.from_kwargs(**options)
     except (ValueError, TypeError) as error:
+        raise UsageError(str(error)) from None
+
+
+def content_options(params: Mapping[str, Any]) -> Content:
+    """What single photographs' crops must or had better keep and avoid, from a command's parameters.
+
+    Raises:
+        UsageError: The file cannot be read, or faces cannot be found.
+    """
+    from modeling_setcrop.runs.content import Content
+
+    faces = FACES in (params.get("keep") or [])
+    try:
+        if faces:
+            from modeling_setcrop.images.faces import check_faces
+
+            check_faces()
+        return Content.read(params.get("content"), faces)
+    except (OSError, ValueError, ImportError) as error:
         raise UsageError(str(error)) from None
 
 

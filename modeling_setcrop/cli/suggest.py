@@ -48,6 +48,10 @@ def suggest(
     min_size: shared.MinSize = None,
     keep: shared.Keep = None,
     avoid: shared.Avoid = None,
+    content: shared.ContentFile = None,
+    follow_orientation: shared.FollowOrientation = False,
+    best_of: shared.BestOf = None,
+    trim: shared.Trim = False,
     strict: shared.Strict = False,
     tightness: shared.Tightness = "default",
     model: shared.Model = None,
@@ -59,7 +63,7 @@ def suggest(
 ) -> None:
     """Suggest crops of photographs: ranked boxes with the probability that a person would call each one good."""
     try:
-        options = shared.selection_options(context.params)
+        options, wishes = shared.selection_options(context.params), shared.content_options(context.params)
     except shared.UsageError as error:
         raise shared.fail(f"setcrop suggest: {error}") from None
     if annotate is not None and annotate.suffix.lower() not in ("", ".jpg", ".jpeg", ".png"):
@@ -86,7 +90,7 @@ def suggest(
             cropper.source(options)
         except (shared.UsageError, ValueError) as error:
             raise shared.fail(f"setcrop suggest: {error}") from None
-        suggestions = suggest_crops(cropper, found, options, batch_size=batch_size, workers=workers)
+        suggestions = suggest_crops(cropper, found, options, batch_size=batch_size, workers=workers, content=wishes)
         shown = answered(in_order(suggestions, found), annotate, note)
         if write_metadata is not None:
             shown = with_metadata(shown, write_metadata, note)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..image_reading import ImageFileError, open_regular_file
 from ..images.writing import write_crops
+from .content import Content
 from .crops import CroppedImage
 from .identity import FileState
 from .journal import Journal
@@ -61,6 +62,7 @@ def crop_sources(
     dry_run: bool = False,
     batch_size: int | None = None,
     workers: int | None = None,
+    content: Content | None = None,
 ) -> Iterator[SourceReport]:
     """Crop images into an output folder; each is reported when it is done, and no image's error is raised.
 
@@ -78,6 +80,7 @@ def crop_sources(
         batch_size: Photographs of one shape in one forward pass; by default 8 on an accelerator and 1 on the CPU,
             where more gain little speed and cost memory.
         workers: Threads for reading and judging, and again for writing; by default as many as there are processors.
+        content: What single photographs' crops must or had better keep and avoid.
 
     Raises:
         FolderInUse: Another run writes into the folder.
@@ -97,7 +100,9 @@ def crop_sources(
                 todo.append(photo)
         workers = workers or os.cpu_count() or 1
         run = _Run(plan, journal, overwrite, workers)
-        suggestions = suggest_crops(cropper, todo, options, batch_size=batch_size, workers=workers, budget=run.budget)
+        suggestions = suggest_crops(
+            cropper, todo, options, batch_size=batch_size, workers=workers, budget=run.budget, content=content
+        )
         yield from run.planned(suggestions) if dry_run else run.written(suggestions)
 
 

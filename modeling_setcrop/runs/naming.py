@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ..crop_options import turned_with
 from ..image_reading import ImageFileError
 from ..images.formats import output_suffix
 from ..images.metadata import Strip
@@ -39,6 +40,8 @@ class CropPlan:
         width, height: Pixels to which crops are brought down; smaller crops stay as they are.
         strip: What of the photograph's metadata its crops lose.
         ratio: The aspect ratio of crops that do not say theirs, as it was asked for; None for none.
+        enlarge: Bring smaller crops up to that size too.
+        follow_orientation: Width and height are turned with the photograph.
 
     Raises:
         ValueError: The template names an unknown field, or the format is unknown.
@@ -52,6 +55,8 @@ class CropPlan:
     height: int | None = None
     strip: Strip = "nothing"
     ratio: str | None = None
+    enlarge: bool = False
+    follow_orientation: bool = False
 
     def __post_init__(self) -> None:
         try:
@@ -121,7 +126,7 @@ class CropPlan:
             box = tuple(found["box"][edge] for edge in ("xmin", "ymin", "xmax", "ymax"))
             ratio = str(found.get("aspect_ratio", self.ratio or ""))
             ranks[ratio] += 1
-            size = self.final_size(box)
+            size = self.final_size(box, picture.size)
             score = round(100 * found["score"])
             file = self._file(source, ratio, ranks[ratio], suffix, width=size[0], height=size[1], score=score)
             gave_way = tuple(found.get("gave_way", ()))
@@ -155,15 +160,25 @@ class CropPlan:
             if os.path.realpath(target) == os.path.realpath(source.path):
                 raise ImageFileError(source.path, "its crop would overwrite the image itself")
 
-    def final_size(self, box: tuple[int, int, int, int]) -> tuple[int, int]:
-        """Return width and height in pixels at which a crop of a box (x1, y1, x2, y2) is written."""
+    def final_size(self, box: tuple[int, int, int, int], image_size: tuple[int, int] | None = None) -> tuple[int, int]:
+        """Return width and height in pixels at which a crop is written.
+
+        Args:
+            box: x1, y1, x2, y2 of the crop.
+            image_size: Height and width of its image, which `follow_orientation` looks at.
+        """
         width, height = box[2] - box[0], box[3] - box[1]
-        if self.width is not None and self.height is not None:
-            return (self.width, self.height) if width >= self.width and height >= self.height else (width, height)
-        if self.width is not None and width > self.width:
-            return self.width, max(1, round(height * self.width / width))
-        if self.height is not None and height > self.height:
-            return max(1, round(width * self.height / height)), self.height
+        across, down = self.width, self.height
+        if self.follow_orientation and image_size is not None and across is not None and down is not None:
+            turned = turned_with(across / down, image_size) != across / down
+            across, down = (down, across) if turned else (across, down)
+        if across is not None and down is not None:
+            fits = width >= across and height >= down
+            return (across, down) if fits or self.enlarge else (width, height)
+        if across is not None and (width > across or self.enlarge):
+            return across, max(1, round(height * across / width))
+        if down is not None and (height > down or self.enlarge):
+            return max(1, round(width * down / height)), down
         return width, height
 
 

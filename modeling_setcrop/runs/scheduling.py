@@ -29,7 +29,9 @@ from ..image_reading import (
     open_regular_file,
     read_picture,
 )
+from ..image_trimming import trimmed
 from ..images.formats import own_suffix
+from .content import Content
 from .identity import FileState
 from .sources import Source
 
@@ -89,6 +91,7 @@ def suggest_crops(
     batch_size: int | None = None,
     workers: int | None = None,
     budget: MemoryBudget | None = None,
+    content: Content | None = None,
 ) -> Iterator[Suggestion]:
     """Suggest crops in threads that read and judge; photographs come back when they are done, not in order.
 
@@ -100,6 +103,7 @@ def suggest_crops(
             where more gain little speed and cost memory.
         workers: Threads; by default as many as there are processors.
         budget: Bounds the memory of images that are decoded at once.
+        content: What single photographs' crops must or had better keep and avoid.
     """
     workers = workers or os.cpu_count() or 1
     batch_size = batch_size or cropper.default_batch_size
@@ -123,7 +127,7 @@ def suggest_crops(
     def refill() -> None:
         room = window - len(reading) - waiting() - sum(judging.values())
         for number, photo in itertools.islice(source, max(room, 0)):
-            reading.append((number, photo, pool.submit(_read, cropper, photo, budget)))
+            reading.append((number, photo, pool.submit(_read, cropper, photo, budget, options, content)))
 
     try:
         refill()
@@ -145,7 +149,7 @@ def suggest_crops(
                 ready = min(groups, key=lambda shape: groups[shape][0][0])
             if ready is not None:
                 members = [(photo, decoded) for _, photo, decoded in groups.pop(ready)]
-                judging[pool.submit(_suggest_each, cropper, members, options)] = len(members)
+                judging[pool.submit(_suggest_each, cropper, members)] = len(members)
             if judging and not reading:
                 wait(judging, return_when=FIRST_COMPLETED)
             for batch in [batch for batch in judging if batch.done()]:
@@ -172,6 +176,7 @@ def in_order(suggestions: Iterable[Suggestion], photos: Iterable[Source]) -> Ite
 class _Decoded(NamedTuple):
     picture: Picture
     pixels: np.ndarray
+    options: CropOptions
     facts: dict[str, Any]
 
 
@@ -180,7 +185,9 @@ def unexpected(source: Source, error: Exception) -> ImageFileError:
     return ImageFileError(source.path, f"{type(error).__name__}: {one_line(error)}")
 
 
-def _read(cropper: CroppingBase, photo: Source, budget: MemoryBudget) -> _Decoded:
+def _read(
+    cropper: CroppingBase, photo: Source, budget: MemoryBudget, options: CropOptions, content: Content | None
+) -> _Decoded:
     with open_regular_file(photo.path) as file:
         state = FileState.of(file, with_content=False)
         with open_image(file, str(photo.path)) as image, decoding(photo.path):
@@ -189,30 +196,33 @@ def _read(cropper: CroppingBase, photo: Source, budget: MemoryBudget) -> _Decode
             facts = {"suffix": own_suffix(photo.path, image), "state": state, "note": note}
             with budget(decoding_bytes(image)):
                 picture = read_picture(image, cropper.short_side, draft=True)
-    return _Decoded(picture, cropper.prepare(picture), facts)
+    if options.trim:
+        picture = trimmed(picture)
+    if content:
+        options = content.options(options, photo, picture)
+    return _Decoded(picture, cropper.prepare(picture), options, facts)
 
 
-def _suggest_each(
-    cropper: CroppingBase, members: list[tuple[Source, _Decoded]], options: CropOptions
-) -> list[Suggestion]:
+def _suggest_each(cropper: CroppingBase, members: list[tuple[Source, _Decoded]]) -> list[Suggestion]:
     """Suggest crops of a batch; where that fails, of its members one by one."""
     try:
-        return _suggest_batch(cropper, members, options)
+        return _suggest_batch(cropper, members)
     except Exception as error:
         if len(members) == 1:
             photo, decoded = members[0]
             return [Suggestion(photo, decoded.picture, {}, unexpected(photo, error))]
-        return [suggestion for member in members for suggestion in _suggest_each(cropper, [member], options)]
+        return [suggestion for member in members for suggestion in _suggest_each(cropper, [member])]
 
 
-def _suggest_batch(
-    cropper: CroppingBase, members: list[tuple[Source, _Decoded]], options: CropOptions
-) -> list[Suggestion]:
-    encodings = cropper.encode([decoded.pixels for _, decoded in members], cropper.source(options))
+def _suggest_batch(cropper: CroppingBase, members: list[tuple[Source, _Decoded]]) -> list[Suggestion]:
+    # What one image is asked and not another concerns its crops alone, never the eye that sees them.
+    source = cropper.source(members[0][1].options)
+    encodings = cropper.encode([decoded.pixels for _, decoded in members], source)
     suggestions = []
     for (photo, decoded), encoded in zip(members, encodings, strict=True):
         try:
-            result = cropper.answer(encoded, decoded.picture.size, options)
+            picture = decoded.picture
+            result = cropper.answer(encoded, picture.size, decoded.options, picture.inside)
             suggestions.append(Suggestion(photo, decoded.picture, result, **decoded.facts))
         except ValueError as error:
             # A constraint that cannot hold for this picture: a box outside it, or `strict`.

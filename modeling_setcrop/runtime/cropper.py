@@ -13,6 +13,7 @@ from ..crop_options import CropOptions
 from ..cropping import CroppingBase
 from ..image_preprocessing import ImagePreprocessing
 from ..image_sources import read_any_image
+from ..image_trimming import trimmed
 from .checkpoint import GRAPH_FOLDER, INT8_GRAPH, MODEL_GRAPH, CheckpointError, has_graphs
 
 Runtime = Literal["torch", "onnx", "onnx-int8"]
@@ -109,8 +110,13 @@ class Cropper(CroppingBase):
 
     def _answers(self, images: list[Any], timeout: float | None, options: CropOptions) -> list[Any]:
         pictures = [read_any_image(image, self.short_side, timeout) for image in images]
+        if options.trim:
+            pictures = [trimmed(picture) for picture in pictures]
         encoded = self.encode([self.prepare(picture) for picture in pictures], self.source(options))
-        return [self.answer(one, picture.size, options) for one, picture in zip(encoded, pictures, strict=True)]
+        return [
+            self.answer(one, picture.size, options, picture.inside)
+            for one, picture in zip(encoded, pictures, strict=True)
+        ]
 
     @property
     def config(self) -> Any:

@@ -1,0 +1,115 @@
+"""Bars, mats and passepartouts: the plain borders that were put around a photograph."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .crop_options import CropOptions
+from .image_reading import Picture
+
+# Colours this near to each other, of 255, are one: what JPEG makes of a plain border.
+_TOLERANCE = 12
+# A line is of one colour where all but this share of its pixels are.
+_STRAY = 0.02
+# A border ends where the photograph begins along most of a side. A sky or a backdrop ends at an outline instead.
+_EDGE = 0.6
+# A mat around a thin line around another mat is as many borders as this.
+_RINGS = 4
+# What is left of a side's length at least.
+_LEAST = 0.25
+
+
+def trimmed(picture: Picture) -> Picture:
+    """Return a picture without its plain borders; boxes are given in the whole one all the same."""
+    x1, y1, x2, y2 = content_box(picture.image)
+    if (x2 - x1, y2 - y1) == picture.image.size:
+        return picture
+    across, down = picture.size[1] / picture.image.width, picture.size[0] / picture.image.height
+    # Inwards, so that of a border that was seen at a reduced scale nothing is left.
+    inside = tuple(
+        int(np.ceil(edge * scale)) if low else int(edge * scale)
+        for edge, scale, low in ((x1, across, True), (y1, down, True), (x2, across, False), (y2, down, False))
+    )
+    return replace(picture, image=picture.image.crop((x1, y1, x2, y2)), inside=inside)
+
+
+def options_inside(options: CropOptions, inside: tuple[int, int, int, int]) -> CropOptions:
+    """Return options whose content counts from the corner of what is inside the borders."""
+
+    def moved(items: tuple[tuple[float, ...], ...]) -> list[tuple[float, ...]]:
+        shift = (inside[0], inside[1])
+        places = 2, 2, 4, 4
+        return [
+            tuple(value - shift[at % 2] if at < places[len(item) - 2] else value for at, value in enumerate(item))
+            for item in items
+        ]
+
+    return replace(options, keep=moved(options.keep), avoid=moved(options.avoid))
+
+
+def answer_outside(answer: Any, inside: tuple[int, int, int, int], size: tuple[int, int]) -> Any:
+    """Return an answer whose boxes and focus point count from the corner of the whole image (height and width)."""
+    x, y = inside[:2]
+    several = answer["crops"] if isinstance(answer, dict) else answer
+    for crop in several:
+        box = crop["box"]
+        crop["box"] = {name: value + (x if name[0] == "x" else y) for name, value in box.items()}
+    if isinstance(answer, dict):
+        focus, (width, height) = answer["focus_point"], (inside[2] - x, inside[3] - y)
+        answer["focus_point"] = {
+            "x": round((x + focus["x"] * width) / size[1], 4),
+            "y": round((y + focus["y"] * height) / size[0], 4),
+        }
+    return answer
+
+
+def content_box(image: Image.Image) -> tuple[int, int, int, int]:
+    """Return x1, y1, x2, y2 of what is inside an image's plain borders, in pixels; the whole image where it has none.
+
+    Args:
+        image: An RGB image.
+    """
+    pixels = np.asarray(image, dtype=np.int16)
+    height, width = pixels.shape[:2]
+    box = (0, 0, width, height)
+    for _ in range(_RINGS):
+        inner = _without_border(pixels, box)
+        if inner == box:
+            break
+        if inner[2] - inner[0] < _LEAST * width or inner[3] - inner[1] < _LEAST * height:
+            return (0, 0, width, height)
+        box = inner
+    return box
+
+
+def _without_border(pixels: np.ndarray, box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    """The box without one plain border at each of its sides."""
+    x1, y1, x2, y2 = box
+    top, bottom = _border(pixels[y1:y2, x1:x2]), _border(pixels[y1:y2, x1:x2][::-1])
+    rows = pixels[y1 + top : y2 - bottom, x1:x2].swapaxes(0, 1)
+    left, right = _border(rows), _border(rows[::-1])
+    # A mat is wider than its bars are known to be before the other pair of sides is off.
+    inside = pixels[y1:y2, x1 + left : x2 - right]
+    return x1 + left, y1 + max(top, _border(inside)), x2 - right, y2 - max(bottom, _border(inside[::-1]))
+
+
+def _border(lines: np.ndarray) -> int:
+    """How many lines (N, M, 3), from the first, are a border: of the first one's colour, with a straight end."""
+    if lines.shape[0] < 3 or lines.shape[1] < 3:
+        return 0
+    colour = np.median(lines[0], axis=0)
+    most = len(lines) // 2 + 1
+    count = next((at for at in range(most) if _share_of(lines[at], colour) < 1 - _STRAY), 0)
+    # Scaling and JPEG blur the edge over a few lines, which belong to neither side.
+    for soft in range(1, 5):
+        if 0 < count < len(lines) - soft and _share_of(lines[count + soft], colour) <= 1 - _EDGE:
+            return count + soft if soft > 1 else count
+    return 0
+
+
+def _share_of(line: np.ndarray, colour: np.ndarray) -> float:
+    return float((np.abs(line - colour).max(axis=-1) <= _TOLERANCE).mean())
