@@ -75,14 +75,19 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def _is_of_model(method: str, model: str) -> bool:
+    """Whether a method is the model, or the model in one of its ways: "NAME, NMS 0.9" and the like."""
+    return method == model or method.startswith(f"{model}, ")
+
+
 def results_table(evaluation: dict[str, Any]) -> str:
     """Markdown: a row a method, the model first and with 95 % intervals in brackets."""
     methods = evaluation["methods"]
     shown = [name for name in MEASURES if any(name in result["measures"] for result in methods.values())]
-    order = sorted(methods, key=lambda name: not name.startswith(evaluation["model"]))
+    order = sorted(methods, key=lambda name: not _is_of_model(name, evaluation["model"]))
     rows = {}
     for method in order:
-        own = method.startswith(evaluation["model"])
+        own = _is_of_model(method, evaluation["model"])
         rows[f"**{method}**" if own else method] = [
             _cell(methods[method]["measures"].get(name), interval=own) for name in shown
         ]
@@ -94,7 +99,7 @@ def comparison_table(evaluation: dict[str, Any]) -> str | None:
     compared = {
         method: result["less_best_blind"]
         for method, result in evaluation["methods"].items()
-        if result.get("less_best_blind") and method.startswith(evaluation["model"])
+        if result.get("less_best_blind") and _is_of_model(method, evaluation["model"])
     }
     shown = [name for name in MEASURES if any(name in found for found in compared.values())]
     if not shown:

@@ -201,6 +201,15 @@ def test_the_model_leads_the_table():
     assert results_table(EVALUATION).splitlines()[2].startswith("| **tiny** |")
 
 
+def test_a_model_whose_name_begins_a_baselines_has_its_own_rows_alone():
+    methods = dict(EVALUATION["methods"])
+    methods["c"] = methods["c, NMS 0.9"] = methods.pop("tiny")
+    evaluation = EVALUATION | {"model": "c", "methods": methods}
+    bold = [line.split("**")[1] for line in results_table(evaluation).splitlines() if "| **" in line]
+    assert bold == ["c", "c, NMS 0.9"]
+    assert len(comparison_table(evaluation).splitlines()) == 4
+
+
 def test_differences_from_the_best_blind_baseline_are_signed():
     assert comparison_table(EVALUATION).splitlines()[2] == "| tiny | +0.027 (+0.010 to +0.040) |"
     without = EVALUATION | {"methods": {"tiny": {"measures": {}}}}

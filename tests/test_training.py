@@ -75,11 +75,11 @@ def arguments(data: Path, start: Path, tmp_path: Path):
                 "data": str(data),
                 "model_name_or_path": str(start),
                 "output_dir": str(tmp_path / "out"),
-                "epochs": 2,
-                "batch_size": 4,
-                "lr": 1e-3,
+                "num_train_epochs": 2,
+                "per_device_train_batch_size": 4,
+                "learning_rate": 1e-3,
                 "num_workers": 0,
-                "log_every": 1,
+                "logging_steps": 1,
                 **options,
             }
         )
@@ -119,7 +119,14 @@ class TestRun:
         assert sum("validation_loss" in line for line in log_of(args)) == 2
 
     def test_overfits_three_pictures(self, arguments):
-        args = arguments(max_train_samples=3, epochs=25, batch_size=3, lr=1e-2, clip=1.0, eval_every=25)
+        args = arguments(
+            max_train_samples=3,
+            num_train_epochs=25,
+            per_device_train_batch_size=3,
+            learning_rate=1e-2,
+            max_grad_norm=1.0,
+            eval_every=25,
+        )
         CropTraining(args).train()
         losses = [line["loss"] for line in log_of(args) if "loss" in line]
         assert np.mean(losses[-3:]) < 0.7 * np.mean(losses[:3])
@@ -151,7 +158,7 @@ class TestRun:
         for batch_size, accumulation in ((4, 1), (2, 2)):
             args = arguments(
                 max_train_samples=4,
-                batch_size=batch_size,
+                per_device_train_batch_size=batch_size,
                 gradient_accumulation_steps=accumulation,
                 max_steps=1,
                 train_short_sides=[64],
@@ -208,7 +215,7 @@ class TestWithoutRatings:
     @pytest.fixture(params=[{}, {"train": 1}, {"train": 1, "validation": 1}], ids=["none", "train", "one in three"])
     def unrated(self, request, arguments, tmp_path):
         data = write_folder(tmp_path / "data", request.param, rated_every=3)
-        options = {"data": str(data), "layout": "folder", "batch_size": 2, "epochs": 1}
+        options = {"data": str(data), "layout": "folder", "per_device_train_batch_size": 2, "num_train_epochs": 1}
         return arguments(**options, config_overrides=["crop_scoring=true", "rerank=true"]), request.param
 
     def test_trains_and_validates(self, unrated):
@@ -259,7 +266,7 @@ class TestBatchSize:
     def test_validation_figures_are_those_of_single_images(self, scoring):
         found = []
         for batch_size in (1, 2, 8):
-            training = CropTraining(scoring(batch_size=batch_size))
+            training = CropTraining(scoring(per_device_train_batch_size=batch_size))
             found.append(training.evaluate(training.raw_model))
         assert found[0].keys() == found[1].keys() == found[2].keys() >= {"loss", "srcc", "ap_k10_085"}
         for figures in found[1:]:
@@ -268,7 +275,11 @@ class TestBatchSize:
     def test_accumulation_is_exact_where_only_some_images_are_rated(self, scoring, tmp_path):
         gradients = []
         for batch_size, accumulation in ((4, 1), (1, 4)):
-            options = {"batch_size": batch_size, "gradient_accumulation_steps": accumulation, "max_train_samples": 4}
+            options = {
+                "per_device_train_batch_size": batch_size,
+                "gradient_accumulation_steps": accumulation,
+                "max_train_samples": 4,
+            }
             training = CropTraining(scoring(**options, train_short_sides=[64], output_dir=str(tmp_path / "o")))
             fixed = [training.train_loader.collate_fn([item]) for item in _items(training)]
             gradients.append(
@@ -333,10 +344,10 @@ class TestResume:
             CropTraining(arguments(max_steps=1)).train()
 
     def test_steps_past_the_last_checkpoint_are_in_the_log_once(self, arguments, tmp_path):
-        args = arguments(checkpointing_steps=2, epochs=2)
+        args = arguments(checkpointing_steps=2, num_train_epochs=2)
         CropTraining(args).train()
         whole = [line for line in log_of(args) if "loss" in line]
-        killed = arguments(checkpointing_steps=2, epochs=2, output_dir=str(tmp_path / "killed"))
+        killed = arguments(checkpointing_steps=2, num_train_epochs=2, output_dir=str(tmp_path / "killed"))
         training = StoppedAt(killed)
         # Killed: nothing is saved, and the log's last line is torn.
         training._interrupt = lambda: (_ for _ in ()).throw(KeyboardInterrupt)
@@ -365,7 +376,7 @@ class TestResume:
     def test_refuses_another_batch_size(self, arguments):
         CropTraining(arguments(max_steps=3)).train()
         with pytest.raises(CheckpointError, match="3 steps an epoch, not 5"):
-            CropTraining(arguments(batch_size=2, resume_from_checkpoint="latest")).train()
+            CropTraining(arguments(per_device_train_batch_size=2, resume_from_checkpoint="latest")).train()
 
     def test_says_where_there_is_no_checkpoint(self, tmp_path):
         with pytest.raises(CheckpointError, match="no checkpoint to resume from"):
@@ -434,7 +445,7 @@ class TestOptimisation:
         assert len(rest["params"]) + len(backbone["params"]) == len(list(model.parameters()))
 
     def test_frozen_stages_do_not_move(self, arguments, start):
-        args = arguments(freeze_backbone_stages=2, max_steps=2, lr_backbone=1e-3, clip=10.0)
+        args = arguments(freeze_backbone_stages=2, max_steps=2, lr_backbone=1e-3, max_grad_norm=10.0)
         training = CropTraining(args)
         before = {name: p.clone() for name, p in backbone_of(training.raw_model).named_parameters()}
         training.train()
@@ -466,7 +477,9 @@ class TestOptimisation:
 
     def test_batch_norm_of_the_backbone_stays_as_it_was(self, arguments, resnet_start):
         start = resnet_start
-        training = CropTraining(arguments(model_name_or_path=str(start), max_steps=2, lr_backbone=1e-3, clip=10.0))
+        training = CropTraining(
+            arguments(model_name_or_path=str(start), max_steps=2, lr_backbone=1e-3, max_grad_norm=10.0)
+        )
         before = {name: b.clone() for name, b in backbone_of(training.raw_model).named_buffers()}
         training.train()
         after = dict(backbone_of(training.raw_model).named_buffers())
@@ -603,9 +616,9 @@ class TestReporting:
             "model_name_or_path",
             "output_dir",
             "max_steps",
-            "batch_size",
+            "per_device_train_batch_size",
             "num_workers",
-            "log_every",
+            "logging_steps",
         ):
             command += [f"--{name}", str(getattr(args, name))]
         environment = {**os.environ, "TRACKIO_DIR": str(tmp_path / "trackio")}
@@ -843,9 +856,11 @@ class TestArguments:
 
     def test_the_command_line_overrides_the_file(self, tmp_path):
         file = tmp_path / "recipe.yaml"
-        file.write_text("lr: 3e-4\nepochs: 7\ntrain_short_sides: [480, 512]\nprofile: true\nema_decay: 0.99\n")
-        args = parse_arguments([*self.NEEDED, "--config", str(file), "--epochs", "9"])
-        assert (args.lr, args.epochs, args.train_short_sides) == (3e-4, 9, [480, 512])
+        file.write_text(
+            "learning_rate: 3e-4\nnum_train_epochs: 7\ntrain_short_sides: [480, 512]\nprofile: true\nema_decay: 0.99\n"
+        )
+        args = parse_arguments([*self.NEEDED, "--config", str(file), "--num_train_epochs", "9"])
+        assert (args.learning_rate, args.num_train_epochs, args.train_short_sides) == (3e-4, 9, [480, 512])
         assert args.profile is True and args.ema_decay == 0.99
 
     @pytest.mark.parametrize(
@@ -855,11 +870,11 @@ class TestArguments:
             ("warmup_step: 1", "unknown option 'warmup_step'; did you mean 'warmup_steps'"),
             ("- lr", "expected a table of options"),
             ("lr: [", "not valid YAML"),
-            ("batch_size: 0", "batch_size is 0; it must be at least 1"),
+            ("per_device_train_batch_size: 0", "per_device_train_batch_size is 0; it must be at least 1"),
             ("lr_scheduler: linear", "lr_scheduler is 'linear'; it must be one of step, cosine"),
             ("train_short_sides: [8]", "each must be at least 32 pixels"),
             ("ema_decay: 1.0", "ema_decay is 1.0; it must be between 0 and 1"),
-            ("lr: -1", "lr is -1.0; it must not be negative"),
+            ("learning_rate: -1", "learning_rate is -1.0; it must not be negative"),
         ],
     )
     def test_bad_options_are_named(self, tmp_path, text, message):
@@ -867,6 +882,18 @@ class TestArguments:
         file.write_text(text)
         with pytest.raises(ValueError, match=message.replace("[", r"\[")):
             parse_arguments([*self.NEEDED, "--config", str(file)])
+
+    def test_old_names_are_understood_with_a_note(self, tmp_path, caplog):
+        file = tmp_path / "recipe.yaml"
+        file.write_text("lr: 3e-4\nclip: 0.5\n")
+        args = parse_arguments(
+            [*self.NEEDED, "--config", str(file), "--epochs", "9", "--batch_size=3", "--log_every", "7"]
+        )
+        found = (args.learning_rate, args.max_grad_norm, args.num_train_epochs)
+        assert found == (3e-4, 0.5, 9)
+        assert (args.per_device_train_batch_size, args.logging_steps) == (3, 7)
+        assert "the option epochs is called num_train_epochs now" in caplog.text
+        assert "the option lr is called learning_rate now" in caplog.text
 
     def test_a_missing_folder_is_named(self):
         with pytest.raises(ValueError, match="model_name_or_path is not given"):

@@ -48,9 +48,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
         "--num_workers",
         "0",
     ]
-    options += ["--log_every", "1", "--ema_decay", "0.5", "--eval_every", "100"]
-    assert run([*options, "--batch_size", "4", "--output_dir", str(root / "1")], prog="one") == 0
-    launch_two(*options, "--batch_size", "2", "--output_dir", str(root / "2"))
+    options += ["--logging_steps", "1", "--ema_decay", "0.5", "--eval_every", "100"]
+    assert run([*options, "--per_device_train_batch_size", "4", "--output_dir", str(root / "1")], prog="one") == 0
+    launch_two(*options, "--per_device_train_batch_size", "2", "--output_dir", str(root / "2"))
     return {processes: root / str(processes) for processes in (1, 2)}
 
 

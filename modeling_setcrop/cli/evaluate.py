@@ -184,7 +184,8 @@ def _load_model(model: str | None) -> tuple[Any, Any, str]:
 
     logging.disable_progress_bar()
     checkpoint = model or DEFAULT_CHECKPOINT
-    name = Path(checkpoint).name
+    # "." and ".." are folders with a name too.
+    name = (Path(checkpoint).resolve() if Path(checkpoint).is_dir() else Path(checkpoint)).name
     return (
         AutoModelForObjectDetection.from_pretrained(checkpoint, trust_remote_code=False),
         AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False),

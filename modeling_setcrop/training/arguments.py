@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -13,13 +14,24 @@ from transformers import HfArgumentParser
 
 from ..data import LAYOUTS
 
+logger = logging.getLogger(__name__)
+
 SCHEDULES = ("step", "cosine")
 PRECISIONS = ("no", "fp16", "bf16")
 
+# Names of options before they were those of transformers' `TrainingArguments`; understood for one more version.
+_OLD_NAMES = {
+    "epochs": "num_train_epochs",
+    "batch_size": "per_device_train_batch_size",
+    "lr": "learning_rate",
+    "clip": "max_grad_norm",
+    "log_every": "logging_steps",
+}
+
 _AT_LEAST_ONE = (
-    "epochs",
+    "num_train_epochs",
     "max_steps",
-    "batch_size",
+    "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "max_long_side",
     "eval_short_side",
@@ -27,7 +39,7 @@ _AT_LEAST_ONE = (
     "max_train_samples",
     "max_eval_samples",
     "eval_every",
-    "log_every",
+    "logging_steps",
     "checkpointing_steps",
     "checkpoints_total_limit",
 )
@@ -64,11 +76,11 @@ class CropTrainingArguments:
     )
     output_dir: str = _option("", "Where the model, its checkpoints and the log are written.")
 
-    epochs: int = _option(50, "Epochs to train.")
+    num_train_epochs: int = _option(50, "Epochs to train.")
     max_steps: int | None = _option(None, "Stop after this many optimiser steps, whatever the epochs say.")
-    batch_size: int = _option(16, "Pictures in a batch of one process.")
+    per_device_train_batch_size: int = _option(16, "Pictures in a batch of one process.")
     gradient_accumulation_steps: int = _option(1, "Batches to one optimiser step.")
-    lr: float = _option(1e-4, "Learning rate.")
+    learning_rate: float = _option(1e-4, "Learning rate.")
     lr_backbone: float = _option(1e-5, "Learning rate of the backbone.")
     weight_decay: float = _option(1e-4, "Weight decay of AdamW.")
     lr_scheduler: str = _option("step", f"Schedule of the learning rate: {', '.join(SCHEDULES)}.")
@@ -77,7 +89,7 @@ class CropTrainingArguments:
         metadata={"help": "Epochs after which the step schedule divides the rate by ten."},
     )
     warmup_steps: int = _option(0, "Optimiser steps of linear warm-up.")
-    clip: float = _option(0.1, "Largest norm of the gradient.")
+    max_grad_norm: float = _option(0.1, "Largest norm of the gradient.")
     freeze_backbone_stages: int = _option(
         0, "Keep the backbone's stem and first K stages as they are; 0: train all; -1: none."
     )
@@ -109,7 +121,7 @@ class CropTrainingArguments:
     metric_for_best: str = _option(
         "loss", "Which validation figure chooses the best model: loss (lower) or a metric (higher)."
     )
-    log_every: int = _option(50, "Optimiser steps between two lines of the log.")
+    logging_steps: int = _option(50, "Optimiser steps between two lines of the log.")
     checkpointing_steps: int | None = _option(
         None, "Optimiser steps between checkpoints, beside one at each epoch's end."
     )
@@ -140,15 +152,41 @@ class CropTrainingArguments:
         for name in _AT_LEAST_ONE:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("lr", "lr_backbone", "weight_decay", "warmup_steps", "num_workers", "distillation_start_epoch"):
+        for name in (
+            "learning_rate",
+            "lr_backbone",
+            "weight_decay",
+            "warmup_steps",
+            "num_workers",
+            "distillation_start_epoch",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
-        if self.clip <= 0:
-            raise ValueError(f"clip is {self.clip}; it must be positive")
+        if self.max_grad_norm <= 0:
+            raise ValueError(f"max_grad_norm is {self.max_grad_norm}; it must be positive")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}; it must be between 0 and 1")
         if self.train_short_sides is not None and (not self.train_short_sides or min(self.train_short_sides) < 32):
             raise ValueError(f"train_short_sides is {self.train_short_sides}; each must be at least 32 pixels")
+
+
+def _new_name(name: str) -> str:
+    if name not in _OLD_NAMES:
+        return name
+    logger.warning("the option %s is called %s now; the old name goes with the next version", name, _OLD_NAMES[name])
+    return _OLD_NAMES[name]
+
+
+def _with_new_names(argv: Sequence[str]) -> list[str]:
+    """The command line with old options by their new names."""
+    renamed = []
+    for part in argv:
+        option, equals, value = part.partition("=")
+        name = option.removeprefix("--").replace("-", "_")
+        renamed.append(
+            f"--{_new_name(name)}{equals}{value}" if option.startswith("--") and name in _OLD_NAMES else part
+        )
+    return renamed
 
 
 def _read_yaml(path: Path, known: set[str]) -> dict[str, object]:
@@ -158,6 +196,7 @@ def _read_yaml(path: Path, known: set[str]) -> dict[str, object]:
         raise ValueError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a table of options, one 'name: value' a line")
+    values = {_new_name(name): value for name, value in values.items()}
     for name in values:
         if name not in known:
             close = difflib.get_close_matches(str(name), known, n=1)
@@ -174,6 +213,7 @@ def parse_arguments(argv: Sequence[str], prog: str | None = None) -> CropTrainin
         FileNotFoundError: the YAML file does not exist.
         SystemExit: the command line itself is wrong (argparse has printed why), or asked for help.
     """
+    argv = _with_new_names(argv)
     parser = HfArgumentParser(CropTrainingArguments, prog=prog, description="Trains a SetCrop model.")
     parser.add_argument("--config", type=Path, help="YAML file with any of these options.")
     config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

@@ -88,7 +88,7 @@ class CropTraining:
 
     The run writes into `args.output_dir`: the best model by validation, with its image processor and `metrics.json`,
     ready for `from_pretrained`; `checkpoint-STEP/`, the last state, to resume from; `log.jsonl`, a line of JSON for
-    every `log_every` steps and every validation.
+    every `logging_steps` steps and every validation.
 
     Args:
         args: what to train and how.
@@ -136,7 +136,7 @@ class CropTraining:
         backbone_of(model).to(memory_format=torch.channels_last)
         self.raw_model = model
         optimizer = torch.optim.AdamW(
-            parameter_groups(model, args.lr, args.lr_backbone), weight_decay=args.weight_decay
+            parameter_groups(model, args.learning_rate, args.lr_backbone), weight_decay=args.weight_decay
         )
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.teacher: MomentumTeacher | None = None
@@ -151,7 +151,7 @@ class CropTraining:
             self.validation_rows, self._sampler(self.validation_rows, shuffle=False), augment=False
         )
         self.steps_per_epoch = -(-len(self.sampler) // args.gradient_accumulation_steps)
-        self.total_steps = args.max_steps or args.epochs * self.steps_per_epoch
+        self.total_steps = args.max_steps or args.num_train_epochs * self.steps_per_epoch
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: learning_rate_factor(step, args, self.steps_per_epoch, self.total_steps)
         )
@@ -212,7 +212,7 @@ class CropTraining:
                 pictures = sum(len(batch["labels"]) for batch in batches) * self.accelerator.num_processes
                 log.add(losses, pictures)
                 bar.update()
-                if self.step % self.args.log_every == 0:
+                if self.step % self.args.logging_steps == 0:
                     figures = log.take(self.accelerator)
                     bar.set_postfix(loss=f"{figures['loss']:.3f}")
                     shares = self.timer.shares() if self.args.profile else {}
@@ -244,7 +244,7 @@ class CropTraining:
                 self.timer.mark("backward")
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach() / len(batches)
-        self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.clip)
+        self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad()
@@ -437,7 +437,7 @@ class CropTraining:
         return AspectRatioBatchSampler(
             rows["height"][:],
             rows["width"][:],
-            self.args.batch_size,
+            self.args.per_device_train_batch_size,
             sides or [size["shortest_edge"]],
             long_side or size["longest_edge"],
             shuffle=shuffle,
