@@ -141,11 +141,11 @@ def _predict_batch(
     as_set = [None] * len(crops)
     if model.config.crop_scoring:
         chosen = processor.post_process_image_cropping(outputs, threshold=-1.0, as_set=True)
-        boxes = [crop["boxes"].double().cpu().numpy() for crop in chosen]
+        boxes = [crop["boxes"].cpu().double().numpy() for crop in chosen]
         as_set = [(box, np.linspace(1, 0, len(box), endpoint=False)) for box in boxes]
     scores = [None] * len(crops)
     if candidates is not None:
-        predicted = outputs.crop_scores.double().cpu().numpy()
+        predicted = outputs.crop_scores.cpu().double().numpy()
         scores = [row[: len(boxes)] for row, boxes in zip(predicted, candidates, strict=True)]
     return [_Answer(*parts) for parts in zip(crops, scores, by_validity, as_set, strict=True)]
 
@@ -153,4 +153,4 @@ def _predict_batch(
 def _ranked(outputs: Any, processor: Any) -> list[tuple[np.ndarray, np.ndarray]]:
     # Below any probability: nothing is left out.
     crops = processor.post_process_image_cropping(outputs, threshold=-1.0)
-    return [(crop["boxes"].double().cpu().numpy(), crop["scores"].double().cpu().numpy()) for crop in crops]
+    return [(crop["boxes"].cpu().double().numpy(), crop["scores"].cpu().double().numpy()) for crop in crops]
