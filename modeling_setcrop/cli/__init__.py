@@ -27,6 +27,8 @@ app = typer.Typer(
     help="Diverse, well-composed crops of photographs, each with the probability that a person would call it good.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    # Help in plain text: drawing it with Rich takes longer than all else that `--help` does.
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
