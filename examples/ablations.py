@@ -43,8 +43,9 @@ from modeling_setcrop.evaluation import Labels, Predictions, baselines
 from modeling_setcrop.evaluation.tables import write_text
 from modeling_setcrop.metrics import functional
 from modeling_setcrop.modeling_setcrop import SetCropEncoderOutput
+from modeling_setcrop.training.averaging import moving_average
 from modeling_setcrop.training.setcrop_lite import anchor_boxes
-from modeling_setcrop.training.teacher import MomentumTeacher
+from modeling_setcrop.training.teacher import label_with_teacher
 
 MUS = (0.1, 0.3, 0.5, 0.7, 0.9)
 HEADS_MU = 0.5
@@ -285,8 +286,8 @@ def train(options: argparse.Namespace, name: str, seed: int) -> None:
         batch = caches["train"][number]
         inputs = {"encoder_outputs": encode(model.train(), batch, variant), "labels": batch.labels}
         if model.config.label_smoothing == "distillation" and step > DISTILLATION_START * len(batches):
-            teacher = teacher or MomentumTeacher(model, model.config.distillation_momentum)
-            teacher.label(inputs)
+            teacher = teacher or moving_average(model, model.config.distillation_momentum)
+            label_with_teacher(teacher, inputs)
         loss = model(**inputs).loss
         optimizer.zero_grad()
         loss.backward()
@@ -294,7 +295,7 @@ def train(options: argparse.Namespace, name: str, seed: int) -> None:
         optimizer.step()
         schedule.step()
         if teacher is not None:
-            teacher.update(model)
+            teacher.update_parameters(model)
         if step in validate_after:
             figures = evaluate(model, processor, variant, caches["validation"], labels["validation"])
             validation.append({"step": step, **figures})

@@ -26,7 +26,7 @@ from modeling_setcrop import SetCropConfig, SetCropForImageCropping
 from modeling_setcrop.data import load
 from modeling_setcrop.training import checkpointing, engine
 from modeling_setcrop.training.arguments import CropTrainingArguments, parse_arguments
-from modeling_setcrop.training.averaging import AveragedModel
+from modeling_setcrop.training.averaging import moving_average
 from modeling_setcrop.training.checkpointing import CheckpointError, find_checkpoint
 from modeling_setcrop.training.engine import (
     CropTraining,
@@ -43,7 +43,7 @@ from modeling_setcrop.training.initialization import (
     load_processor,
     parse_overrides,
 )
-from modeling_setcrop.training.teacher import MomentumTeacher
+from modeling_setcrop.training.teacher import label_with_teacher
 
 RECIPES = Path(__file__).resolve().parents[1] / "examples" / "configs"
 
@@ -501,23 +501,23 @@ class TestOptimisation:
     def test_average_follows_the_papers_formula(self):
         model = torch.nn.Linear(2, 1)
         torch.nn.init.constant_(model.weight, 1.0)
-        average = AveragedModel(model, theta=0.25)
+        average = moving_average(model, theta=0.25)
         torch.nn.init.constant_(model.weight, 5.0)
-        average.update(model)
-        assert average.model.weight.tolist() == [[2.0, 2.0]]  # 0.25 * 5 + 0.75 * 1
-        average.update(model)
-        assert average.model.weight.tolist() == [[2.75, 2.75]]
+        average.update_parameters(model)
+        assert average.module.weight.tolist() == [[2.0, 2.0]]  # 0.25 * 5 + 0.75 * 1
+        average.update_parameters(model)
+        assert average.module.weight.tolist() == [[2.75, 2.75]]
 
 
 class TestDistillation:
     def test_the_teacher_labels_with_its_own_probabilities_in_eval_mode(self, start):
         model = load_model(str(start), {"label_smoothing": "distillation"})
-        teacher = MomentumTeacher(model, theta=0.5)
+        teacher = moving_average(model, theta=0.5)
         with torch.no_grad():
             model.class_labels_classifier.bias += 1  # the student has moved on; the teacher has not
         pixels = torch.rand(2, 3, 64, 64)
         batch = {"pixel_values": pixels, "pixel_mask": torch.ones(2, 64, 64), "labels": [{}, {}]}
-        teacher.label(batch)
+        label_with_teacher(teacher, batch)
         with torch.no_grad():
             student = model.eval()(pixels).logits[..., 0]
         for label, logits in zip(batch["labels"], student, strict=True):

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from ..data import load
 from ..data.collation import AspectRatioBatchSampler, CropCollator, CropPictures
 from .arguments import CropTrainingArguments, parse_arguments
-from .averaging import AveragedModel
+from .averaging import AveragedModel, moving_average
 from .checkpointing import (
     CheckpointError,
     checkpoint_folder,
@@ -48,7 +48,7 @@ from .evaluation import FIGURES, RATED_FIGURES, validation_figures, validation_r
 from .initialization import backbone_of, freeze_backbone_stages, load_model, load_processor, parse_overrides
 from .publishing import prepare_repository, publish
 from .record import write_training_record
-from .teacher import MomentumTeacher
+from .teacher import label_with_teacher
 from .timing import StepTimer
 
 logger = logging.getLogger(__name__)
@@ -139,11 +139,11 @@ class CropTraining:
             parameter_groups(model, args.learning_rate, args.lr_backbone), weight_decay=args.weight_decay
         )
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        self.teacher: MomentumTeacher | None = None
+        self.teacher: AveragedModel | None = None
         self.timer = StepTimer(args.profile, self.accelerator.device)
         self.timer.watch(model.model)
         # Made after `prepare`, which gives every process the weights of the first.
-        self.average = None if args.ema_decay is None else AveragedModel(model, 1 - args.ema_decay)
+        self.average = None if args.ema_decay is None else moving_average(model, 1 - args.ema_decay)
 
         self.sampler = self._sampler(self.train_rows, shuffle=True)
         self.train_loader = self._loader(self.train_rows, self.sampler, augment=True)
@@ -234,7 +234,7 @@ class CropTraining:
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
                 inputs = self._on_device(batch)
                 if self.teacher is not None:
-                    self.teacher.label(inputs)
+                    label_with_teacher(self.teacher, inputs)
                 outputs = self.model(**inputs, num_good_crops=crops)
                 losses = self._losses(outputs, batch, rated)
                 if not torch.isfinite(losses["loss"]):
@@ -251,14 +251,14 @@ class CropTraining:
         self.step += 1
         for average in (self.average, self.teacher):
             if average is not None:
-                average.update(self.raw_model)
+                average.update_parameters(self.raw_model)
         return sums
 
     def _start_teacher(self) -> None:
         config = self.raw_model.config
         due = config.label_smoothing == "distillation" and self.epoch >= self.args.distillation_start_epoch
         if due and self.teacher is None:
-            self.teacher = MomentumTeacher(self.raw_model, config.distillation_momentum)
+            self.teacher = moving_average(self.raw_model, config.distillation_momentum)
 
     def _losses(self, outputs: Any, batch: dict[str, Any], rated: torch.Tensor) -> dict[str, torch.Tensor]:
         """The loss and its parts, with the scoring head's divided by `rated`, not by the rated images of the batch."""
@@ -298,7 +298,7 @@ class CropTraining:
     # Validation and checkpoints
 
     def _validate(self) -> None:
-        model = self.raw_model if self.average is None else self.average.model
+        model = self.raw_model if self.average is None else self.average.module
         figures = self.evaluate(model)
         if self.accelerator.is_main_process:
             self._log({f"validation_{name}": value for name, value in figures.items()})
@@ -344,9 +344,9 @@ class CropTraining:
         self.raw_model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
         if self.average is not None:
-            save_weights(self.average.model, folder / "average.safetensors")
+            save_weights(self.average.module, folder / "average.safetensors")
         if self.teacher is not None:
-            save_weights(self.teacher.model, folder / "teacher.safetensors")
+            save_weights(self.teacher.module, folder / "teacher.safetensors")
         save_optimizer(self.optimizer, folder)
         save_random_states(random_states, folder)
         progress = {
@@ -369,10 +369,10 @@ class CropTraining:
             )
         load_optimizer(self.optimizer, folder)
         if self.average is not None:
-            load_weights(self.average.model, folder / "average.safetensors")
+            load_weights(self.average.module, folder / "average.safetensors")
         if (folder / "teacher.safetensors").is_file():
-            self.teacher = MomentumTeacher(self.raw_model, self.raw_model.config.distillation_momentum)
-            load_weights(self.teacher.model, folder / "teacher.safetensors")
+            self.teacher = moving_average(self.raw_model, self.raw_model.config.distillation_momentum)
+            load_weights(self.teacher.module, folder / "teacher.safetensors")
         self.step, self.epoch, self.batches_done = (progress[k] for k in ("step", "epoch", "batches_done"))
         self.best = progress["best"]
         self.scheduler.last_epoch = progress["scheduler"]["last_epoch"]
