@@ -27,12 +27,12 @@ RAW_SUFFIXES = frozenset({".nef", ".cr2", ".cr3", ".arw", ".dng", ".raf", ".orf"
 MAX_BYTES = 8 * MAX_PIXELS
 """Most memory, in bytes, that decoding an image file and cutting crops from it may take."""
 
-# Bytes a pixel that decoders take beside the decoded image, measured; others take almost nothing.
 # Mean lightness of 255 above which a cut-out needs a dark backdrop to be seen.
 _LIGHT = 200
-_DECODER_BYTES = {"WEBP": 12, "AVIF": 8, "JPEG2000": 12, "HEIF": 8, "GIF": 8}
+# Bytes a pixel that decoders take beside the decoded image, measured; others take almost nothing.
+_DECODER_BYTES = {"WEBP": 12, "AVIF": 12, "JPEG2000": 16, "HEIF": 12, "GIF": 8}
 # Modes that Pillow converts through copies of the whole image are converted in bands of so many pixels.
-_BAND_PIXELS = 4_000_000
+_BAND_PIXELS = 1_000_000
 # Decoded by starting another program, or not at all.
 _RUN_BY_OTHERS = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5"})
 

@@ -38,9 +38,9 @@ MAX_ANIMATION_PIXELS = 1_000_000_000
 """Pixels of all frames together of the largest animation that is cut."""
 
 # Crops are cut in bands of so many pixels, so that turning and converting them holds no second copy.
-_BAND_PIXELS = 4_000_000
+_BAND_PIXELS = 1_000_000
 # Bytes a pixel of the crop that its encoder takes, measured; other encoders take almost nothing.
-_ENCODING_BYTES = {"WEBP": 8, "AVIF": 16, "JPEG2000": 20, "GIF": 8}
+_ENCODING_BYTES = {"WEBP": 16, "AVIF": 24, "JPEG2000": 36, "GIF": 8}
 
 
 @dataclass(frozen=True)
@@ -148,11 +148,17 @@ def cutting_bytes(image: Image.Image, crops: Sequence[CropFile]) -> int:
                 )
         # Stretching integers and floats to eight bits goes through one more copy.
         held = 8 if image.mode in ("I", "F") else 4
-        # Transparent images are multiplied by their alpha, in a copy, before they are resized.
-        beside = held_bytes(image) if crop.size and image.mode in ("LA", "RGBA") else 0
+        beside = image.width * image.height * _resizing_bytes(image) if crop.size else 0
         most = max(most, pixels * (held * frames + _ENCODING_BYTES.get(crop.format, 0)) + beside)
     # What the decoder needed is free again when crops are cut.
     return max(decoding_bytes(image), held_bytes(image) + most)
+
+
+def _resizing_bytes(image: Image.Image) -> int:
+    """Return how many bytes a pixel of the image it takes, beside the image, to resize a crop of it."""
+    # The crop, converted; and transparent images are multiplied by their alpha in one more copy.
+    converted = {"1": 2, "P": 5, "PA": 8, "La": 8, "RGBa": 8}.get(image.mode, 0)
+    return converted + (4 if has_alpha(image) else 0)
 
 
 def _cut_all(
@@ -290,7 +296,9 @@ def _resized(frame: Image.Image, place: tuple[float, float, float, float], size:
         place = (place[0] - left, place[1] - top, place[2] - left, place[3] - top)
         if frame.mode in ("P", "PA", "1"):
             frame = frame.convert("RGBA" if has_alpha(frame) else "L" if frame.mode == "1" else "RGB")
-    return frame.resize(size, Image.Resampling.LANCZOS, box=place, reducing_gap=3.0)
+    # Pillow cannot average whole pixels of 16-bit integers.
+    gap = None if frame.mode.startswith("I;16") else 3.0
+    return frame.resize(size, Image.Resampling.LANCZOS, box=place, reducing_gap=gap)
 
 
 def stored_box(box: tuple[int, int, int, int], size: tuple[int, int], image: Image.Image) -> tuple[int, int, int, int]:
