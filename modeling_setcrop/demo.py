@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from .drawing import DRAWING_SIDE, draw_crops
-from .image_reading import ImageFileError, load_image_file
+from .image_reading import load_image_file, one_line
 from .images.formats import output_suffix
 from .images.writing import CropFile, write_crops
 
@@ -25,6 +25,25 @@ RATIOS = ("free", "original", "1:1", "4:5", "3:2", "16:9", "9:16")
 _HEADERS = ["rank", "score", "left", "top", "right", "bottom", "size"]
 # Files made for a visitor are deleted after so many seconds.
 _LIFETIME = 3600
+MAX_UPLOAD = 64_000_000
+"""Bytes of the largest file that a visitor may upload."""
+
+
+class _Page(gr.Blocks):
+    """A page that takes no file of more than `MAX_UPLOAD` bytes, however it is launched."""
+
+    def launch(self, *args: Any, max_file_size: int | str | None = MAX_UPLOAD, **kwargs: Any) -> Any:
+        return super().launch(*args, max_file_size=max_file_size, **kwargs)
+
+
+class _Upload(gr.Image):
+    """An image field that hands on the file as it is, so that what is wrong with it is said by who reads it."""
+
+    # Gradio shows it as its parent.
+    is_template = True
+
+    def preprocess(self, payload: Any) -> str | None:
+        return None if payload is None else payload.path
 
 
 def build_demo(cropper: ImageCroppingPipeline, examples: list[str] | None = None) -> gr.Blocks:
@@ -51,8 +70,9 @@ def build_demo(cropper: ImageCroppingPipeline, examples: list[str] | None = None
                 details=True,
             )
             files = _write_files(folder, Path(path), result)
-        except (ImageFileError, ValueError) as error:
-            raise gr.Error(str(error).replace(f"{path}: ", "")) from None
+        except Exception as error:
+            # Whatever it is, the visitor is told, and not where the file lies.
+            raise gr.Error(one_line(error).replace(f"{path}: ", "")) from None
         focus = result["focus_point"]
         verdict = (
             f"Whole picture {result['keep_original']:.2f}, best crop {result['improves']:+.2f}; "
@@ -65,11 +85,11 @@ def build_demo(cropper: ImageCroppingPipeline, examples: list[str] | None = None
             verdict,
         )
 
-    with gr.Blocks(title="SetCrop", delete_cache=(_LIFETIME, _LIFETIME)) as page:
+    with _Page(title="SetCrop", delete_cache=(_LIFETIME, _LIFETIME)) as page:
         gr.Markdown("# SetCrop\nDiverse, well-composed crops of a photograph, ranked.")
         with gr.Row():
             with gr.Column():
-                photo = gr.Image(label="Photograph", type="filepath", image_mode=None, sources=["upload", "clipboard"])
+                photo = _Upload(label="Photograph", type="filepath", image_mode=None, sources=["upload", "clipboard"])
                 ratio = gr.Dropdown(RATIOS, value="free", label="Aspect ratio", allow_custom_value=True)
                 count = gr.Slider(1, 10, value=5, step=1, label="Crops")
                 diversity = gr.Slider(0, 1, value=0.3, step=0.05, label="Diversity")

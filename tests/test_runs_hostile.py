@@ -454,6 +454,32 @@ def test_a_journal_cannot_make_prune_leave_its_folder(setcrop, album, tmp_path):
     assert victim.exists()
 
 
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".png", ".jpg", ".tif", ".bmp"])
+def test_a_drawing_is_of_the_format_that_its_name_says(setcrop, album, tmp_path, suffix):
+    drawing = tmp_path / f"drawn{suffix}"
+    assert setcrop("suggest", album / "photo0.jpg", "--annotate", drawing).exit_code == 0
+    with Image.open(drawing) as image:
+        assert Image.registered_extensions()[suffix] == image.format and image.size == (90, 60)
+
+
+def test_a_drawing_of_no_known_format_is_refused_before_anything_is_read(setcrop, album, tmp_path):
+    result = setcrop("suggest", album / "photo0.jpg", "--annotate", tmp_path / "drawn.xyz")
+    assert result.exit_code == 1 and "unknown image format '.xyz'" in result.stderr and result.stdout == ""
+
+
+def test_a_file_is_opened_twice_to_be_read_and_to_be_cut(cropper, album, tmp_path, monkeypatch):
+    opened = []
+    real_open = os.open
+
+    def counting(path, *args, **kwargs):
+        opened.append(str(path))
+        return real_open(path, *args, **kwargs)
+
+    monkeypatch.setattr("os.open", counting)
+    run(cropper, [album / "photo0.jpg"], tmp_path / "out", top_k=3, name="{stem}_{rank}")
+    assert opened.count(str(album / "photo0.jpg")) == 2
+
+
 def test_the_version_and_the_module_that_is_the_command():
     assert CliRunner().invoke(app, ["--version"]).stdout == f"setcrop {modeling_setcrop.__version__}\n"
     text = subprocess.run(

@@ -62,12 +62,14 @@ def suggest(
     workers: shared.Workers = None,
 ) -> None:
     """Suggest crops of photographs: ranked boxes with the probability that a person would call each one good."""
+    from modeling_setcrop.images.formats import format_of
+
     try:
         options, wishes = shared.selection_options(context.params), shared.content_options(context.params)
-    except shared.UsageError as error:
+        if annotate is not None and annotate.suffix:
+            format_of(annotate)
+    except (shared.UsageError, ValueError) as error:
         raise shared.fail(f"setcrop suggest: {error}") from None
-    if annotate is not None and annotate.suffix.lower() not in ("", ".jpg", ".jpeg", ".png"):
-        raise shared.fail(f"setcrop suggest: --annotate {annotate}: drawings are .jpg or .png files")
     from modeling_setcrop.image_reading import RAW_SUFFIXES
     from modeling_setcrop.images.finding import IMAGE_SUFFIXES
     from modeling_setcrop.integrations.formats import format_lines
@@ -218,6 +220,7 @@ def annotate_photo(suggestion: Suggestion, target: Path) -> Path:
     from modeling_setcrop.drawing import DRAWING_SIDE, draw_crops
     from modeling_setcrop.image_reading import ImageFileError, load_image_file
     from modeling_setcrop.images.atomic import atomic_writer
+    from modeling_setcrop.images.formats import format_of, save_options
 
     photo = suggestion.photo
     if not target.suffix:
@@ -225,7 +228,8 @@ def annotate_photo(suggestion: Suggestion, target: Path) -> Path:
     if target.exists() and target.samefile(photo.path):
         raise ImageFileError(photo.path, "the drawing would overwrite the photograph itself")
     picture = load_image_file(photo.path, DRAWING_SIDE)
-    format = "PNG" if target.suffix.lower() == ".png" else "JPEG"
+    format = format_of(target)
     with atomic_writer(target) as file:
-        draw_crops(picture, suggestion.result["crops"]).save(file, format=format, quality=90)
+        drawn = draw_crops(picture, suggestion.result["crops"])
+        drawn.save(file, format=format, **save_options(drawn, format, 90))
     return target

@@ -68,6 +68,18 @@ def output_suffix(path: str | os.PathLike[str], format: str | None = None) -> st
     return suffix
 
 
+def format_of(path: Path) -> str:
+    """Return Pillow's name of the format that a file's suffix says.
+
+    Raises:
+        ValueError: It is that of no known format.
+    """
+    format = FORMAT_OF_SUFFIX.get(path.suffix.lower())
+    if format is None:
+        raise ValueError(f"{path}: unknown image format {path.suffix!r}")
+    return format
+
+
 def own_suffix(path: str | os.PathLike[str], image: Image.Image) -> str:
     """Return the suffix for crops in the source's real format, or in one that holds its pixels where it has no writer.
 

@@ -30,7 +30,7 @@ from ..image_reading import (
     with_plain_alpha,
 )
 from .atomic import FileWriteError, atomic_writer
-from .formats import FORMAT_OF_SUFFIX, fit_mode, is_animated_in, save_options
+from .formats import fit_mode, format_of, is_animated_in, save_options
 from .metadata import Strip, prepare_metadata
 from .xmp import Cut
 
@@ -64,10 +64,7 @@ class CropFile:
         Raises:
             ValueError: The suffix is that of no known format.
         """
-        format = FORMAT_OF_SUFFIX.get(self.target.suffix.lower())
-        if format is None:
-            raise ValueError(f"{self.target}: unknown image format {self.target.suffix!r}")
-        return format
+        return format_of(self.target)
 
     @property
     def final_size(self) -> tuple[int, int]:

@@ -1,0 +1,58 @@
+"""What the demo page refuses, and why it says so. Skipped without Gradio."""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+
+import pytest
+from PIL import Image
+from transformers import pipeline
+
+gradio = pytest.importorskip("gradio")
+gradio_client = pytest.importorskip("gradio_client")
+
+from modeling_setcrop.demo import MAX_UPLOAD, build_demo  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def address(tiny_checkpoint):
+    page = build_demo(pipeline("image-cropping", model=str(tiny_checkpoint)))
+    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
+    yield url
+    page.close()
+
+
+def upload(address: str, size: int) -> int:
+    """Send a file of so many bytes; return the status of the answer."""
+    head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.jpg"\r\n\r\n'
+    body = head + bytes(size) + b"\r\n--x--\r\n"
+    request = urllib.request.Request(
+        f"{address}gradio_api/upload", body, {"Content-Type": "multipart/form-data; boundary=x"}
+    )
+    try:
+        with urllib.request.urlopen(request) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_a_file_that_is_too_large_is_refused_while_it_is_sent(address):
+    assert upload(address, 1000) == 200
+    assert upload(address, MAX_UPLOAD + 1) == 413
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"no image", "not an image that can be read"), (b"", "empty file"), (None, "broken or truncated image")],
+)
+def test_a_bad_file_is_refused_with_its_reason(address, tmp_path, content, reason):
+    path = tmp_path / "photo.jpg"
+    if content is None:
+        Image.effect_noise((200, 200), 50).save(path)
+        content = path.read_bytes()[:2000]
+    path.write_bytes(content)
+    client = gradio_client.Client(address, verbose=False)
+    with pytest.raises(Exception, match=reason) as caught:
+        client.predict(gradio_client.handle_file(path), "free", 3, 0.3, api_name="/suggest")
+    assert "/tmp" not in str(caught.value)
