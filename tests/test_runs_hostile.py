@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 from PIL import ExifTags, Image
-from transformers import pipeline
 from typer.testing import CliRunner
 
 import modeling_setcrop
@@ -36,8 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def cropper(tiny_checkpoint):
-    assert modeling_setcrop.ImageCroppingPipeline
-    return pipeline("image-cropping", model=str(tiny_checkpoint))
+    return modeling_setcrop.Cropper(tiny_checkpoint)
 
 
 @pytest.fixture

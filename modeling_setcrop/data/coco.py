@@ -14,8 +14,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,6 +25,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from ..coco_annotations import CATEGORIES, GOOD, REJECTED, coco_box, coco_image_id, crops_of_coco
+from ..images.atomic import atomic_folder
 from .schema import RATING_SCALE, DataError, Problems, Row, boxes_inside, build, picture_size
 
 _ANNOTATIONS = "annotations"
@@ -138,18 +137,12 @@ def save_coco(splits: DatasetDict, path: str | os.PathLike) -> None:
     target = Path(path).resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise DataError(f"{target}: exists already")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
+    with atomic_folder(target) as work:
         (work / _ANNOTATIONS).mkdir()
         for split, dataset in splits.items():
             (work / split).mkdir()
             content = _write_split(dataset, work / split)
             (work / _ANNOTATIONS / f"{split}.json").write_text(json.dumps(content), encoding="utf-8")
-        work.chmod(0o755)
-        os.replace(work, target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _write_split(dataset: Dataset, folder: Path) -> dict[str, Any]:

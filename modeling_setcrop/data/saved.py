@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.table import embed_table_storage
 
+from ..images.atomic import atomic_folder
 from .schema import FEATURES, OPTIONAL, SPLITS, DataError, Problems
 
 _ROWS_PER_GROUP = 100
@@ -54,18 +53,12 @@ def save(splits: DatasetDict, path: str | os.PathLike, form: str) -> None:
     target = Path(path).resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise DataError(f"{target}: exists already")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
+    with atomic_folder(target) as work:
         if form == "disk":
             splits.save_to_disk(str(work))
         else:
             for split, dataset in splits.items():
                 _write_parquet(dataset, work / f"{split}.parquet")
-        work.chmod(0o755)
-        os.replace(work, target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _write_parquet(dataset: Dataset, path: Path) -> None:

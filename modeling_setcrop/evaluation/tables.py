@@ -7,7 +7,6 @@ import io
 import json
 import math
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from rich.table import Table
 from modeling_setcrop.coco_annotations import coco_prediction
 from modeling_setcrop.evaluation.measures import RESAMPLES, Estimate
 from modeling_setcrop.evaluation.run import Comparison, Evaluation
+from modeling_setcrop.images.atomic import atomic_writer
 
 EDGES = ("left", "top", "right", "bottom")
 # What a reader looks at first; the files hold every measure.
@@ -199,16 +199,8 @@ def write_text(path: Path, text: str) -> Path:
 
 def write_bytes(path: Path, content: bytes) -> Path:
     """Writes a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    with atomic_writer(path) as file:
+        file.write(content)
     return path
 
 
