@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -50,3 +51,20 @@ def test_what_is_no_module_is_in_the_wheel():
         for path in folder.rglob("*"):
             if path.is_file() and path.suffix != ".py" and "__pycache__" not in path.parts:
                 assert path in listed, path.relative_to(ROOT)
+
+
+def test_the_hooks_check_with_the_version_that_ci_has():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8").split()
+    (ruff,) = [entry for entry in hooks if "ruff" in entry["repo"]]
+    assert f"ruff=={ruff['rev'].removeprefix('v')}" in constraints
+    assert [hook["id"] for hook in ruff["hooks"]] == ["ruff-check", "ruff-format"]
+
+
+def test_the_map_of_the_house_names_what_is_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for folder in ("cli", "runs", "images", "training", "evaluation", "metrics", "data", "integrations", "runtime"):
+        assert f"`{folder}/`" in text
+        assert (ROOT / "modeling_setcrop" / folder).is_dir()
+    for name in re.findall(r"`((?:modeling_setcrop|tests|hub_card|data|metrics|evaluation|cli)/[\w/]+\.\w+)`", text):
+        assert (ROOT / name).is_file() or (ROOT / "modeling_setcrop" / name).is_file() or "NAME" in name, name
