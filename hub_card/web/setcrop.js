@@ -183,8 +183,10 @@ function distinct(boxes, [height, width]) {
 
 // As in crop_selection.py.
 const COSTS = { min_size: 1, min_area: 1, max_area: 1, avoid: 10, keep: 100 };
-const SIZES = 5, SMALLEST = 0.65, SMALLEST_FITTED = 0.2, STEPS = 20, STEPS_PER_SHAPE = 10, REFINED = 3;
-const MOVES = [-0.6, -0.3, 0, 0.3, 0.6], SCALES = [0.96, 1, 1.04], REFINED_NMS = 0.8;
+const SIZES = 4, SMALLEST = 0.65, FITTED = 20, SMALLEST_FITTED = 0.2, STEPS = 12, STEPS_PER_SHAPE = 8, REFINED = 2;
+const MOVES = [-0.6, -0.3, 0, 0.3, 0.6], SCALES = [0.93, 0.965, 1.035, 1.07], REFINED_NMS = 0.8;
+const REFINED_OF_SET = 8, EDGE_MOVES = 32, FARTHEST_MOVE = 0.1, SLIVER = 0.01;
+const VOTE_IOU = 0.7, VOTE_TEMPERATURE = 0.05, SET_VOTE_TEMPERATURE = 0.03;
 const FREE_RATIOS = [16 / 9, 3 / 2, 4 / 3, 1, 4 / 5, 3 / 4, 2 / 3, 9 / 16];
 
 /** What the crops of one image must satisfy, of the options of `suggest`. */
@@ -351,7 +353,7 @@ function adjusted(start, c, region, imageSize, keep) {
   return place(centreOf(box), smaller.map((side, axis) => Math.min(side, limit[axis])), region, keep, true);
 }
 
-function satisfying(predicted, c, imageSize, keep) {
+function satisfying(predicted, all, c, imageSize, keep) {
   let regions = freeRegions(imageSize, c.avoid);
   if (keep) {
     const inside = (r) => r[0] <= keep[0] && r[1] <= keep[1] && r[2] >= keep[2] && r[3] >= keep[3];
@@ -361,7 +363,7 @@ function satisfying(predicted, c, imageSize, keep) {
   const largest = Math.max(0, ...rooms.map(([, sizes]) => pixelsOf(sizes.at(-1))));
   const stride = Math.max(...imageSize) / (c.ratio !== null ? STEPS : STEPS_PER_SHAPE);
   const pool = rooms.flatMap(([region, sizes]) => candidates(predicted, region, sizes, largest, keep, stride));
-  if (c.ratio === null) for (const region of regions) pool.push(...freeShapes(predicted, region, c, imageSize, keep));
+  if (c.ratio === null) for (const region of regions) pool.push(...freeShapes(all, region, c, imageSize, keep));
   return distinct(pool, imageSize).filter((box) => breaksNothing(violations(box, c, imageSize)));
 }
 
@@ -399,7 +401,8 @@ function surroundings(boxes, ratio, imageSize, step, keep) {
   const found = [], sizes = ratio === null ? null : pixelSizes(ratio, imageSize);
   for (const box of boxes) {
     const [x, y] = centreOf(box), [across, down] = sizeOf(box);
-    for (const right of MOVES) for (const below of MOVES) for (const scale of SCALES) {
+    const changes = MOVES.flatMap((right) => MOVES.map((below) => [right, below, 1]));
+    for (const [right, below, scale] of [...changes, ...SCALES.map((value) => [0, 0, value])]) {
       const centre = [x + right * step, y + below * step], size = [across * scale, down * scale];
       if (sizes) {
         const [cx, cy] = centre, [w, h] = size;
@@ -421,7 +424,8 @@ function hull(boxes) {
 
 async function search(photo, c) {
   const imageSize = [photo.height, photo.width], keep = hull(c.keep);
-  let pool = satisfying(photo.boxes, c, imageSize, keep);
+  const predicted = rank(await photo.setMerit()).slice(0, FITTED).map((i) => photo.boxes[i]);
+  let pool = satisfying(predicted, photo.boxes, c, imageSize, keep);
   if (pool.length === 0) pool = relaxed(photo.boxes, c, imageSize, keep);
   const costs = pool.map((box) => costOf(box, c, imageSize));
   const least = costs.reduce((a, b) => Math.min(a, b), Infinity) * (1 + 1e-9);
@@ -432,7 +436,61 @@ async function search(photo, c) {
   const closer = surroundings(best, c.ratio, imageSize, Math.max(...imageSize) / steps, keep).filter(
     (box) => costOf(box, c, imageSize) <= least,
   );
-  return [[...pool, ...closer], [...merit, ...(await photo.merit(closer))]];
+  const boxes = [...pool, ...closer], merits = [...merit, ...(await photo.merit(closer))];
+  if (!photo.model.scorer) return [boxes, merits];
+  const kept = nms(boxes, merits, REFINED_NMS, REFINED).map((i) => boxes[i]);
+  const means = voted(kept, boxes, merits, VOTE_TEMPERATURE).map(([mean, best], i) => [
+    place(centreOf(mean), sizeOf(kept[i]), imageSize, keep, true),
+    best,
+  ]);
+  const fitting = means.filter(([box]) => costOf(box, c, imageSize) <= least);
+  return [[...fitting.map(([box]) => box), ...boxes], [...fitting.map(([, best]) => best), ...merits]];
+}
+
+/** For each centre the mean, by merit, of the boxes around it, and the best merit there. */
+function voted(centres, boxes, merit, temperature) {
+  return centres.map((centre) => {
+    const near = boxes.map((_, i) => i).filter((i) => iou(centre, boxes[i]) >= VOTE_IOU);
+    const best = near.reduce((most, i) => Math.max(most, merit[i]), -Infinity);
+    const weights = near.map((i) => Math.exp((merit[i] - best) / temperature)), total = sum(weights);
+    return [[0, 1, 2, 3].map((edge) => sum(near.map((i, k) => weights[k] * boxes[i][edge])) / total), best];
+  });
+}
+
+/** Moves of the four edges, in shares of the sides, spread evenly (Halton's sequence). */
+function edgeMoves() {
+  return Array.from({ length: EDGE_MOVES }, (_, number) =>
+    [2, 3, 5, 7].map((base) => {
+      let value = 0, scale = 1;
+      for (let left = number + 1; left > 0; left = Math.floor(left / base)) value += (scale /= base) * (left % base);
+      return (2 * value - 1) * FARTHEST_MOVE;
+    }),
+  );
+}
+
+/** The model's set in whole pixels, its best crops moved to where the ratings around them are highest. */
+async function refinedSet(photo) {
+  const { boxes, width, height } = photo, merit = await photo.setMerit(), sides = [width, height, width, height];
+  const whole = (box) => {
+    const low = [clip(round(box[0]), 0, width - 1), clip(round(box[1]), 0, height - 1)];
+    const right = Math.min(Math.max(round(box[2]), low[0] + 1), width);
+    return [...low, right, Math.min(Math.max(round(box[3]), low[1] + 1), height)];
+  };
+  if (!photo.model.scorer) return [boxes.map(whole), merit];
+  const best = nms(boxes, merit, REFINED_NMS, REFINED_OF_SET), moves = edgeMoves();
+  const moved = best
+    .flatMap((i) => moves.map((move) => boxes[i].map((edge, k) => clip(edge + move[k] * sides[k], 0, sides[k]))))
+    .filter((box) => box[2] - box[0] > 0.1 * width && box[3] - box[1] > 0.1 * height);
+  const rated = [...boxes, ...moved], ratings = [...merit, ...(await photo.merit(moved))];
+  const centres = nms(rated, ratings, REFINED_NMS, REFINED_OF_SET).map((i) => rated[i]);
+  const means = voted(centres, rated, ratings, SET_VOTE_TEMPERATURE), taken = new Set(best);
+  const rest = boxes.map((_, i) => i).filter((i) => !taken.has(i));
+  // Nobody cuts so little of a side.
+  const pulled = (edge, k) => (edge < SLIVER * sides[k] ? 0 : edge > (1 - SLIVER) * sides[k] ? sides[k] : edge);
+  return [
+    [...means.map(([mean]) => mean.map(pulled)), ...rest.map((i) => boxes[i])].map(whole),
+    [...means.map(([, most]) => most), ...rest.map((i) => merit[i])],
+  ];
 }
 
 // ----------------------------------------------------------------------------------------------------------- pixels
@@ -549,7 +607,8 @@ function preprocess(image, settings, jpeg) {
   let pixels = decodeReduced(image, decoded);
   pixels = reduce(pixels, Math.max(1, Math.floor(Math.min(pixels.width, pixels.height) / shortest)));
   const scale = Math.min(shortest / Math.min(pixels.width, pixels.height), longest / Math.max(pixels.width, pixels.height));
-  const across = Math.max(32, round(pixels.width * scale)), down = Math.max(32, round(pixels.height * scale));
+  const step = settings.size_divisor ?? 1, side = (length) => Math.max(32, round((length * scale) / step) * step);
+  const across = side(pixels.width), down = side(pixels.height);
   pixels = resize(pixels, across, down);
   const values = new Float32Array(3 * across * down), factor = settings.rescale_factor ?? 1 / 255;
   for (let c = 0; c < 3; c++) {
@@ -608,6 +667,12 @@ export class Photo {
     return (await this.rate(boxes)).map(settled);
   }
 
+  /** What the model's own set is ranked by. */
+  async setMerit() {
+    if (!this.model.scorer) return this.validity.map(settled);
+    return this.ratings ? this.ratings.map(settled) : this.merit(this.boxes);
+  }
+
   /** The probability that people call a crop with such a merit good. */
   score(merit) {
     return this.model.scorer ? settled(1 / (1 + Math.exp(-4 * (merit - 4)))) : merit;
@@ -623,18 +688,7 @@ export class Photo {
   async suggest(options = {}) {
     const { topK = 5, threshold = 0, nmsIou = 0.8 } = options;
     const imageSize = [this.height, this.width], constraints = constraintsOf(options, imageSize);
-    let boxes, merit;
-    if (isFree(constraints)) {
-      boxes = this.boxes.map((box) => {
-        const low = [clip(round(box[0]), 0, this.width - 1), clip(round(box[1]), 0, this.height - 1)];
-        const right = Math.min(Math.max(round(box[2]), low[0] + 1), this.width);
-        return [...low, right, Math.min(Math.max(round(box[3]), low[1] + 1), this.height)];
-      });
-      if (!this.model.scorer) merit = this.validity.map(settled);
-      else merit = this.ratings ? this.ratings.map(settled) : await this.merit(this.boxes);
-    } else {
-      [boxes, merit] = await search(this, constraints);
-    }
+    const [boxes, merit] = isFree(constraints) ? await refinedSet(this) : await search(this, constraints);
     const above = boxes.map((_, i) => i).filter((i) => this.score(merit[i]) > threshold);
     const kept = nms(above.map((i) => boxes[i]), above.map((i) => merit[i]), nmsIou, topK).map((i) => above[i]);
     return kept.map((i) => {

@@ -1,18 +1,16 @@
-// AutoProcessor, AutoImageProcessor and AutoModel of transformers.js on an exported folder, and the best crop of an
+// AutoImageProcessor and AutoModel of transformers.js on an exported folder, and the best crop of an
 // image file: node transformers.mjs FOLDER IMAGE
 import path from "node:path";
-import { AutoImageProcessor, AutoModel, AutoProcessor, RawImage, env } from "@huggingface/transformers";
+import { AutoImageProcessor, AutoModel, RawImage, env } from "@huggingface/transformers";
 
 const [folder, file] = process.argv.slice(2);
 env.allowRemoteModels = false;
 env.localModelPath = path.dirname(path.resolve(folder));
 const name = path.basename(folder);
-const processor = await AutoProcessor.from_pretrained(name);
-const imageProcessor = await AutoImageProcessor.from_pretrained(name);
+const processor = await AutoImageProcessor.from_pretrained(name);
 const model = await AutoModel.from_pretrained(name);
 const image = await RawImage.read(file);
 const inputs = await processor(image);
-const shapes = [inputs.pixel_values.dims, (await imageProcessor(image)).pixel_values.dims];
 const { logits, pred_boxes, pred_scores } = await model(inputs);
 const scores = [...(pred_scores ?? logits).data];
 const best = scores.indexOf(Math.max(...scores));
@@ -24,4 +22,4 @@ const box = {
   xmax: clip(cx + w / 2, image.width),
   ymax: clip(cy + h / 2, image.height),
 };
-console.log(JSON.stringify({ shapes, box }));
+console.log(JSON.stringify({ shape: inputs.pixel_values.dims, box }));
