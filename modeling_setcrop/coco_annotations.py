@@ -56,7 +56,8 @@ def crops_of_coco(annotations: Sequence[dict[str, Any]]) -> dict[str, Any]:
     Raises:
         ValueError: an annotation has no `bbox` of four numbers, or only some have a rating.
     """
-    boxes, good = [], []
+    boxes: list[list[float]] = []
+    good: list[bool] = []
     for annotation in annotations:
         bbox = annotation.get("bbox")
         if (

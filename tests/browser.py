@@ -123,7 +123,7 @@ def browser(address: str, *options: str) -> Iterator[subprocess.Popen]:
             process.stderr.close()
 
 
-def ask_page(model: Path, photos: Path, task: Mapping[str, Any], timeout: float = 240) -> dict[str, Any]:
+def ask_page(model: Path, photos: Path, task: Mapping[str, Any], timeout: float = 600) -> dict[str, Any]:
     """What the harness page finds for a task: `photos` (names), `options` (of `suggest`), `repeats` (for timing).
 
     Raises:
