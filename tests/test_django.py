@@ -7,8 +7,8 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from transformers import pipeline
 
+from modeling_setcrop import Cropper
 from modeling_setcrop.integrations.shared_cropper import largest_area
 
 pytest.importorskip("wagtail", reason="needs Wagtail: pip install 'setcrop[wagtail]'")
@@ -31,7 +31,7 @@ def site(tiny_checkpoint):
 
 @pytest.fixture(scope="module")
 def cropper(tiny_checkpoint):
-    return pipeline("image-cropping", model=str(tiny_checkpoint))
+    return Cropper(str(tiny_checkpoint))
 
 
 def where(size: tuple[int, int]) -> Image.Image:

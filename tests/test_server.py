@@ -17,11 +17,11 @@ from contextlib import contextmanager
 import psutil
 import pytest
 from PIL import Image
-from transformers import pipeline
 
 uvicorn = pytest.importorskip("uvicorn", reason="needs uvicorn: pip install 'setcrop[serve]'")
 pytest.importorskip("fastapi", reason="needs FastAPI: pip install 'setcrop[serve]'")
 
+from modeling_setcrop import Cropper  # noqa: E402
 from modeling_setcrop.integrations import server as module  # noqa: E402
 from modeling_setcrop.integrations import url_fetching  # noqa: E402
 from modeling_setcrop.integrations.server import ServerSettings, create_app  # noqa: E402
@@ -111,7 +111,7 @@ def photo(album) -> bytes:
 
 @pytest.fixture(scope="module")
 def cropper(tiny_checkpoint):
-    return pipeline("image-cropping", model=str(tiny_checkpoint))
+    return Cropper(str(tiny_checkpoint))
 
 
 def test_crops_are_the_pipelines(client, cropper, album, photo):

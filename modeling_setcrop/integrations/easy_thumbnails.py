@@ -18,7 +18,7 @@ from easy_thumbnails.processors import FrameAware
 from PIL import Image
 
 from ..image_reading import read_picture
-from .shared_cropper import largest_area, shared_cropper
+from .shared_cropper import largest_area, shared_cropper, without_orientation
 
 
 def setcrop(im: Image.Image, size: tuple[int, int], crop: Any = False, tight: bool = False, **kwargs: Any) -> Any:
@@ -34,11 +34,8 @@ def setcrop(im: Image.Image, size: tuple[int, int], crop: Any = False, tight: bo
     if crop != "setcrop" or not all(size):
         return im
     cropper = shared_cropper()
-    copy = im.copy()
     # easy-thumbnails has turned the pixels but may have left the tag that says so.
-    copy.info = {key: value for key, value in copy.info.items() if key == "transparency"}
-    copy.getexif().clear()
-    picture = read_picture(copy, cropper.short_side)
+    picture = read_picture(without_orientation(im), cropper.short_side)
     ratio = int(size[0]) / int(size[1])
     bounds = {} if tight else {"min_area": largest_area(ratio, picture.size)}
     box = cropper(picture, aspect_ratio=ratio, top_k=1, **bounds)[0]["box"]

@@ -7,6 +7,8 @@ import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from modeling_setcrop import Cropper
 
 _lock = threading.Lock()
@@ -27,6 +29,14 @@ def shared_cropper(model: str | None = None) -> Cropper:
         if name not in _croppers:
             _croppers[name] = Cropper(name)
         return _croppers[name]
+
+
+def without_orientation(image: Image.Image) -> Image.Image:
+    """Return a copy of an image that says nothing of which way is up, for images that were turned already."""
+    copy = image.copy()
+    copy.info = {key: value for key, value in copy.info.items() if key == "transparency"}
+    copy.getexif().clear()
+    return copy
 
 
 def largest_area(aspect_ratio: float, picture_size: tuple[int, int]) -> float:

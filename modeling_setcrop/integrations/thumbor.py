@@ -20,7 +20,7 @@ from thumbor.detectors import BaseDetector
 from thumbor.utils import logger
 
 from ..image_reading import orientation, read_picture
-from .shared_cropper import largest_area, shared_cropper
+from .shared_cropper import largest_area, shared_cropper, without_orientation
 
 Config.define("SETCROP_TIGHT", False, "Let SetCrop leave out more than the aspect ratio asks for.", "SetCrop")
 Config.define("SETCROP_MODEL", None, "Checkpoint folder or Hub name of SetCrop's model, if not its own.", "SetCrop")
@@ -73,10 +73,7 @@ def _undecoded(image: Image.Image) -> Image.Image:
     source = getattr(image, "fp", None)
     if isinstance(source, BytesIO) and orientation(image) is None:
         return Image.open(BytesIO(source.getbuffer()))
-    copy = image.copy()
-    copy.info = {key: value for key, value in copy.info.items() if key == "transparency"}
-    copy.getexif().clear()
-    return copy
+    return without_orientation(image)
 
 
 def _region(request: Any, size: tuple[int, int]) -> tuple[int, int, int, int] | None:
@@ -97,7 +94,8 @@ def _choose(
 ) -> tuple[int, int, int, int]:
     """The crop, left, top, right and bottom in pixels of the engine's image."""
     cropper = shared_cropper(model)
-    picture = read_picture(image if region is None else image.crop(region), cropper.short_side)
+    image = image if region is None else image.crop(region)
+    picture = read_picture(image, cropper.short_side, draft=region is None)
     ratio = target[0] / target[1]
     options = {} if tight else {"min_area": largest_area(ratio, picture.size)}
     box = cropper(picture, aspect_ratio=ratio, top_k=1, **options)[0]["box"]

@@ -26,8 +26,7 @@ def detect_features(image: PillowImage) -> list[tuple[int, int]]:
     Like Willow's own, they are pixels of the image as it is stored; the crop is at most a sixth of it.
     """
     cropper = shared_cropper()
-    # A copy, since reading may decode at a reduced scale. Its EXIF orientation says where up is.
-    picture = read_picture(image.image.copy(), cropper.short_side)
+    picture = read_picture(image.image, cropper.short_side)
     height, width = picture.size
     focus = cropper(picture, top_k=1, details=True)["focus_point"]
     point = (focus["x"] * width, focus["y"] * height)
