@@ -36,21 +36,12 @@ def detect_features(image: PillowImage) -> list[tuple[int, int]]:
 
 
 def detect_no_faces(image: PillowImage) -> list[tuple[int, int, int, int]]:
-    """Return no faces: what Wagtail, which asks for faces first, then takes for its focal point are the features."""
+    """Return no faces, so that Wagtail, which asks for faces first, takes the features for its focal point."""
     return []
 
 
-def _opencv_finds_faces() -> bool:
-    """Whether Willow's own face detection works: it needs an OpenCV that has the cascades, as version 4."""
-    try:
-        import cv2
-    except ImportError:
-        return False
-    return hasattr(cv2, "CascadeClassifier")
-
-
-willow_operations = [(PillowImage, "detect_features", detect_features)]
+willow_operations = [
+    (PillowImage, "detect_features", detect_features),
+    (PillowImage, "detect_faces", detect_no_faces),
+]
 """What `registry.register_plugin` reads."""
-
-if not _opencv_finds_faces():
-    willow_operations.append((PillowImage, "detect_faces", detect_no_faces))
