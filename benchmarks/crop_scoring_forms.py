@@ -84,8 +84,8 @@ class AttentionForm(nn.Module):
 class SamplingForm(SetCropScorer):
     """(b) The model's own head: features sampled inside the crop and around it."""
 
-    def forward(self, *inputs):
-        return super().forward(*inputs)[0]
+    def forward(self, boxes, memory, mask, sizes, shares):
+        return super().forward(boxes, memory, mask, sizes)
 
 
 class CombinedForm(nn.Module):
@@ -96,7 +96,7 @@ class CombinedForm(nn.Module):
         self.attention, self.sampling = AttentionForm(config, layers=1), SetCropScorer(config)
 
     def forward(self, *inputs):
-        return self.attention(*inputs) + self.sampling(*inputs)[0] - 3
+        return self.attention(*inputs) + self.sampling(*inputs[:4]) - 3
 
 
 FORMS = {
@@ -139,8 +139,9 @@ def encode(model: SetCropForImageCropping, processor: AutoImageProcessor, rows: 
             {
                 "memory": encoded.last_hidden_state.unflatten(1, mask.shape[1:]).half(),
                 "mask": mask,
-                "sizes": encoded.picture_sizes,
-                "shares": encoded.picture_shares,
+                "sizes": encoded.image_sizes,
+                # Batches are of one size: nothing is padded.
+                "shares": torch.ones_like(encoded.image_sizes),
                 "boxes": nn.utils.rnn.pad_sequence([b["scored_boxes"] for b in batch["labels"]], batch_first=True),
                 "labels": batch["labels"],
             }

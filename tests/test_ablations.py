@@ -17,7 +17,7 @@ VARIANTS = ("hard labels (mu 0)", "self distillation", "set and scoring head")
 
 def compare(*options: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(ROOT / "examples" / "ablations.py"), *options, "--processes", "1"]
+    command = [sys.executable, str(ROOT / "benchmarks" / "ablations.py"), *options, "--processes", "1"]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 

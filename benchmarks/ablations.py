@@ -1,6 +1,6 @@
 """Hard labels, quality guidance and self distillation (the paper's Tables 4, 5 and Fig. 6b), and the scoring head.
 
-    python examples/ablations.py --model CHECKPOINT --data DIR --output_dir runs/ablations
+    python benchmarks/ablations.py --model CHECKPOINT --data DIR --output_dir runs/ablations
 
 From a trained checkpoint, feature maps and encoder memories are computed once, for augmented training pictures as
 `setcrop train` draws them and for the validation and test splits. From these every variant trains with every seed:
@@ -98,7 +98,7 @@ class Batch(NamedTuple):
 class Cache:
     """Batches of one split in a file, read when asked for."""
 
-    ENCODED = ("last_hidden_state", "feature_mask", "position_embeddings", "picture_sizes", "picture_shares")
+    ENCODED = ("last_hidden_state", "feature_mask", "position_embeddings", "image_sizes")
 
     def __init__(self, file: Path) -> None:
         self.tensors = safe_open(file, "pt")
