@@ -156,7 +156,9 @@ class Cache:
             pixels = batch["pixel_values"].contiguous(memory_format=torch.channels_last)
             encoded = model.model.encode(pixels, batch["pixel_mask"])
             hook.remove()
-            values = {name: getattr(encoded, name) for name in cls.ENCODED} | {"maps": maps[0]}
+            values = {name: getattr(encoded, name) for name in cls.ENCODED} | {
+                "maps": together(maps, batch["pixel_mask"], encoded.feature_mask)
+            }
             half = ("maps", "last_hidden_state", "position_embeddings")
             values = {name: value.half() if name in half else value for name, value in values.items()}
             values |= {key: torch.cat([label[key] for label in labels]) for key in ("boxes", "scored_boxes", "scores")}
@@ -189,6 +191,18 @@ def new_model(
         model.model.input_projection.requires_grad_(False)
         model.model.encoder.requires_grad_(False)
     return model
+
+
+def together(maps: list[torch.Tensor], pixel_mask: torch.Tensor, feature_mask: torch.Tensor) -> torch.Tensor:
+    """(B, C, H, W) the backbone's maps, which the model makes for the images of one size at a time, padded by zeros."""
+    sizes = torch.stack([pixel_mask.amax(2).sum(1), pixel_mask.amax(1).sum(1)], dim=1).tolist()
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, size in enumerate(sizes):
+        groups.setdefault(tuple(size), []).append(index)
+    padded = maps[0].new_zeros((len(pixel_mask), maps[0].shape[1], *feature_mask.shape[1:]))
+    for part, group in zip(maps, groups.values(), strict=True):
+        padded[group, :, : part.shape[2], : part.shape[3]] = part
+    return padded
 
 
 def encode(model: SetCropForImageCropping, batch: Batch, variant: Variant) -> SetCropEncoderOutput:
