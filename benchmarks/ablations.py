@@ -194,7 +194,7 @@ def new_model(
 
 
 def together(maps: list[torch.Tensor], pixel_mask: torch.Tensor, feature_mask: torch.Tensor) -> torch.Tensor:
-    """(B, C, H, W) the backbone's maps, which the model makes for the images of one size at a time, padded by zeros."""
+    """(B, C, H, W) the backbone's maps, which the model makes of images of one size at a time, zero-padded."""
     sizes = torch.stack([pixel_mask.amax(2).sum(1), pixel_mask.amax(1).sum(1)], dim=1).tolist()
     groups: dict[tuple[int, ...], list[int]] = {}
     for index, size in enumerate(sizes):
