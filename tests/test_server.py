@@ -148,7 +148,7 @@ def test_azures_client_gets_smart_crops(client, cropper, album, photo):
     analysis = azure.ImageAnalysisClient(f"http://127.0.0.1:{client.port}", AzureKeyCredential("none"))
     feature = azure.models.VisualFeatures.SMART_CROPS
     result = analysis.analyze(photo, visual_features=[feature], smart_crops_aspect_ratios=[0.9, 1.33])
-    expected = cropper(str(album / "photo.jpg"), top_k=1, aspect_ratio=[0.9, 1.33])
+    expected = cropper(str(album / "photo.jpg"), top_k=1, aspect_ratio=["0.9", "1.33"])
     for crop, wanted in zip(result.smart_crops.list, expected, strict=True):
         found, box = crop.bounding_box, wanted["box"]
         assert (found.x, found.y) == (box["xmin"], box["ymin"])
