@@ -1,0 +1,137 @@
+"""The page on which SetCrop can be tried: `setcrop demo` and the Space on the Hub."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from .drawing import DRAWING_SIDE, draw_crops
+from .image_reading import load_image_file, one_line
+from .images.formats import output_suffix
+from .images.writing import CropFile, write_crops
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from .pipeline_image_cropping import ImageCroppingPipeline
+
+RATIOS = ("free", "original", "1:1", "4:5", "3:2", "16:9", "9:16")
+_HEADERS = ["rank", "score", "left", "top", "right", "bottom", "size"]
+# Files made for a visitor are deleted after so many seconds.
+_LIFETIME = 3600
+MAX_UPLOAD = 64_000_000
+"""Bytes of the largest file that a visitor may upload."""
+
+
+class _Page(gr.Blocks):
+    """A page that takes no file of more than `MAX_UPLOAD` bytes, however it is launched."""
+
+    def launch(self, *args: Any, max_file_size: int | str | None = MAX_UPLOAD, **kwargs: Any) -> Any:
+        return super().launch(*args, max_file_size=max_file_size, **kwargs)
+
+from gradio.events import Dependency
+
+class _Upload(gr.Image):
+    """An image field that hands on the file as it is, so that what is wrong with it is said by who reads it."""
+
+    # Gradio shows it as its parent.
+    is_template = True
+
+    def preprocess(self, payload: Any) -> str | None:
+        return None if payload is None else payload.path
+    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from gradio.blocks import Block
+    if TYPE_CHECKING:
+        from gradio.components import Timer
+        from gradio.components.base import Component
+
+
+def build_demo(cropper: ImageCroppingPipeline, examples: list[str] | None = None) -> gr.Blocks:
+    """The page: drop a photograph, see its ranked crops drawn on it, download them or the JSON.
+
+    Args:
+        cropper: The "image-cropping" pipeline.
+        examples: Photographs to offer.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="setcrop-demo-"))
+
+    def suggest(
+        path: str | None, ratio: str, count: int, diversity: float
+    ) -> tuple[Image.Image, list[list[Any]], list[str], str]:
+        if path is None:
+            raise gr.Error("Drop a photograph first.")
+        try:
+            picture = load_image_file(path, cropper.short_side)
+            result = cropper(
+                picture,
+                aspect_ratio=None if ratio == "free" else ratio,
+                top_k=int(count),
+                diversity=diversity,
+                details=True,
+            )
+            files = _write_files(folder, Path(path), result)
+        except Exception as error:
+            # Whatever it is, the visitor is told, and not where the file lies.
+            raise gr.Error(one_line(error).replace(f"{path}: ", "")) from None
+        focus = result["focus_point"]
+        verdict = (
+            f"Whole picture {result['keep_original']:.2f}, best crop {result['improves']:+.2f}; "
+            f"focus point {focus['x']:.2f}, {focus['y']:.2f}."
+        )
+        return (
+            draw_crops(load_image_file(path, DRAWING_SIDE), result["crops"]),
+            _table(result["crops"]),
+            files,
+            verdict,
+        )
+
+    with _Page(title="SetCrop", delete_cache=(_LIFETIME, _LIFETIME)) as page:
+        gr.Markdown("# SetCrop\nDiverse, well-composed crops of a photograph, ranked.")
+        with gr.Row():
+            with gr.Column():
+                photo = _Upload(label="Photograph", type="filepath", image_mode=None, sources=["upload", "clipboard"])
+                ratio = gr.Dropdown(RATIOS, value="free", label="Aspect ratio", allow_custom_value=True)
+                count = gr.Slider(1, 10, value=5, step=1, label="Crops")
+                diversity = gr.Slider(0, 1, value=0.3, step=0.05, label="Diversity")
+                button = gr.Button("Suggest crops", variant="primary")
+            with gr.Column():
+                drawn = gr.Image(label="Crops", format="jpeg", interactive=False)
+                verdict = gr.Markdown()
+                table = gr.Dataframe(headers=_HEADERS, label="Boxes in pixels", interactive=False)
+                files = gr.Files(label="Crops and JSON")
+        inputs, outputs = [photo, ratio, count, diversity], [drawn, table, files, verdict]
+        gr.on([button.click, photo.upload], suggest, inputs, outputs, api_name="suggest")
+        if examples:
+            gr.Examples([[example] for example in examples], [photo])
+    return page
+
+
+def _table(crops: list[dict[str, Any]]) -> list[list[Any]]:
+    rows = []
+    for rank, crop in enumerate(crops, start=1):
+        x1, y1, x2, y2 = (crop["box"][edge] for edge in ("xmin", "ymin", "xmax", "ymax"))
+        rows.append([rank, round(crop["score"], 3), x1, y1, x2, y2, f"{x2 - x1} x {y2 - y1}"])
+    return rows
+
+
+def _write_files(folder: Path, photo: Path, result: dict[str, Any]) -> list[str]:
+    """The crops, cut from the full file, and the JSON, in a folder of their own; old folders are deleted."""
+    for old in folder.iterdir():
+        if time.time() - old.stat().st_mtime > _LIFETIME:
+            shutil.rmtree(old, ignore_errors=True)
+    target = Path(tempfile.mkdtemp(dir=folder))
+    suffix = output_suffix(photo)
+    crops = [
+        CropFile(tuple(crop["box"].values()), target / f"{photo.stem}_{rank}{suffix}")
+        for rank, crop in enumerate(result["crops"], start=1)
+    ]
+    write_crops(photo, crops)
+    listing = target / f"{photo.stem}.json"
+    listing.write_text(json.dumps(result, indent=2) + "\n")
+    return [*(str(crop.target) for crop in crops), str(listing)]
