@@ -6,12 +6,14 @@ import json
 import logging
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoModelForObjectDetection, pipeline
 
 from modeling_setcrop import DEFAULT_CHECKPOINT, SetCropForImageCropping, SetCropModel
+from modeling_setcrop.crop_geometry import box_iou
 
 BOX = ("xmin", "ymin", "xmax", "ymax")
 
@@ -45,9 +47,10 @@ def test_object_detection_ranks_crops_as_image_cropping_does(photos):
         assert {crop["label"] for crop in found} == {"crop"}
         scores = [crop["score"] for crop in found]
         assert scores == sorted(scores, reverse=True)
-        best = [expected[0]["box"][edge] for edge in BOX]
-        assert [found[0]["box"][edge] for edge in BOX] == pytest.approx(best, abs=1)
-        assert found[0]["score"] == pytest.approx(expected[0]["score"], abs=0.01)
+        # Which also moves its best crops to where the ratings around them are highest.
+        first, best = (np.array([[crop["box"][edge] for edge in BOX]], float) for crop in (found[0], expected[0]))
+        assert box_iou(first, best)[0, 0] > 0.8
+        assert found[0]["score"] <= expected[0]["score"] + 0.01
 
 
 def test_object_detection_takes_batches_and_its_threshold(detector, photos):

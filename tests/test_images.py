@@ -92,7 +92,7 @@ def test_missing_files_folders_and_empty_folders_are_named(tmp_path):
     (tmp_path / "notes.txt").write_text("no picture")
     errors: list[ImageFileError] = []
     assert list(find_images([tmp_path, tmp_path / "gone"], errors.append)) == []
-    assert [error.reason for error in errors] == ["a folder without pictures", "no such file or folder"]
+    assert [error.reason for error in errors] == ["a folder without images", "no such file or folder"]
 
 
 def test_folders_are_searched_in_order_without_hidden_files(tmp_path):
