@@ -526,7 +526,10 @@ def _voted(
 
     Box voting (Gidaris and Komodakis, ICCV 2015): neighbours are noisy measurements of one place.
     """
-    near = box_iou(centres, boxes) >= _VOTE_IOU
+    overlap = box_iou(centres, boxes)
+    near = overlap >= _VOTE_IOU
+    # For all but the best centre those vote that are nearest to it: they would drift to the best and repeat it.
+    near[1:] &= (overlap == overlap.max(axis=0))[1:]
     best = np.where(near, merit, -np.inf).max(axis=1)
     weights = np.where(near, np.exp((merit - best[:, None]) / temperature), 0.0)
     return weights @ boxes / weights.sum(axis=1, keepdims=True), best

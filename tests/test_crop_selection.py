@@ -307,3 +307,23 @@ def test_the_same_photo_gives_the_same_crops_whatever_the_last_bits():
     noisy = Prediction(judge.boxes + 1e-9, judge.validity + 1e-9, judge.image_size)
     for options in ({}, {"aspect_ratio": "4:5"}, {"aspect_ratio": "16:9", "min_area": 0.3}, {"max_area": 0.4}):
         assert select(judge, **options).boxes.tolist() == select(noisy, **options).boxes.tolist()
+
+
+def test_refined_crops_settle_at_the_top_and_do_not_repeat_each_other():
+    """Ratings peak at one box; the first crop settles there, and the others stay where they differ from it."""
+    peak = np.array([0.15, 0.2, 0.8, 0.9])
+
+    def rate(boxes):
+        corners = np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], axis=1)
+        return 4.5 - 3 * np.abs(corners - peak).sum(1)
+
+    rng = np.random.default_rng(0)
+    corners = (peak + rng.normal(0, 0.08, (60, 4))).clip(0, 1)
+    boxes = np.concatenate([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], axis=1)
+    prediction = Prediction.from_output(boxes, np.ones(60), (400, 600), rate)
+    crops = select(prediction, nms_iou=None, top_k=8)
+    assert np.abs(crops.boxes[0] / [600, 400, 600, 400] - peak).max() < 0.03
+    before = np.abs(corners - peak).max(1)[rate(boxes).argmax()]
+    assert np.abs(crops.boxes[0] / [600, 400, 600, 400] - peak).max() < before
+    overlap = box_iou(crops.boxes, crops.boxes) - np.eye(len(crops.boxes))
+    assert overlap.max() < 0.97

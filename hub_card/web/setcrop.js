@@ -449,8 +449,12 @@ async function search(photo, c) {
 
 /** For each centre the mean, by merit, of the boxes around it, and the best merit there. */
 function voted(centres, boxes, merit, temperature) {
-  return centres.map((centre) => {
-    const near = boxes.map((_, i) => i).filter((i) => iou(centre, boxes[i]) >= VOTE_IOU);
+  const overlaps = centres.map((centre) => boxes.map((box) => iou(centre, box)));
+  const most = boxes.map((_, i) => overlaps.reduce((largest, row) => Math.max(largest, row[i]), 0));
+  return overlaps.map((row, centre) => {
+    // For all but the best centre only those vote that are nearest to it.
+    const votes = (i) => row[i] >= VOTE_IOU && (centre === 0 || row[i] === most[i]);
+    const near = boxes.map((_, i) => i).filter(votes);
     const best = near.reduce((most, i) => Math.max(most, merit[i]), -Infinity);
     const weights = near.map((i) => Math.exp((merit[i] - best) / temperature)), total = sum(weights);
     return [[0, 1, 2, 3].map((edge) => sum(near.map((i, k) => weights[k] * boxes[i][edge])) / total), best];
