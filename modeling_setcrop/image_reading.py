@@ -29,7 +29,8 @@ MAX_BYTES = 8 * MAX_PIXELS
 
 # Mean lightness of 255 above which a cut-out needs a dark backdrop to be seen.
 _LIGHT = 200
-# Bytes a pixel that decoders take beside the decoded image, measured; others take almost nothing.
+# Bytes a pixel that decoders take beside the decoded image, measured (AVIF and HEIF: guesses on the safe side); others
+# take almost nothing.
 _DECODER_BYTES = {"WEBP": 12, "AVIF": 12, "JPEG2000": 16, "HEIF": 12, "GIF": 8}
 # Modes that Pillow converts through copies of the whole image are converted in bands of so many pixels.
 _BAND_PIXELS = 1_000_000
