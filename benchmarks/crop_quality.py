@@ -27,8 +27,8 @@ from scipy.stats import spearmanr
 from transformers import pipeline
 
 import modeling_setcrop
+from modeling_setcrop.crop_geometry import box_iou
 from modeling_setcrop.data import Problems
-from modeling_setcrop.data.any_box_rating import overlap
 from modeling_setcrop.data.editor import EditorImage, read_editor_images
 from modeling_setcrop.metrics.functional import average_precision
 
@@ -160,12 +160,12 @@ def constant_boxes(firsts: Crops, good: Crops, count: int = 10) -> Crops:
     """
     near = np.arange(0, 9) / 24
     lattice = np.stack(np.meshgrid(near, near, 1 - near, 1 - near, indexing="ij"), axis=-1).reshape(-1, 4)
-    means = np.concatenate([overlap(part, firsts).mean(1) for part in np.array_split(lattice, 30)])
+    means = np.concatenate([box_iou(part, firsts).mean(1) for part in np.array_split(lattice, 30)])
     chosen = [lattice[means.argmax()]]
     rng = np.random.default_rng(0)
     good = good[rng.permutation(len(good))[:6000]]
-    met = np.concatenate([overlap(part, good) >= 0.85 for part in np.array_split(lattice, 60)])
-    left = ~(overlap(chosen[0][None], good)[0] >= 0.85)
+    met = np.concatenate([box_iou(part, good) >= 0.85 for part in np.array_split(lattice, 60)])
+    left = ~(box_iou(chosen[0][None], good)[0] >= 0.85)
     while len(chosen) < count:
         best = met[:, left].sum(1).argmax()
         chosen.append(lattice[best])
@@ -209,7 +209,7 @@ def editor_rows(method: Method, entries: list[EditorImage], constant: Crops) -> 
         scores.append(1 - np.arange(len(crops)) / 100)
         good.append(labels.crops)
         flags.append(np.ones(len(labels.crops), bool))
-        ious = overlap(labels.crops, crops[:1])[:, 0]
+        ious = box_iou(labels.crops, crops[:1])[:, 0]
         first_boxes.append(crops[0])
         add(rows, "first crop's IoU with the editor's first", ious[0])
         add(rows, "first crop's mean IoU with the editor's five", ious.mean())
@@ -220,7 +220,7 @@ def editor_rows(method: Method, entries: list[EditorImage], constant: Crops) -> 
             if min(window_size(ratio, asked)) > 0.999:
                 continue
             wanted = editors_window(entry, ratio, asked, centre)
-            add(rows, f"IoU of the {name} window", overlap(wanted[None], method.window(image, asked)[None])[0, 0])
+            add(rows, f"IoU of the {name} window", box_iou(wanted[None], method.window(image, asked)[None])[0, 0])
     for eps in (0.85, 0.90):
         value = average_precision(sets, scores, good, flags, eps=eps, k=10)
         rows[f"AP ({eps:.2f}, K = 10)"] = [value]
@@ -228,7 +228,7 @@ def editor_rows(method: Method, entries: list[EditorImage], constant: Crops) -> 
     labels = np.stack([entry.labels.crops[0] for entry in entries])
     rows["spread of the first crop's edges"] = [float(stacked.std(0).mean())]
     rows["the same of the editors' first"] = [float(labels.std(0).mean())]
-    rows["share within IoU 0.95 of the constant box"] = list((overlap(constant[:1], stacked)[0] >= 0.95).astype(float))
+    rows["share within IoU 0.95 of the constant box"] = list((box_iou(constant[:1], stacked)[0] >= 0.95).astype(float))
     return rows
 
 
@@ -236,7 +236,7 @@ def fcdb_rows(method: Method, entries: list[EditorImage]) -> dict[str, list[floa
     rows: dict[str, list[float]] = {}
     for entry in track(entries, f"{method.name}: FCDB"):
         crop = method.free(opened(entry.path), 1)[0]
-        add(rows, "FCDB test, 334 of 345: IoU", overlap(entry.labels.people[None], crop[None])[0, 0])
+        add(rows, "FCDB test, 334 of 345: IoU", box_iou(entry.labels.people[None], crop[None])[0, 0])
         add(rows, "FCDB test, 334 of 345: BDE", displacement(crop, entry.labels.people))
     return rows
 
@@ -248,7 +248,7 @@ def flms_rows(method: Method, folder: Path) -> dict[str, list[float]]:
         crops = np.asarray(crops, float)
         crops = crops[(crops >= 0).all(1)][:, [1, 0, 3, 2]] / np.tile(image.size, 2)
         found = method.free(image, 5)
-        ious = overlap(found, crops)
+        ious = box_iou(found, crops)
         add(rows, "FLMS-43: IoU with the nearest annotator", ious[0].max())
         add(rows, "FLMS-43: BDE", min(displacement(found[0], crop) for crop in crops))
         add(rows, "FLMS-43: IoU with the average annotator", ious[0].mean())
@@ -285,20 +285,20 @@ def site_rows(method: Method, folder: Path) -> dict[str, list[float]]:
             add(
                 rows,
                 "site authors' crops (138): windows, largest size",
-                overlap(box[None], method.window(image, ratio)[None])[0, 0],
+                box_iou(box[None], method.window(image, ratio)[None])[0, 0],
             )
             add(
                 rows,
                 "site authors' crops (138): windows, any size",
-                overlap(box[None], method.any_size(image, ratio)[None])[0, 0],
+                box_iou(box[None], method.any_size(image, ratio)[None])[0, 0],
             )
         else:
             add(
                 rows,
                 "site authors' crops (138): free, ratio given",
-                overlap(box[None], method.any_size(image, ratio)[None])[0, 0],
+                box_iou(box[None], method.any_size(image, ratio)[None])[0, 0],
             )
-            ious = overlap(box[None], method.free(image, 5))[0]
+            ious = box_iou(box[None], method.free(image, 5))[0]
             add(rows, "site authors' crops (138): free, first crop", ious[0])
             add(rows, "site authors' crops (138): free, best of five", ious.max())
     return rows
@@ -351,7 +351,7 @@ def stability_rows(method: Method, entries: list[EditorImage]) -> dict[str, list
             ("4:5", ratio_crop, method.any_size(mirrored, 4 / 5)),
         ):
             back = np.array([1 - after[2], after[1], 1 - after[0], after[3]])
-            add(rows, f"mirrored image, {name}: IoU", overlap(before[None], back[None])[0, 0])
+            add(rows, f"mirrored image, {name}: IoU", box_iou(before[None], back[None])[0, 0])
         trim = 0.0025
         box = (trim * image.width, trim * image.height, (1 - trim) * image.width, (1 - trim) * image.height)
         trimmed = image.crop(tuple(round(value) for value in box))

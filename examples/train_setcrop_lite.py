@@ -26,8 +26,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from modeling_setcrop import SetCropConfig, SetCropForImageCropping
+from modeling_setcrop.crop_geometry import box_iou, xyxy_to_cxcywh
 from modeling_setcrop.data import Problems
-from modeling_setcrop.data.any_box_rating import overlap, rate_boxes
+from modeling_setcrop.data.any_box_rating import rate_boxes
 from modeling_setcrop.data.crop_views import BOXES, distort, draw_view, draw_window, grid_boxes
 from modeling_setcrop.data.editor import EditorImage, read_editor_images
 
@@ -137,10 +138,6 @@ class Views(IterableDataset):
         return size, {name: v if name in ("pixels", "source") else v.astype(np.float32) for name, v in values.items()}
 
 
-def cxcywh(boxes: torch.Tensor) -> torch.Tensor:
-    return torch.cat([(boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]], dim=-1)
-
-
 def batch_loss(model: SetCropForImageCropping, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The first stage's losses of one batch."""
     pixels = (batch["pixels"].permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
@@ -151,7 +148,7 @@ def batch_loss(model: SetCropForImageCropping, batch: dict[str, torch.Tensor]) -
     windows = batch["windows"]
     families, count = windows.shape[1:3]
     boxes = torch.cat([batch["boxes"], windows.flatten(1, 2)], dim=1)
-    predicted = model.score_crops(cxcywh(boxes), encoded, source=batch["source"])
+    predicted = model.score_crops(xyxy_to_cxcywh(boxes), encoded, source=batch["source"])
     rated, slid = predicted[:, :BOXES], predicted[:, BOXES:].unflatten(1, (families, count))
     target, weight = batch["ratings"], batch["weight"]
     total = weight.sum(1, keepdim=True)
@@ -200,7 +197,7 @@ def validate(model: SetCropForImageCropping, images: list[EditorImage], pixels: 
         encoded = model.model.encode(torch.from_numpy(small).permute(2, 0, 1)[None])
 
         def rate(boxes: np.ndarray, encoded=encoded, source: int = 0) -> np.ndarray:
-            given = cxcywh(torch.from_numpy(boxes).float())[None]
+            given = xyxy_to_cxcywh(torch.from_numpy(boxes).float())[None]
             return model.score_crops(given, encoded, source=torch.tensor([source]))[0].numpy()
 
         shapes = (LATTICE[:, 2] - LATTICE[:, 0]) * ratio / (LATTICE[:, 3] - LATTICE[:, 1])
@@ -208,10 +205,10 @@ def validate(model: SetCropForImageCropping, images: list[EditorImage], pixels: 
         lattice = lattice if len(lattice) else LATTICE
         if labels.people is not None:
             best = lattice[rate(lattice, source=1).argmax()]
-            figures["people"].append(overlap(labels.people[None], best[None])[0, 0])
+            figures["people"].append(box_iou(labels.people[None], best[None])[0, 0])
             continue
         best = lattice[rate(lattice).argmax()]
-        ious = overlap(labels.crops, best[None])[:, 0]
+        ious = box_iou(labels.crops, best[None])[:, 0]
         figures["first"].append(ious[0])
         figures["mean5"].append(ious.mean())
         boxes = np.concatenate([grid_boxes(ratio), lattice[rng.permutation(len(lattice))[:60]]])
@@ -229,7 +226,7 @@ def validate(model: SetCropForImageCropping, images: list[EditorImage], pixels: 
             wanted = np.array([[0.0, 0.0, 1.0, 1.0]])
             wanted[0, axis] = min(max(centre - length / 2, 0), 1 - length)
             wanted[0, 2 + axis] = wanted[0, axis] + length
-            figures[name].append(overlap(wanted, places[[rate(places).argmax()]])[0, 0])
+            figures[name].append(box_iou(wanted, places[[rate(places).argmax()]])[0, 0])
     model.train()
     return {name: round(float(np.mean(values)), 4) for name, values in figures.items() if values}
 

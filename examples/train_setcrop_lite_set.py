@@ -22,11 +22,12 @@ from safetensors.torch import save_file
 from scipy.cluster.vq import kmeans2
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from train_setcrop_lite import LONG, SOURCES, STRIDE, cxcywh, nearest_size, read_image
+from train_setcrop_lite import LONG, SOURCES, STRIDE, nearest_size, read_image
 
 from modeling_setcrop import SetCropForImageCropping, SetCropImageProcessorPil
+from modeling_setcrop.crop_geometry import box_iou, xyxy_to_cxcywh
 from modeling_setcrop.data import Problems
-from modeling_setcrop.data.any_box_rating import CropLabels, mirror_boxes, overlap, rate_boxes
+from modeling_setcrop.data.any_box_rating import CropLabels, mirror_boxes, rate_boxes
 from modeling_setcrop.data.crop_views import draw_window, good_crops
 from modeling_setcrop.data.editor import EditorImage, read_editor_images
 from modeling_setcrop.metrics.functional import average_precision
@@ -112,7 +113,7 @@ def view_labels(known: CropLabels, source: str, window: np.ndarray, mirrored: bo
         corners = mirror_boxes(corners) if mirrored else corners
         return torch.from_numpy(rate_boxes(corners * scale + offset, known, source))
 
-    return {"boxes": cxcywh(torch.from_numpy(crops).float()), "rate_boxes": rate}
+    return {"boxes": xyxy_to_cxcywh(torch.from_numpy(crops).float()), "rate_boxes": rate}
 
 
 def encoder_output(
@@ -159,7 +160,7 @@ def evaluate(model: SetCropForImageCropping, views: EncodedViews) -> dict[str, f
         for k in (5, 10, 40):
             figures[f"ap_k{k}_{eps:.2f}"] = average_precision(boxes, scores, good, everything, eps=eps, k=k)
     first = np.stack([b[s.argmax()] for b, s in zip(boxes, scores, strict=True)])
-    figures["first"] = np.mean([overlap(g[:1], f[None])[0, 0] for g, f in zip(good, first, strict=True)])
+    figures["first"] = np.mean([box_iou(g[:1], f[None])[0, 0] for g, f in zip(good, first, strict=True)])
     figures["edge_spread"] = first.std(0).mean()
     figures["anchor_moves"] = np.stack(boxes).std(0).mean()
     model.train()

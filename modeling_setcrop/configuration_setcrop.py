@@ -101,7 +101,6 @@ class SetCropConfig(ConditionalDetrConfig):
         "encoder_attentions",
         "encoder_outputs",
         "crop_scores",
-        "choice_probabilities",
     ]
 
     num_queries: int = 90

@@ -129,8 +129,7 @@ def quality_targets(
     areas = (scored_boxes[..., 2] * scored_boxes[..., 3]).masked_fill(~rated, torch.inf)
     both = (by_picture[..., 2] * by_picture[..., 3])[:, :, None] + areas[:, None]
     best, nearest = width.mul_(height).div_(both).max(-1)
-    mu, low, high = config.smoothing_upper_bound, config.quality_lower, config.quality_upper
-    label = (mu * (scores.gather(1, nearest) - low) / (high - low)).clamp(0, mu)
+    label = _soft_validity(scores.gather(1, nearest), config)
     reached = (best / (1 - best) >= config.quality_iou_threshold) & rated.any(1, keepdim=True)
     label = torch.where(reached, label, 0.0)
     return label.reshape(batch, layers, anchors).transpose(0, 1)
@@ -153,8 +152,13 @@ def rated_targets(
     layers, _, anchors, _ = boxes.shape
     ratings = [rate(each.reshape(-1, 4)) for rate, each in zip(rate_boxes, boxes.transpose(0, 1), strict=True)]
     scores = torch.stack(ratings).to(boxes).reshape(-1, layers, anchors).transpose(0, 1)
+    return _soft_validity(scores, config).contiguous()
+
+
+def _soft_validity(scores: torch.Tensor, config: SetCropConfig) -> torch.Tensor:
+    """Labels in [0, mu] of ratings, any shape: clamp(mu (s - s_l) / (s_u - s_l), 0, mu)."""
     mu, low, high = config.smoothing_upper_bound, config.quality_lower, config.quality_upper
-    return (mu * (scores - low) / (high - low)).clamp(0, mu).contiguous()
+    return (mu * (scores - low) / (high - low)).clamp(0, mu)
 
 
 def crops_per_process(count: int, device: torch.device) -> torch.Tensor:

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modeling_setcrop.crop_geometry import box_iou
 from modeling_setcrop.data.any_box_rating import (
     CropLabels,
     kept_shares,
     mirror_boxes,
-    overlap,
     rate_boxes,
     window_centre,
 )
@@ -73,7 +73,7 @@ def test_ratings_lie_on_the_scale_and_are_the_same_mirrored(some):
 @given(boxes, boxes)
 def test_overlap_and_kept_shares_agree_with_arithmetic(a, b):
     a, b = np.array(a), np.array(b)
-    assert overlap(a[None], b[None])[0, 0] == pytest.approx(iou(a, b))
+    assert box_iou(a[None], b[None])[0, 0] == pytest.approx(iou(a, b))
     assert kept_shares(a[None], a[None])[0, 0] == pytest.approx(1)
     assert kept_shares(a[None], np.array([[0, 0, 1, 1.0]]))[0, 0] == pytest.approx(1)
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from modeling_setcrop.crop_geometry import box_iou
 from modeling_setcrop.data import DataError, Problems, load
-from modeling_setcrop.data.any_box_rating import overlap, rate_boxes
+from modeling_setcrop.data.any_box_rating import rate_boxes
 from modeling_setcrop.data.crop_views import BOXES, FAMILIES, WINDOWS, draw_view, draw_window, grid_boxes
 from modeling_setcrop.data.editor import read_editor_images
 
@@ -114,5 +115,5 @@ def test_window_families_peak_where_the_labels_say(folder):
 
 def test_grid_boxes_are_those_of_grid_anchor_cropping():
     boxes = grid_boxes(1.0)
-    assert len(boxes) == 90 and (overlap(boxes, boxes).argmax(1) == np.arange(90)).all()
+    assert len(boxes) == 90 and (box_iou(boxes, boxes).argmax(1) == np.arange(90)).all()
     assert len(grid_boxes(30.0)) == 1  # no candidate of an allowed shape: the whole image

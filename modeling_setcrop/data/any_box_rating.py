@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..crop_geometry import box_area, box_intersection, box_iou
+
 # The share of agreement with all crops together; the rest is agreement with the one that is nearest. Chosen on FCDB's
 # training images: the box that is rated highest by the editors' crops alone then overlaps people's crops most, while
 # the editors' first crop stays near the top.
@@ -69,7 +71,7 @@ def rate_boxes(boxes: np.ndarray, labels: CropLabels, source: str = "editors") -
     if source == "people":
         if labels.people is None:
             raise ValueError("these labels have no crop made by people")
-        own = overlap(labels.people[None], boxes)[0]
+        own = box_iou(labels.people[None], boxes)[0]
         agreement = own if agreement is None else _PEOPLE * own + (1 - _PEOPLE) * agreement
     if agreement is None:
         raise ValueError("these labels have no crops")
@@ -77,14 +79,14 @@ def rate_boxes(boxes: np.ndarray, labels: CropLabels, source: str = "editors") -
 
 
 def _editors_agreement(boxes: np.ndarray, labels: CropLabels) -> np.ndarray:
-    ious = overlap(labels.crops, boxes)
+    ious = box_iou(labels.crops, boxes)
     behind = (labels.ratings.max() - labels.ratings)[:, None]
     weights = np.exp(-behind / _RATING_SPREAD)
     consensus = (weights * ious).sum(0) / weights.sum()
     nearest = (ious - _LOWER_CROP * behind).max(0)
     if labels.whole is not None:
         below = max(labels.ratings.max() - labels.whole, 0)
-        whole = overlap(np.array([[0.0, 0.0, 1.0, 1.0]]), boxes)[0]
+        whole = box_iou(np.array([[0.0, 0.0, 1.0, 1.0]]), boxes)[0]
         nearest = np.maximum(nearest, whole - _LOWER_WHOLE * below)
     agreement = _CONSENSUS * consensus + (1 - _CONSENSUS) * nearest
     if len(labels.subjects):
@@ -117,26 +119,11 @@ def window_centre(length: float, image_ratio: float, labels: CropLabels) -> floa
     return min(max(centre, length / 2), 1 - length / 2)
 
 
-def overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Intersection over union (N, M) of boxes (N, 4) and (M, 4) with areas above zero."""
-    shared = _shared(a, b)
-    return shared / (_area(a)[:, None] + _area(b)[None] - shared).clip(1e-12)
-
-
 def kept_shares(subjects: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """Share (S, M) of each subject's area that each box keeps."""
-    return _shared(subjects, boxes) / _area(subjects)[:, None].clip(1e-6)
+    return box_intersection(subjects, boxes) / box_area(subjects)[:, None].clip(1e-6)
 
 
 def mirror_boxes(boxes: np.ndarray) -> np.ndarray:
     """Boxes (..., 4), corners in [0, 1], of the image mirrored left to right."""
     return np.stack([1 - boxes[..., 2], boxes[..., 1], 1 - boxes[..., 0], boxes[..., 3]], axis=-1)
-
-
-def _shared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    size = np.minimum(a[:, None, 2:], b[None, :, 2:]) - np.maximum(a[:, None, :2], b[None, :, :2])
-    return size.clip(0).prod(-1)
-
-
-def _area(boxes: np.ndarray) -> np.ndarray:
-    return (boxes[:, 2:] - boxes[:, :2]).clip(0).prod(-1)

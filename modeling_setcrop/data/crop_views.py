@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from .any_box_rating import CropLabels, mirror_boxes, overlap, rate_boxes, window_centre
+from ..crop_geometry import box_iou
+from .any_box_rating import CropLabels, mirror_boxes, rate_boxes, window_centre
 
 # Boxes that are rated in every view.
 BOXES = 96
@@ -174,7 +175,7 @@ def _window_families(
         windows[family, :, axis], windows[family, :, 2 + axis] = low, low + length
         wanted = np.array([[0.0, 0.0, 1.0, 1.0]])
         wanted[0, axis], wanted[0, 2 + axis] = centre - length / 2, centre + length / 2
-        fit[family] = overlap(wanted, windows[family])[0]
+        fit[family] = box_iou(wanted, windows[family])[0]
         if fit[family].max() - fit[family].min() > 0.05:
             weight[family] = 1.0 if size > 0.999 else 0.5
     return windows, fit, weight
