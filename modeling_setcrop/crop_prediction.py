@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -43,6 +45,20 @@ class EncodedImage:
         return Prediction.from_output(
             self.pred_boxes, self.validity, image_size, rate if scoring else None, self.ratings, self.importance
         )
+
+
+@contextmanager
+def one_thread_each() -> Iterator[Callable[[], None]]:
+    """While many threads each work on images of their own: gives what each of them calls first.
+
+    So they fill all processors. If every operation were spread over the processors too, its parts would wait for one
+    another behind the other threads' work. The number of threads is as before afterwards.
+    """
+    threads = torch.get_num_threads()
+    try:
+        yield partial(torch.set_num_threads, 1)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @torch.inference_mode()

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cached_property, partial
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import Pipeline
 from transformers.modeling_outputs import ModelOutput
 
 from .crop_options import CropOptions
-from .crop_prediction import EncodedImage, encode_images
+from .crop_prediction import EncodedImage, encode_images, one_thread_each
 from .cropping import CroppingBase
 from .hub_code import AUTO_CLASSES, IMAGE_PROCESSORS
 from .image_preprocessing import ImagePreprocessing
@@ -122,15 +121,8 @@ class ImageCroppingPipeline(CroppingBase, Pipeline):
     def encode(self, images: list[np.ndarray], source: int | None = None) -> list[EncodedImage]:
         return encode_images(self.model, images, source)
 
-    @contextmanager
-    def workers(self) -> Iterator[Callable[[], None]]:
-        # Threads that each work on images of their own fill all processors. If every operation were spread over the
-        # processors too, its parts would wait for one another behind the other threads' work.
-        threads = torch.get_num_threads()
-        try:
-            yield partial(torch.set_num_threads, 1)
-        finally:
-            torch.set_num_threads(threads)
+    def workers(self) -> AbstractContextManager[Callable[[], None]]:
+        return one_thread_each()
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Save model, image processor and code: the folder loads wherever transformers is, with

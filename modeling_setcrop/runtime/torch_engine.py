@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from transformers import AutoModelForObjectDetection
 from transformers.utils import cached_file, logging
 
-from ..crop_prediction import EncodedImage, encode_images
+from ..crop_prediction import EncodedImage, encode_images, one_thread_each
 from ..modeling_setcrop import SetCropForImageCropping
 from .checkpoint import CONFIG, PREPROCESSOR, CheckpointError, read_config, read_preprocessing
 
@@ -64,14 +63,9 @@ class TorchEngine:
         """Run the model over images (3, H, W) of any shapes; see [`encode_images`]."""
         return encode_images(self.model, images, source)
 
-    @contextmanager
-    def workers(self) -> Iterator[Callable[[], None]]:
-        """Every worker's operations stay on one processor, and the number of threads is as before afterwards."""
-        threads = torch.get_num_threads()
-        try:
-            yield partial(torch.set_num_threads, 1)
-        finally:
-            torch.set_num_threads(threads)
+    def workers(self) -> AbstractContextManager[Callable[[], None]]:
+        """Every worker's operations stay on one processor; see [`one_thread_each`]."""
+        return one_thread_each()
 
 
 def _load(name: str, trust_remote_code: bool) -> SetCropForImageCropping:
