@@ -2,14 +2,14 @@
 
     python benchmarks/ablations.py --model CHECKPOINT --data DIR --output_dir runs/ablations
 
-From a trained checkpoint, feature maps and encoder memories are computed once, for augmented training pictures as
+From a trained checkpoint, feature maps and encoder memories are computed once, for augmented training images as
 `setcrop train` draws them and for the validation and test splits. From these every variant trains with every seed:
 
 - label smoothings: a new validity head; decoder and box head train on, backbone and encoder stay as they are;
 - set with and without a (new) scoring head: the encoder trains on too, because that is what the two tasks share.
 
 With `--new_decoder` decoder and anchors are new as well, the anchors at k-means centres of the good crops; that takes
-many more pictures to converge. A seed gives all variants the same order and first weights. The figures are those of
+many more images to converge. A seed gives all variants the same order and first weights. The figures are those of
 the last step on the test split, crops ranked by validity. A finished run is not repeated. Writes `ablations.json`,
 `ablations.md` and, with matplotlib, `mu.png`.
 """
@@ -38,7 +38,7 @@ from transformers.utils import logging
 
 from modeling_setcrop import SetCropConfig, SetCropForImageCropping, metrics
 from modeling_setcrop.data import load
-from modeling_setcrop.data.collation import AspectRatioBatchSampler, CropCollator, CropPictures
+from modeling_setcrop.data.collation import AspectRatioBatchSampler, CropCollator, CropDataset
 from modeling_setcrop.evaluation import Labels, Predictions, baselines
 from modeling_setcrop.evaluation.tables import write_text
 from modeling_setcrop.metrics import functional
@@ -84,7 +84,7 @@ VARIANTS = SMOOTHINGS | HEADS
 
 
 class Batch(NamedTuple):
-    """Pictures as the backbone and the encoder see them.
+    """Images as the backbone and the encoder see them.
 
     indices: (B,) rows of the split; maps: (B, C, h, w) of the backbone; encoded: the checkpoint's encoding.
     """
@@ -140,7 +140,7 @@ class Cache:
         )
         draws = list(itertools.islice(sampler, None if views is None else -(-views // sampler.batch_size)))
         loader = torch.utils.data.DataLoader(
-            CropPictures(rows, augment=views is not None),
+            CropDataset(rows, augment=views is not None),
             batch_sampler=draws,
             collate_fn=CropCollator(processor),
             num_workers=1,
@@ -353,7 +353,9 @@ def spread(values: list[float], digits: int) -> str:
     return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"
 
 
-def table(results: list[dict], variants: dict[str, Variant], columns: dict[str, str], blind: dict[str, float]) -> str:
+def table(
+    results: list[dict], variants: dict[str, Variant], columns: dict[str, str], constant: dict[str, float]
+) -> str:
     """Mean and standard deviation over the seeds on the test split, beside constant boxes, in Markdown."""
     lines = [f"| | {' | '.join(columns.values())} |", "|---|" + "---:|" * len(columns)]
     for name in variants:
@@ -364,12 +366,12 @@ def table(results: list[dict], variants: dict[str, Variant], columns: dict[str, 
                 for column in columns
             ]
             lines.append(f"| {name} | {' | '.join(cells)} |")
-    cells = [f"{blind[c]:.{1 if c.startswith('a') else 3}f}" if c in blind else "" for c in columns]
-    lines.append(f"| blind: constant boxes by frequency | {' | '.join(cells)} |")
+    cells = [f"{constant[c]:.{1 if c.startswith('a') else 3}f}" if c in constant else "" for c in columns]
+    lines.append(f"| constant boxes by frequency | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def plot(results: list[dict], blind: dict[str, float], file: Path) -> None:
+def plot(results: list[dict], constant: dict[str, float], file: Path) -> None:
     """Average precision over mu, and on the validation split over the training."""
     from matplotlib.figure import Figure
 
@@ -388,7 +390,7 @@ def plot(results: list[dict], blind: dict[str, float], file: Path) -> None:
         means = [statistics.mean(values) for values in points.values()]
         spreads = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in points.values()]
         left.errorbar(list(points), means, spreads, marker="o", capsize=3, color=colour, label=f"IoU {eps}")
-        left.axhline(blind[column], color=colour, linestyle=":", label=f"constant boxes, {eps}")
+        left.axhline(constant[column], color=colour, linestyle=":", label=f"constant boxes, {eps}")
     left.set(xlabel="upper bound mu of the soft labels", ylabel="AP (K = 10) on the test split, %")
     left.legend(frameon=False, fontsize=8)
     for name in SMOOTHINGS:
@@ -402,17 +404,17 @@ def plot(results: list[dict], blind: dict[str, float], file: Path) -> None:
     figure.savefig(file, dpi=100)
 
 
-def summarise(options: argparse.Namespace, blind: dict[str, float]) -> str:
+def summarise(options: argparse.Namespace, constant: dict[str, float]) -> str:
     """Writes the tables and the plot of the finished runs, and returns the tables."""
     files = [run_file(options.output_dir, name, seed) for seed in options.seeds for name in VARIANTS]
     results = [json.loads(file.read_text()) for file in files if file.is_file()]
-    tables = [table(results, SMOOTHINGS, MEASURES, blind), table(results, HEADS, HEAD_MEASURES, blind)]
+    tables = [table(results, SMOOTHINGS, MEASURES, constant), table(results, HEADS, HEAD_MEASURES, constant)]
     text = "\n".join(tables)
     content = {"settings": json.loads((options.output_dir / "settings.json").read_text()), "runs": results}
-    write_text(options.output_dir / "ablations.json", json.dumps({**content, "blind": blind}, indent=1) + "\n")
+    write_text(options.output_dir / "ablations.json", json.dumps({**content, "constant": constant}, indent=1) + "\n")
     write_text(options.output_dir / "ablations.md", text)
     try:
-        plot(results, blind, options.output_dir / "mu.png")
+        plot(results, constant, options.output_dir / "mu.png")
     except ImportError:
         print("no plot: matplotlib is not installed")
     return text
@@ -426,7 +428,7 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="NAME")
-    parser.add_argument("--views", type=int, default=10_000, help="augmented training pictures, at most one epoch")
+    parser.add_argument("--views", type=int, default=10_000, help="augmented training images, at most one epoch")
     parser.add_argument("--epochs", type=int, default=1, help="passes over them")
     parser.add_argument("--lr", type=float, default=4e-4)
     parser.add_argument("--clip", type=float, default=0.1)
@@ -440,14 +442,14 @@ def main() -> None:
     jobs = [job for job in jobs if not run_file(options.output_dir, *job).is_file()]
     test = Labels.from_dataset(rows["test"])
     frequent = baselines.frequent_set(Labels.from_dataset(rows["train"]))
-    blind = measure(test, baselines.constant(*frequent, len(test)))
+    constant = measure(test, baselines.constant(*frequent, len(test)))
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.processes, spawn) as pool:
         runs = [pool.submit(train, options, *job) for job in jobs]
         for run in tqdm(as_completed(runs), total=len(runs), desc="runs", unit="run"):
             run.result()
-            summarise(options, blind)
-    print(summarise(options, blind))
+            summarise(options, constant)
+    print(summarise(options, constant))
 
 
 if __name__ == "__main__":

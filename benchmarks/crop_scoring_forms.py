@@ -2,8 +2,8 @@
 
     python benchmarks/crop_scoring_forms.py --model CHECKPOINT --data DIR --layout gaic
 
-Every form gets the same pictures, steps and learning rate, from the same seeds. The encoder's memory is computed once.
-Printed and written as JSON: mean rank correlation within a picture on the validation split (mean and range over the
+Every form gets the same images, steps and learning rate, from the same seeds. The encoder's memory is computed once.
+Printed and written as JSON: mean rank correlation within an image on the validation split (mean and range over the
 seeds), the mean squared error, the parameters, and the time of 1,000 candidates beside that of the whole forward pass,
 both in this run.
 """
@@ -30,14 +30,14 @@ from modeling_setcrop.crop_geometry import cxcywh_to_xyxy, xyxy_to_cxcywh
 from modeling_setcrop.crop_scoring_setcrop import SetCropScorer, _geometry
 from modeling_setcrop.data import load
 from modeling_setcrop.data.augmentation import jitter
-from modeling_setcrop.data.collation import AspectRatioBatchSampler, CropCollator, CropPictures
+from modeling_setcrop.data.collation import AspectRatioBatchSampler, CropCollator, CropDataset
 from modeling_setcrop.loss_setcrop import crop_scoring_loss
 
 BATCH = 32
 
 
 class GeometryForm(nn.Module):
-    """The crop's geometry alone: what can be had without looking at the picture."""
+    """The crop's geometry alone: what can be had without looking at the image."""
 
     def __init__(self, config: SetCropConfig) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class CombinedForm(nn.Module):
 
 
 FORMS = {
-    "geometry alone (blind)": GeometryForm,
+    "geometry alone": GeometryForm,
     "(a) cross-attention": AttentionForm,
     "(b) sampling inside and outside": SamplingForm,
     "(c) both": CombinedForm,
@@ -114,7 +114,7 @@ def _waves(values: torch.Tensor, octaves: int) -> torch.Tensor:
 
 
 def _cell_centres(mask: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
-    """(B, H, W, 2) centres of the memory's cells in picture units."""
+    """(B, H, W, 2) centres of the memory's cells in image units."""
     _, height, width = mask.shape
     y = ((torch.arange(height) + 0.5) / height)[None, :, None] / shares[:, 1, None, None]
     x = ((torch.arange(width) + 0.5) / width)[None, None, :] / shares[:, 0, None, None]
@@ -129,7 +129,7 @@ def encode(model: SetCropForImageCropping, processor: AutoImageProcessor, rows: 
         rows["height"][:], rows["width"][:], BATCH, [size["shortest_edge"]], size["longest_edge"], shuffle=False
     )
     loader = torch.utils.data.DataLoader(
-        CropPictures(rows, augment=False), batch_sampler=sampler, collate_fn=CropCollator(processor), num_workers=1
+        CropDataset(rows, augment=False), batch_sampler=sampler, collate_fn=CropCollator(processor), num_workers=1
     )
     batches = []
     for batch in tqdm(loader, desc=title):
@@ -174,7 +174,7 @@ def train(head: nn.Module, batches: list[dict], epochs: int, seed: int) -> None:
 
 @torch.no_grad()
 def evaluate(head: nn.Module, batches: list[dict]) -> tuple[float, float]:
-    """Mean rank correlation within a picture, and mean squared error."""
+    """Mean rank correlation within an image, and mean squared error."""
     correlations, errors = [], []
     for batch in batches:
         for row, label in zip(predict(head, batch, batch["boxes"]), batch["labels"], strict=True):
@@ -199,7 +199,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--data", required=True)
     parser.add_argument("--layout", default="gaic")
-    parser.add_argument("--pictures", type=int, default=6000, help="training pictures")
+    parser.add_argument("--images", type=int, default=6000, help="training images")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path)
@@ -207,11 +207,11 @@ def main() -> None:
     model = SetCropForImageCropping.from_pretrained(args.model).eval()
     processor = AutoImageProcessor.from_pretrained(args.model)
     splits = load(args.layout, args.data)
-    chosen = splits["train"].shuffle(seed=0).select(range(min(args.pictures, len(splits["train"]))))
+    chosen = splits["train"].shuffle(seed=0).select(range(min(args.images, len(splits["train"]))))
     batches = encode(model, processor, chosen, "train")
     held_out = encode(model, processor, splits["validation"], "validation")
     table = {}
-    picture = torch.randn(1, 3, 152, 224)
+    image = torch.randn(1, 3, 152, 224)
     for name, form in FORMS.items():
         figures = []
         for seed in range(args.seeds):
@@ -222,7 +222,7 @@ def main() -> None:
         with torch.no_grad():
             one = {k: v[:1] for k, v in held_out[0].items()}
             boxes = torch.rand(1, 1000, 4) * 0.4 + 0.3
-            scoring, forward = median_ms(lambda: predict(head, one, boxes)), median_ms(lambda: model(picture))  # noqa: B023
+            scoring, forward = median_ms(lambda: predict(head, one, boxes)), median_ms(lambda: model(image))  # noqa: B023
         correlations = [correlation for correlation, _ in figures]
         table[name] = {
             "srcc_mean": round(statistics.mean(correlations), 4),

@@ -4,7 +4,7 @@
 
 The model's scores of the labelled crops are mixed with the labels themselves, in growing shares, and the first crop of
 each mixture is measured beside the best constant box: an imagined model that ranks better and better.
-"Lost" is the mean difference in human score between a picture's best crop and the labelled crop nearest to the first.
+"Lost" is the mean difference in human score between an image's best crop and the labelled crop nearest to the first.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def main() -> None:
         ]
         table.add_row(*_row(f"{1 - share:.0%} model, {share:.0%} labels", labels, labels.boxes, mixed))
     equals = metrics.has_equals(labels.scores).mean()
-    Console().print(f"{len(labels)} pictures; several crops share the best score on {equals:.0%} of them")
+    Console().print(f"{len(labels)} images; several crops share the best score on {equals:.0%} of them")
     Console().print(table)
 
 

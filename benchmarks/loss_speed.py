@@ -2,7 +2,7 @@
 
     python benchmarks/loss_speed.py [--device cuda] [--rounds 10]
 
-Batch 16, 90 anchors, six decoder layers, 90 rated crops a picture of which 8 are good. Ours is timed with quality
+Batch 16, 90 anchors, six decoder layers, 90 rated crops per image of which 8 are good. Ours is timed with quality
 guidance, which upstream's has not; forward and backward separately, the median of the rounds, taken in turns.
 """
 

@@ -1,6 +1,6 @@
-"""Times every measure on 500 pictures with 90 predicted and 90 labelled crops each.
+"""Times every measure on 500 images with 90 predicted and 90 labelled crops each.
 
-    python benchmarks/metrics_speed.py [--pictures 500] [--rounds 5]
+    python benchmarks/metrics_speed.py [--images 500] [--rounds 5]
 
 The median of the rounds, in milliseconds of processor time.
 """
@@ -24,16 +24,16 @@ def _boxes(rng: np.random.Generator) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=500)
+    parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     rng = np.random.default_rng(0)
-    pictures = range(options.pictures)
-    crops = [_boxes(rng) for _ in pictures], [rng.random(CROPS) for _ in pictures]
-    boxes, scores = [_boxes(rng) for _ in pictures], [rng.integers(7, 36, CROPS) / 7 for _ in pictures]
+    images = range(options.images)
+    crops = [_boxes(rng) for _ in images], [rng.random(CROPS) for _ in images]
+    boxes, scores = [_boxes(rng) for _ in images], [rng.integers(7, 36, CROPS) / 7 for _ in images]
     good = [values >= 4 for values in scores]
     candidates = metrics.overlap_scores(*crops, boxes)
-    sizes = np.ones((options.pictures, 2))
+    sizes = np.ones((options.images, 2))
     measures = {
         "ACC 1/N, N = 1, 5, 10, two eps": lambda: [
             metrics.accuracy(*crops, boxes, scores, n, eps) for n in (1, 5, 10) for eps in (0.85, 0.90)

@@ -2,8 +2,8 @@
 
     python benchmarks/onnx_speed.py [--model DIR] [--onnx DIR] [--threads 2] [--rounds 30] [--data DIR --layout flms]
 
-The forward pass only, on `examples/photos` at the model's own size, one picture and a batch of eight; every runtime in
-turn in each round, medians over the rounds. With `--data`, the same labelled pictures are also evaluated with each.
+The forward pass only, on `examples/photos` at the model's own size, one image and a batch of eight; every runtime in
+turn in each round, medians over the rounds. With `--data`, the same labelled images are also evaluated with each.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def main() -> None:
             inputs = {"pixel_values": torch.from_numpy(np.stack([pixels] * count))}
             shape = "x".join(map(str, inputs["pixel_values"].shape))
             for name, seconds in median_times(models, inputs, args.rounds).items():
-                print(f"{shape}, {args.threads} threads, {name}: {seconds / count * 1e3:.2f} ms a picture")
+                print(f"{shape}, {args.threads} threads, {name}: {seconds / count * 1e3:.2f} ms per image")
     if args.data is not None:
         compare_quality(models, processor, args.data, args.layout, args.split)
 
@@ -108,7 +108,7 @@ def compare_quality(models: dict[str, Callable], processor: object, data: Path, 
         found = run(dataset, model, processor, name).methods
         scored = {**found[name].estimates, **getattr(found.get(f"{name}, scoring head"), "estimates", {})}
         figures = ", ".join(f"{measure} {scored[measure].value:.4f}" for measure in MEASURES if measure in scored)
-        print(f"{data.name} ({layout}, {split}, {len(dataset)} pictures), {name}: {figures}")
+        print(f"{data.name} ({layout}, {split}, {len(dataset)} images), {name}: {figures}")
 
 
 if __name__ == "__main__":

@@ -55,9 +55,9 @@ def shares(cropper: Cropper, photo: Path, clock: Callable[[], float]) -> dict[st
     """Seconds of each part of one suggestion."""
     options = CropOptions(aspect_ratio="1:1", top_k=1)
     times = [clock()]
-    picture = load_image_file(photo, cropper.short_side)
+    loaded = load_image_file(photo, cropper.short_side)
     times.append(clock())
-    pixels = cropper.prepare(picture)
+    pixels = cropper.prepare(loaded)
     times.append(clock())
     encoded = cropper.encode([pixels])[0]
     times.append(clock())
@@ -72,7 +72,7 @@ def shares(cropper: Cropper, photo: Path, clock: Callable[[], float]) -> dict[st
 
     encoded.engine.rate = timed
     try:
-        cropper.answer(encoded, picture.size, options)
+        cropper.answer(encoded, loaded.size, options)
     finally:
         del encoded.engine.rate
     end = clock() - times[3]

@@ -1,7 +1,7 @@
 """How far constant boxes get on GAICD version 1: fitted on the training labels, measured on the test labels.
 
-Needs no picture. The labels come as one JSON file (or .json.gz): file name -> {"split": "train" or "test", "crops":
-[[y1, x1, y2, x2, score], ...]}; a picture's size follows from GAICD's grid, whose last corners lie at 11.5 / 12 of it.
+Needs no image. The labels come as one JSON file (or .json.gz): file name -> {"split": "train" or "test", "crops":
+[[y1, x1, y2, x2, score], ...]}; an image's size follows from GAICD's grid, whose last corners lie at 11.5 / 12 of it.
 
     python examples/constant_baseline.py gaic_v1.json.gz
 """
@@ -20,7 +20,7 @@ from modeling_setcrop.evaluation import Labels, baselines
 
 
 def read(path: str, split: str) -> Labels:
-    """The labels of one split, boxes in parts of the picture."""
+    """The labels of one split, boxes normalised to [0, 1]."""
     with (gzip.open if path.endswith(".gz") else open)(path, "rt", encoding="utf-8") as file:
         entries = {name: entry for name, entry in json.load(file).items() if entry["split"] == split}
     tables = [np.array(entry["crops"], dtype=np.float64) for entry in entries.values()]
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("labels")
     path = parser.parse_args().labels
     train, test = read(path, "train"), read(path, "test")
-    print(f"fitted on {len(train)} training pictures, measured on {len(test)} test pictures")
+    print(f"fitted on {len(train)} training images, measured on {len(test)} test images")
     for eps in (0.85, 0.90):
         answer = baselines.constant(*baselines.cover_set(train, eps), len(test))
         shares = [

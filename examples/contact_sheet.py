@@ -1,4 +1,4 @@
-"""A contact sheet: the best crop of each photograph in several aspect ratios, on one picture.
+"""A contact sheet: the best crop of each photograph in several aspect ratios, on one image.
 
 python examples/contact_sheet.py examples/photos --out docs/contact-sheet.jpg
 """
@@ -13,7 +13,7 @@ from PIL import Image
 
 from modeling_setcrop.cli.options import load_cropper
 from modeling_setcrop.drawing import DRAWING_SIDE, contact_sheet
-from modeling_setcrop.image_reading import ImageFileError, read_picture
+from modeling_setcrop.image_reading import ImageFileError, decode_image
 from modeling_setcrop.images.atomic import atomic_writer
 from modeling_setcrop.runs.scheduling import in_order, suggest_crops
 from modeling_setcrop.runs.sources import list_sources
@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO|FOLDER")
     parser.add_argument("--out", type=Path, required=True, help="JPEG file")
     parser.add_argument("--aspect-ratio", default="16:9,1:1,4:5,9:16", help="with commas")
-    parser.add_argument("--height", type=int, default=220, help="of each picture, in pixels")
+    parser.add_argument("--height", type=int, default=220, help="of each image, in pixels")
     parser.add_argument("--model", help="checkpoint; by default the one that comes with SetCrop")
     args = parser.parse_args(arguments)
 
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
             errors.append(suggestion.error)
             continue
         with Image.open(suggestion.photo.path) as image:
-            rows.append((read_picture(image, DRAWING_SIDE), suggestion.result["crops"]))
+            rows.append((decode_image(image, DRAWING_SIDE), suggestion.result["crops"]))
     for error in errors:
         print(error, file=sys.stderr)
     if rows:

@@ -39,8 +39,8 @@ class RowCollator:
             scale = np.tile([image.image.width / row["width"], image.image.height / row["height"]], 2)
             boxes = (np.asarray(row["boxes"]) * scale).tolist()
             annotations.append({"boxes": boxes, "scores": row["scores"], "good": row["good"]})
-        pictures = [image.image for image in images]
-        return dict(self.processor(images=pictures, annotations=annotations, return_tensors="pt"))
+        images = [image.image for image in images]
+        return dict(self.processor(images=images, annotations=annotations, return_tensors="pt"))
 
 
 class CropTrainer(Trainer):

@@ -16,7 +16,7 @@ from transformers import AutoConfig
 import modeling_setcrop  # noqa: F401  (registers the model type)
 from modeling_setcrop.images.atomic import atomic_writer
 
-from .pictures import write_examples
+from .examples import write_examples
 from .results import (
     TASK,
     CardError,
@@ -49,7 +49,7 @@ def build_card(folder: str | Path, repo_id: str | None = None) -> ModelCard:
 
     Args:
         folder: `config.json`, `model.safetensors`, and where they exist `preprocessor_config.json`, `training.json`
-            (`data`: a list of `name`, `pictures`, `licence` and, for data on the Hub, `id`; `recipe` and `limits`:
+            (`data`: a list of `name`, `images`, `licence` and, for data on the Hub, `id`; `recipe` and `limits`:
             lists of sentences; `labels`, `command`; `examples`, what to know of the example images; `base_model`, the
             Hub's name of the model that training started from), the evaluations in `evaluation/`, images in
             `examples/`.
@@ -87,7 +87,7 @@ def build_card(folder: str | Path, repo_id: str | None = None) -> ModelCard:
         config=config,
         parameters=_parameters(folder / "model.safetensors"),
         backbone=_backbone(config),
-        size=_picture_size(folder),
+        size=_image_size(folder),
         training=training,
         custom_code=custom_code,
         trust=", trust_remote_code=True" if custom_code else "",
@@ -106,7 +106,7 @@ def build_card(folder: str | Path, repo_id: str | None = None) -> ModelCard:
 
 
 def _title(evaluation: dict[str, Any]) -> str:
-    title = f"{evaluation['data']}, {evaluation['split']}: {evaluation['pictures']} pictures"
+    title = f"{evaluation['data']}, {evaluation['split']}: {evaluation['images']} images"
     equals = evaluation.get("share_with_equal_best")
     return title if not equals else f"{title}, on {equals:.0%} of them several crops share the best score"
 
@@ -138,8 +138,8 @@ def _training(folder: Path) -> dict[str, Any]:
         if not isinstance(training.get(key, kind()), kind):
             raise CardError(f"{path}: {key!r} is no {kind.__name__}")
     for source in training.get("data", []):
-        if not isinstance(source, dict) or not {"name", "pictures", "licence"} <= source.keys():
-            raise CardError(f"{path}: an entry of 'data' lacks name, pictures or licence")
+        if not isinstance(source, dict) or not {"name", "images", "licence"} <= source.keys():
+            raise CardError(f"{path}: an entry of 'data' lacks name, images or licence")
     return {**empty, **training}
 
 
@@ -163,7 +163,7 @@ def _backbone(config: Any) -> str:
     return getattr(backbone, "backbone", None) or backbone.model_type
 
 
-def _picture_size(folder: Path) -> str | None:
+def _image_size(folder: Path) -> str | None:
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         return None

@@ -27,6 +27,8 @@ MEASURES = {
 }
 # What `setcrop evaluate --out` writes beside an evaluation.
 PREDICTIONS = "predictions.json"
+# What files written by earlier versions call what is now called otherwise.
+_OLD_KEYS = {"pictures": "images", "less_best_blind": "less_best_baseline"}
 # What the Hub knows that is nearest: boxes in an image.
 TASK = "object-detection"
 
@@ -46,7 +48,7 @@ def read_evaluations(folder: str | Path) -> list[dict[str, Any]]:
         if path.name == PREDICTIONS:
             continue
         evaluation = read_json(path)
-        for key, kind in {"data": str, "split": str, "model": str, "pictures": int, "methods": dict}.items():
+        for key, kind in {"data": str, "split": str, "model": str, "images": int, "methods": dict}.items():
             if not isinstance(evaluation.get(key), kind):
                 raise CardError(f"{path}: {key!r} is missing or no {kind.__name__}")
         if evaluation["model"] not in evaluation["methods"]:
@@ -65,7 +67,7 @@ def read_json(path: Path) -> dict[str, Any]:
         CardError: unreadable or something else; the message names file and line.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), object_hook=_current_keys)
     except json.JSONDecodeError as error:
         raise CardError(f"{path}, line {error.lineno}: {error.msg}") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -73,6 +75,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CardError(f"{path}: not a JSON object")
     return content
+
+
+def _current_keys(values: dict[str, Any]) -> dict[str, Any]:
+    """A JSON object with the keys that are written today in the place of those that older files have."""
+    return {_OLD_KEYS.get(key, key): value for key, value in values.items()}
 
 
 def _is_of_model(method: str, model: str) -> bool:
@@ -95,11 +102,11 @@ def results_table(evaluation: dict[str, Any]) -> str:
 
 
 def comparison_table(evaluation: dict[str, Any]) -> str | None:
-    """Markdown: the model's measures less those of the best blind baseline, with paired 95 % intervals."""
+    """Markdown: the model's measures less those of the best image-independent baseline, with paired 95 % intervals."""
     compared = {
-        method: result["less_best_blind"]
+        method: result["less_best_baseline"]
         for method, result in evaluation["methods"].items()
-        if result.get("less_best_blind") and _is_of_model(method, evaluation["model"])
+        if result.get("less_best_baseline") and _is_of_model(method, evaluation["model"])
     }
     shown = [name for name in MEASURES if any(name in found for found in compared.values())]
     if not shown:
@@ -108,11 +115,11 @@ def comparison_table(evaluation: dict[str, Any]) -> str | None:
         method: [_cell(found.get(name), interval=True, signed=True) for name in shown]
         for method, found in compared.items()
     }
-    return _table("less the best blind baseline", [MEASURES[name] for name in shown], rows)
+    return _table("less the best image-independent baseline", [MEASURES[name] for name in shown], rows)
 
 
 def spread_table(evaluation: dict[str, Any]) -> str | None:
-    """Markdown: how far the first crop's edges move from picture to picture, beside the labels' best crops."""
+    """Markdown: how far the first crop's edges move from image to image, beside the labels' best crops."""
     spread = evaluation["methods"][evaluation["model"]].get("spread")
     if spread is None or "label_spread" not in evaluation:
         return None
@@ -136,7 +143,7 @@ def model_index(evaluations: list[dict[str, Any]]) -> list[EvalResult]:
             task_type=TASK,
             task_name="Image cropping",
             dataset_type=identifier(evaluation["data"]),
-            dataset_name=f"{evaluation['data']} ({evaluation['pictures']} pictures)",
+            dataset_name=f"{evaluation['data']} ({evaluation['images']} images)",
             dataset_split=evaluation["split"],
             metric_type=identifier(name),
             metric_name=MEASURES[name],

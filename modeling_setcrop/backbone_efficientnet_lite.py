@@ -62,7 +62,7 @@ class EfficientNetLiteConfig(BackboneConfigMixin, PreTrainedConfig):
         hypercolumn: if `True`, `feature_maps` holds one map: the maps of all `out_features`, resized bilinearly to the
             grid of the finest of them and concatenated along the channels.
         detail: with `hypercolumn`, leave the first of `out_features` out of that map and put it before it, as it is.
-        num_channels: channels of the input picture.
+        num_channels: channels of the input image.
         out_features: stages to return, of `"stem"`, `"stage1"` ... `"stage7"` (strides 2, 2, 4, 8, 16, 16, 32, 32);
             the last stage by default. Stages after the deepest one named are not built.
         out_indices: the same as positions in that list.

@@ -67,7 +67,7 @@ class SetCropConfig(ConditionalDetrConfig):
             Give every anchor a learnable size beside its learnable centre. Off in the paper's model; with it anchors
             can start from given crops ([`SetCropForImageCropping.initialize_anchors`]).
         crop_scoring (`bool`, defaults to `False`):
-            Add the head that predicts the human score of any box from the same encoded picture.
+            Add the head that predicts the human score of any box from the same encoded image.
         crop_scoring_dim (`int`, defaults to 192):
             Width of that head's hidden layers.
         crop_scoring_detail (`bool`, defaults to `False`):

@@ -11,7 +11,7 @@ import numpy as np
 from .crop_options import CropOptions
 from .crop_selection import suggest
 from .image_preprocessing import ImagePreprocessing
-from .image_reading import READ_FACTOR, Picture
+from .image_reading import READ_FACTOR, LoadedImage
 from .image_trimming import answer_outside, options_inside
 
 
@@ -58,9 +58,9 @@ class CroppingBase:
         """What crops are labelled."""
         return next(iter(dict(self.config.id2label or {0: "crop"}).values()))
 
-    def prepare(self, picture: Picture) -> np.ndarray:
+    def prepare(self, loaded: LoadedImage) -> np.ndarray:
         """The network's input (3, H, W) for an image."""
-        return self.preprocessing(picture.image)
+        return self.preprocessing(loaded.image)
 
     def answer(
         self,
@@ -75,7 +75,7 @@ class CroppingBase:
             encoded: Of [`encode`].
             image_size: Height and width.
             options: What is asked.
-            inside: The part of the image that was encoded, see [`Picture`].
+            inside: The part of the image that was encoded, see [`LoadedImage`].
         """
         if inside is None:
             return suggest(encoded.prediction(image_size), options, self.label)

@@ -61,9 +61,9 @@ def build_demo(cropper: ImageCroppingPipeline, examples: list[str] | None = None
         if path is None:
             raise gr.Error("Drop a photograph first.")
         try:
-            picture = load_image_file(path, cropper.short_side)
+            loaded = load_image_file(path, cropper.short_side)
             result = cropper(
-                picture,
+                loaded,
                 aspect_ratio=None if ratio == "free" else ratio,
                 top_k=int(count),
                 diversity=diversity,
@@ -75,7 +75,7 @@ def build_demo(cropper: ImageCroppingPipeline, examples: list[str] | None = None
             raise gr.Error(one_line(error).replace(f"{path}: ", "")) from None
         focus = result["focus_point"]
         verdict = (
-            f"Whole picture {result['keep_original']:.2f}, best crop {result['improves']:+.2f}; "
+            f"Whole image {result['keep_original']:.2f}, best crop {result['improves']:+.2f}; "
             f"focus point {focus['x']:.2f}, {focus['y']:.2f}."
         )
         return (

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .image_reading import Picture
+from .image_reading import LoadedImage
 
 # Okabe and Ito's colours, which people with any colour vision can tell apart, brightest first.
 COLOURS = ("#F0E442", "#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#0072B2", "#FFFFFF")
@@ -16,19 +16,19 @@ DRAWING_SIDE = 900
 """Least short side in pixels of a drawing, where the file has so many."""
 
 
-def draw_crops(picture: Picture, crops: Sequence[dict[str, Any]], long_side: int = 1600) -> Image.Image:
+def draw_crops(loaded: LoadedImage, crops: Sequence[dict[str, Any]], long_side: int = 1600) -> Image.Image:
     """The photograph with its crops outlined, numbered by rank and labelled with their scores.
 
     Args:
-        picture: The photograph.
-        crops: As the pipeline returns them, boxes in pixels of the whole picture; the first is drawn on top.
+        loaded: The image.
+        crops: As the pipeline returns them, boxes in pixels of the whole image; the first is drawn on top.
         long_side: Pixels to which a larger copy is brought down.
     """
-    canvas = picture.image.convert("RGB")
+    canvas = loaded.image.convert("RGB")
     canvas.thumbnail((long_side, long_side), Image.Resampling.LANCZOS)
-    if canvas is picture.image:
+    if canvas is loaded.image:
         canvas = canvas.copy()
-    across, down = canvas.width / picture.size[1], canvas.height / picture.size[0]
+    across, down = canvas.width / loaded.size[1], canvas.height / loaded.size[0]
     line = max(2, round(max(canvas.size) / 300))
     font = ImageFont.load_default(max(10, 6 * line))
     draw = ImageDraw.Draw(canvas)
@@ -52,23 +52,23 @@ def draw_crops(picture: Picture, crops: Sequence[dict[str, Any]], long_side: int
     return canvas
 
 
-def contact_sheet(rows: Sequence[tuple[Picture, Sequence[dict[str, Any]]]], height: int = 220) -> Image.Image:
+def contact_sheet(rows: Sequence[tuple[LoadedImage, Sequence[dict[str, Any]]]], height: int = 220) -> Image.Image:
     """A row a photograph, all of one height: the photograph with its crops outlined, then each crop by itself.
 
     Args:
         rows: Photographs, and their crops as the pipeline returns them for a list of aspect ratios.
-        height: Pixels of each picture.
+        height: Pixels of each image.
     """
     gap = max(4, height // 20)
     font = ImageFont.load_default(max(10, height // 14))
     strips = []
-    for picture, crops in rows:
-        across = picture.image.width / picture.size[1]
-        down = picture.image.height / picture.size[0]
-        cells = [("", draw_crops(picture, crops))]
+    for loaded, crops in rows:
+        across = loaded.image.width / loaded.size[1]
+        down = loaded.image.height / loaded.size[0]
+        cells = [("", draw_crops(loaded, crops))]
         for crop in crops:
             x1, y1, x2, y2 = (crop["box"][edge] for edge in ("xmin", "ymin", "xmax", "ymax"))
-            cut = picture.image.crop((round(x1 * across), round(y1 * down), round(x2 * across), round(y2 * down)))
+            cut = loaded.image.crop((round(x1 * across), round(y1 * down), round(x2 * across), round(y2 * down)))
             cells.append((f"{crop.get('aspect_ratio', '')}  {crop['score']:.2f}".strip(), cut))
         strips.append([(text, _of_height(cell, height)) for text, cell in cells])
     width = max(sum(cell.width + gap for _, cell in strip) for strip in strips) + gap

@@ -40,32 +40,32 @@ class CropProcessingMixin:
     def preprocess(
         self, images: Any, annotations: dict[str, Any] | list[dict[str, Any]] | None = None, **kwargs: Any
     ) -> BatchFeature:
-        """Prepare pictures, and rated crops, for the model.
+        """Prepare images, and rated crops, for the model.
 
         Args:
-            images: a picture or a list of them (PIL, NumPy or torch).
-            annotations: a dict a picture with `boxes` (S, 4) corner format in pixels of that picture, `scores` (S,)
+            images: an image or a list of them (PIL, NumPy or torch).
+            annotations: a dict per image with `boxes` (S, 4) corner format in pixels of that image, `scores` (S,)
                 human scores or None, and `good` (S,) booleans: the crops to be proposed; or COCO's form, a dict with
                 `annotations`, see [`crops_of_coco`].
             **kwargs: as upstream's Conditional DETR processor.
 
         Returns:
-            `pixel_values` (B, 3, H, W), `pixel_mask` (B, H, W) and, with annotations, `labels`: a dict a picture with
-            `boxes` (G, 4) good crops and `scored_boxes` (S, 4), cxcywh in [0, 1] of the picture without padding,
+            `pixel_values` (B, 3, H, W), `pixel_mask` (B, H, W) and, with annotations, `labels`: a dict per image with
+            `boxes` (G, 4) good crops and `scored_boxes` (S, 4), cxcywh in [0, 1] of the image without padding,
             `class_labels` (G,) zeros and `scores` (S,).
 
         Raises:
-            ValueError: annotations that do not fit the pictures or themselves.
+            ValueError: annotations that do not fit the images or themselves.
         """
         encoding = super().preprocess(images, **kwargs)
         if annotations is not None:
             annotations = [annotations] if isinstance(annotations, dict) else annotations
-            pictures = make_flat_list_of_images(images)
-            if len(pictures) != len(annotations):
-                raise ValueError(f"{len(pictures)} images, but {len(annotations)} annotations")
+            images = make_flat_list_of_images(images)
+            if len(images) != len(annotations):
+                raise ValueError(f"{len(images)} images, but {len(annotations)} annotations")
             encoding["labels"] = [
-                encode_crops(_crops(annotation), _picture_size(picture))
-                for annotation, picture in zip(annotations, pictures, strict=True)
+                encode_crops(_crops(annotation), _image_size(image))
+                for annotation, image in zip(annotations, images, strict=True)
             ]
         return encoding
 
@@ -90,16 +90,16 @@ class CropProcessingMixin:
         Args:
             outputs: of [`SetCropForImageCropping`]: `logits` (B, N, 1), `pred_boxes` (B, N, 4) and, when the model
                 re-ranks, `pred_scores` (B, N).
-            target_sizes: (height, width) of each picture in pixels; boxes stay in [0, 1] when left out.
+            target_sizes: (height, width) of each image in pixels; boxes stay in [0, 1] when left out.
             threshold: crops whose probability is not above it are dropped.
-            top_k: at most so many crops a picture.
+            top_k: at most so many crops per image.
             nms_iou: of crops that overlap by more than this the better one stays.
             as_set: choose the crops together: after the one with the highest probability each next one makes it most
                 probable that the image's best crop is among them. The scores of the result then do not fall.
 
         Returns:
-            A dict a picture: `scores` (K,) probabilities in [0, 1] that a person would call the crop good, falling,
-            and `boxes` (K, 4), corner format, inside the picture.
+            A dict per image: `scores` (K,) probabilities in [0, 1] that a person would call the crop good, falling,
+            and `boxes` (K, 4), corner format, inside the image.
 
         Raises:
             ValueError: as many target sizes as images are needed.
@@ -141,7 +141,7 @@ class CropProcessingMixin:
         by an IoU of more than 0.8 the better one stays, and every crop has the label 0.
 
         Returns:
-            A dict an image: `scores` (K,), `labels` (K,) and `boxes` (K, 4).
+            A dict per image: `scores` (K,), `labels` (K,) and `boxes` (K, 4).
         """
         found = self.post_process_image_cropping(outputs, target_sizes, threshold, top_k, nms_iou=0.8)
         return [{**crops, "labels": torch.zeros_like(crops["scores"], dtype=torch.long)} for crops in found]
@@ -151,14 +151,14 @@ def _crops(annotation: dict[str, Any]) -> dict[str, Any]:
     return crops_of_coco(annotation["annotations"]) if "annotations" in annotation else annotation
 
 
-def encode_crops(annotation: dict[str, Any], picture_size: tuple[int, int]) -> dict[str, torch.Tensor]:
-    """One picture's crops as the model's labels; see [`CropProcessingMixin.preprocess`].
+def encode_crops(annotation: dict[str, Any], image_size: tuple[int, int]) -> dict[str, torch.Tensor]:
+    """One image's crops as the model's labels; see [`CropProcessingMixin.preprocess`].
 
     Args:
         annotation: `boxes`, `scores` and `good`.
-        picture_size: (height, width) in pixels.
+        image_size: (height, width) in pixels.
     """
-    height, width = picture_size
+    height, width = image_size
     boxes = torch.as_tensor(np.asarray(annotation["boxes"], dtype=np.float32)).reshape(-1, 4)
     good = torch.as_tensor(np.asarray(annotation["good"], dtype=bool))
     if len(good) != len(boxes):
@@ -186,8 +186,8 @@ def encode_crops(annotation: dict[str, Any], picture_size: tuple[int, int]) -> d
     }
 
 
-def _picture_size(picture: Any) -> tuple[int, int]:
-    return (picture.height, picture.width) if hasattr(picture, "getbands") else get_image_size(np.asarray(picture))
+def _image_size(image: Any) -> tuple[int, int]:
+    return (image.height, image.width) if hasattr(image, "getbands") else get_image_size(np.asarray(image))
 
 
 class SetCropImageProcessorPil(CropProcessingMixin, ConditionalDetrImageProcessorPil):

@@ -16,7 +16,7 @@ from typing import IO
 from PIL import ExifTags, Image, ImageCms, ImageStat, UnidentifiedImageError
 
 MAX_PIXELS = 300_000_000
-"""Largest picture that is opened, in pixels."""
+"""Largest image that is opened, in pixels."""
 
 READ_FACTOR = 1
 """Images are decoded at no less than this many times the model's size, and where the format can at less than twice."""
@@ -49,12 +49,12 @@ _ORIENTATIONS = {
 
 
 @dataclass(frozen=True)
-class Picture:
+class LoadedImage:
     """A photograph for a suggestion.
 
     Attributes:
-        image: Upright RGB copy, possibly smaller than the picture.
-        size: Height and width in pixels of the whole upright picture, in which boxes are given.
+        image: Upright RGB copy, possibly smaller than the image.
+        size: Height and width in pixels of the whole upright image, in which boxes are given.
         inside: x1, y1, x2, y2 in those pixels of what the copy shows; None for all of it.
     """
 
@@ -84,7 +84,7 @@ def swaps_sides(transpose: Image.Transpose | None) -> bool:
 
 
 def has_alpha(image: Image.Image) -> bool:
-    """Whether a picture has transparent parts, by a channel or by a colour or palette entry."""
+    """Whether an image has transparent parts, by a channel or by a colour or palette entry."""
     return image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
 
 
@@ -148,8 +148,8 @@ def with_plain_alpha(image: Image.Image) -> Image.Image:
     return image.convert(image.mode.upper()) if image.mode in ("La", "RGBa") else image
 
 
-def read_picture(image: Image.Image, short_side: int, draft: bool = False) -> Picture:
-    """Decode an opened picture for a suggestion.
+def decode_image(image: Image.Image, short_side: int, draft: bool = False) -> LoadedImage:
+    """Decode an opened image for a suggestion.
 
     Args:
         image: Any image; it keeps its size and pixels.
@@ -166,7 +166,7 @@ def read_picture(image: Image.Image, short_side: int, draft: bool = False) -> Pi
     copy = _reduced_rgb(image, max(1, min(image.size) // short_side))
     if transpose is not None:
         copy = copy.transpose(transpose)
-    return Picture(copy, (width, height) if swaps_sides(transpose) else (height, width))
+    return LoadedImage(copy, (width, height) if swaps_sides(transpose) else (height, width))
 
 
 class ImageFileError(ValueError):
@@ -190,7 +190,7 @@ def _register_heif() -> bool:
 
 
 def lift_pixel_limit() -> None:
-    """Let Pillow open pictures up to `MAX_PIXELS` in this process; `open_image` refuses what is larger."""
+    """Let Pillow open images up to `MAX_PIXELS` in this process; `open_image` refuses what is larger."""
     Image.MAX_IMAGE_PIXELS = None
 
 
@@ -359,15 +359,15 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def load_image_file(path: str | os.PathLike[str], short_side: int) -> Picture:
+def load_image_file(path: str | os.PathLike[str], short_side: int) -> LoadedImage:
     """Read a photograph for a suggestion: upright, RGB, reduced when it is much larger than needed.
 
     Args:
         path: A file in any format Pillow reads; of an animation the first frame.
-        short_side: The copy's short side is at least this many pixels, unless the picture's own is shorter.
+        short_side: The copy's short side is at least this many pixels, unless the image's own is shorter.
 
     Raises:
         ImageFileError: See `open_image` and `decoding`.
     """
     with open_image(path) as image, decoding(path):
-        return read_picture(image, short_side, draft=True)
+        return decode_image(image, short_side, draft=True)

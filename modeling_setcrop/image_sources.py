@@ -16,33 +16,33 @@ from urllib.parse import unquote_to_bytes
 import numpy as np
 from PIL import Image
 
-from .image_reading import ImageFileError, Picture, decoding, load_image_file, open_image, read_picture
+from .image_reading import ImageFileError, LoadedImage, decode_image, decoding, load_image_file, open_image
 
 
-def read_any_image(source: Any, short_side: int, timeout: float | None = None) -> Picture:
+def read_any_image(source: Any, short_side: int, timeout: float | None = None) -> LoadedImage:
     """Read an image for a suggestion, whatever it comes in.
 
     Args:
         source: A path; an http(s) or data URL; the base64 text of a file; a file's bytes or a binary file object; a
             PIL image; a NumPy array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8, uint16 or bool, or of floats
-            in [0, 1]; a row `{"bytes": ..., "path": ...}` of `datasets`; or a [`Picture`] already read.
-        short_side: See [`read_picture`].
+            in [0, 1]; a row `{"bytes": ..., "path": ...}` of `datasets`; or a [`LoadedImage`] already read.
+        short_side: See [`decode_image`].
         timeout: Seconds to wait for an address.
 
     Raises:
         ImageFileError: No image can be read from it; the message is one line that names the source.
         TypeError: None of these.
     """
-    if isinstance(source, Picture):
+    if isinstance(source, LoadedImage):
         return source
     if isinstance(source, Image.Image):
-        return read_picture(source, short_side)
+        return decode_image(source, short_side)
     if isinstance(source, str | os.PathLike):
         return _read_text(os.fspath(source), short_side, timeout)
     if isinstance(source, bytes | bytearray | memoryview):
         return _read_bytes(bytes(source), short_side, f"{len(source)} bytes")
     if isinstance(source, np.ndarray):
-        return read_picture(_from_array(source), short_side)
+        return decode_image(_from_array(source), short_side)
     if isinstance(source, dict) and ("bytes" in source or "path" in source):
         if source.get("bytes") is not None:
             name = source.get("path") or f"{len(source['bytes'])} bytes"
@@ -57,7 +57,7 @@ def read_any_image(source: Any, short_side: int, timeout: float | None = None) -
     )
 
 
-def _read_text(text: str, short_side: int, timeout: float | None) -> Picture:
+def _read_text(text: str, short_side: int, timeout: float | None) -> LoadedImage:
     if text.startswith(("http://", "https://")):
         return _read_bytes(_download(text, timeout), short_side, _shorten(text))
     if text.startswith("data:"):
@@ -70,9 +70,9 @@ def _read_text(text: str, short_side: int, timeout: float | None) -> Picture:
     return _read_bytes(content, short_side, _shorten(text))
 
 
-def _read_bytes(content: bytes, short_side: int, name: str) -> Picture:
+def _read_bytes(content: bytes, short_side: int, name: str) -> LoadedImage:
     with open_image(io.BytesIO(content), name) as image, decoding(name):
-        return read_picture(image, short_side, draft=True)
+        return decode_image(image, short_side, draft=True)
 
 
 def _exists(path: str) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from .crop_options import CropOptions
-from .image_reading import Picture
+from .image_reading import LoadedImage
 
 # Colours this near to each other, of 255, are one: what JPEG makes of a plain border.
 _TOLERANCE = 12
@@ -23,18 +23,18 @@ _RINGS = 4
 _LEAST = 0.25
 
 
-def trimmed(picture: Picture) -> Picture:
-    """Return a picture without its plain borders; boxes are given in the whole one all the same."""
-    x1, y1, x2, y2 = content_box(picture.image)
-    if (x2 - x1, y2 - y1) == picture.image.size:
-        return picture
-    across, down = picture.size[1] / picture.image.width, picture.size[0] / picture.image.height
+def trimmed(loaded: LoadedImage) -> LoadedImage:
+    """Return an image without its plain borders; boxes are given in the whole one all the same."""
+    x1, y1, x2, y2 = content_box(loaded.image)
+    if (x2 - x1, y2 - y1) == loaded.image.size:
+        return loaded
+    across, down = loaded.size[1] / loaded.image.width, loaded.size[0] / loaded.image.height
     # Inwards, so that of a border that was seen at a reduced scale nothing is left.
     inside = tuple(
         int(np.ceil(edge * scale)) if low else int(edge * scale)
         for edge, scale, low in ((x1, across, True), (y1, down, True), (x2, across, False), (y2, down, False))
     )
-    return replace(picture, image=picture.image.crop((x1, y1, x2, y2)), inside=inside)
+    return replace(loaded, image=loaded.image.crop((x1, y1, x2, y2)), inside=inside)
 
 
 def options_inside(options: CropOptions, inside: tuple[int, int, int, int]) -> CropOptions:

@@ -62,19 +62,19 @@ def _giou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 def match_anchors(
     logits: torch.Tensor, boxes: torch.Tensor, targets: torch.Tensor, counts: list[int], config: SetCropConfig
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Hungarian matching of every decoder layer's anchors to the good crops of each picture.
+    """Hungarian matching of every decoder layer's anchors to the good crops of each image.
 
-    The costs of all layers and pictures are computed at once and cross to the host in one transfer.
+    The costs of all layers and images are computed at once and cross to the host in one transfer.
 
     Args:
         logits: (L, B, N) validity logits of L decoder layers.
         boxes: (L, B, N, 4) cxcywh in [0, 1].
         targets: (B, G, 4) good crops, cxcywh in [0, 1], padded to the largest count.
-        counts: good crops of each picture.
+        counts: good crops of each image.
         config: gives class_cost, bbox_cost, giou_cost, focal_alpha and focal_gamma.
 
     Returns:
-        Four index vectors of one entry a match: layer, picture, anchor, good crop.
+        Four index vectors of one entry a match: layer, image, anchor, good crop.
     """
     prob = logits.float().sigmoid()
     alpha, gamma = config.focal_alpha, config.focal_gamma
@@ -89,12 +89,12 @@ def match_anchors(
 
     matches = [np.empty((4, 0), dtype=np.int64)]
     for layer, layer_cost in enumerate(cost):
-        for picture, (picture_cost, count) in enumerate(zip(layer_cost, counts, strict=True)):
-            anchors, crops = linear_sum_assignment(picture_cost[:, :count])
-            matches.append(np.stack([np.full_like(anchors, layer), np.full_like(anchors, picture), anchors, crops]))
+        for image, (image_cost, count) in enumerate(zip(layer_cost, counts, strict=True)):
+            anchors, crops = linear_sum_assignment(image_cost[:, :count])
+            matches.append(np.stack([np.full_like(anchors, layer), np.full_like(anchors, image), anchors, crops]))
     index = torch.from_numpy(np.concatenate(matches, axis=1))
-    layer, picture, anchor, crop = index.to(logits.device, non_blocking=True)
-    return layer, picture, anchor, crop
+    layer, image, anchor, crop = index.to(logits.device, non_blocking=True)
+    return layer, image, anchor, crop
 
 
 @torch.no_grad()
@@ -119,15 +119,15 @@ def quality_targets(
     if scored_boxes.shape[1] == 0:
         return boxes.new_zeros(boxes.shape[:-1])
     layers, batch, anchors, _ = boxes.shape
-    # One (L N) x S table a picture, in place, because the passes over it are most of the loss. With r = intersection /
+    # One (L N) x S table per image, in place, because the passes over it are most of the loss. With r = intersection /
     # (sum of both areas), IoU = r / (1 - r), so the largest r is the largest IoU.
-    by_picture = boxes.detach().float().transpose(0, 1).reshape(batch, layers * anchors, 4)
-    left, top, right, bottom = cxcywh_to_xyxy(by_picture)[:, :, None].unbind(-1)
+    by_image = boxes.detach().float().transpose(0, 1).reshape(batch, layers * anchors, 4)
+    left, top, right, bottom = cxcywh_to_xyxy(by_image)[:, :, None].unbind(-1)
     x1, y1, x2, y2 = cxcywh_to_xyxy(scored_boxes)[:, None].unbind(-1)
     width = torch.minimum(right, x2).sub_(torch.maximum(left, x1)).clamp_(min=0)
     height = torch.minimum(bottom, y2).sub_(torch.maximum(top, y1)).clamp_(min=0)
     areas = (scored_boxes[..., 2] * scored_boxes[..., 3]).masked_fill(~rated, torch.inf)
-    both = (by_picture[..., 2] * by_picture[..., 3])[:, :, None] + areas[:, None]
+    both = (by_image[..., 2] * by_image[..., 3])[:, :, None] + areas[:, None]
     best, nearest = width.mul_(height).div_(both).max(-1)
     label = _soft_validity(scores.gather(1, nearest), config)
     reached = (best / (1 - best) >= config.quality_iou_threshold) & rated.any(1, keepdim=True)
@@ -204,7 +204,7 @@ def set_crop_loss(
 
     Args:
         logits: (B, N, 1) of the last decoder layer.
-        labels: a dict a picture: `boxes` (G, 4) good crops cxcywh in [0, 1]; for quality guidance `scored_boxes`
+        labels: a dict per image: `boxes` (G, 4) good crops cxcywh in [0, 1]; for quality guidance `scored_boxes`
             (S, 4) and `scores` (S,), or `rate_boxes`, a function that rates any box; for distillation, once there is
             a teacher, `teacher_validity` (N,) in [0, 1].
         device: where to compute.
@@ -232,7 +232,7 @@ def set_crop_loss(
     targets = _pad(labels, "boxes", max(counts), device)
     if num_good_crops is None:
         num_good_crops = crops_per_process(sum(counts), device)
-    layer, picture, anchor, crop = match_anchors(all_logits, all_boxes, targets, counts, config)
+    layer, image, anchor, crop = match_anchors(all_logits, all_boxes, targets, counts, config)
 
     validity = torch.zeros_like(all_logits)
     if config.label_smoothing == "quality" and "rate_boxes" in labels[0]:
@@ -246,7 +246,7 @@ def set_crop_loss(
             torch.arange(max(rated), device=device) < torch.tensor(rated, device=device)[:, None],
             config,
         ).contiguous()
-    validity[layer, picture, anchor] = 1.0
+    validity[layer, image, anchor] = 1.0
     focal = focal_loss(all_logits, validity, config.focal_alpha, config.focal_gamma)
     if config.label_smoothing == "distillation" and "teacher_validity" in labels[0]:
         teacher = torch.stack([label["teacher_validity"].to(device, torch.float) for label in labels])
@@ -254,7 +254,7 @@ def set_crop_loss(
         if config.distillation_halved:
             focal = focal / 2
 
-    matched, wanted = all_boxes[layer, picture, anchor], targets[picture, crop]
+    matched, wanted = all_boxes[layer, image, anchor], targets[image, crop]
     l1 = (matched - wanted).abs().sum(-1)
     giou = 1 - _giou(cxcywh_to_xyxy(matched), cxcywh_to_xyxy(wanted))
     zeros = all_logits.new_zeros(len(all_logits))
@@ -282,22 +282,22 @@ def crop_scoring_loss(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Regression and ranking losses of the scoring head on all rated crops.
 
-    The regression is the mean over pictures of the mean squared error. The ranking term is the logistic loss of every
-    pair of crops of one picture (RankNet, Burges et al., 2005), weighted by the difference of their human scores, so
+    The regression is the mean over images of the mean squared error. The ranking term is the logistic loss of every
+    pair of crops of one image (RankNet, Burges et al., 2005), weighted by the difference of their human scores, so
     that ties weigh nothing.
 
     Args:
         predicted: (B, S) predicted scores, in the order of `scored_boxes`, padded.
-        labels: a dict a picture with `scores` (S_i,).
+        labels: a dict per image with `scores` (S_i,).
 
     Returns:
-        The two scalars; 0 where no picture has a rated crop.
+        The two scalars; 0 where no image has a rated crop.
     """
     predicted = predicted.float()
     scores, rated, counts = _rated_scores(labels, predicted)
-    pictures = (counts > 0).sum().clamp(min=1)
+    images = (counts > 0).sum().clamp(min=1)
     squared = ((predicted - scores) ** 2 * rated).sum(1) / counts.clamp(min=1)
     weight = (scores[:, :, None] - scores[:, None, :]).clamp(min=0) * (rated[:, :, None] & rated[:, None, :])
     gap = predicted[:, :, None] - predicted[:, None, :]
     ranking = (nn.functional.softplus(-gap) * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1e-6)
-    return squared.sum() / pictures, ranking.sum() / pictures
+    return squared.sum() / images, ranking.sum() / images

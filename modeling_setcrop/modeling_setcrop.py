@@ -36,11 +36,11 @@ _OF_THE_HEADS = ("logits", "pred_boxes", "pred_scores", "crop_scores", "score_cr
 
 @dataclass
 class SetCropEncoderOutput(BaseModelOutput):
-    """An encoded picture: everything that proposing and scoring crops need.
+    """An encoded image: everything that proposing and scoring crops need.
 
     Args:
         last_hidden_state: (B, H W, D) encoder memory.
-        feature_mask: (B, H, W) True where the memory is picture, False where it is padding.
+        feature_mask: (B, H, W) True where the memory is image, False where it is padding.
         position_embeddings: (B, H W, D) of the memory.
         image_sizes: (B, 2) width and height in the model's pixels, without padding.
         detail: (B, C, H', W') the backbone's finer features, with `crop_scoring_detail`.
@@ -56,7 +56,7 @@ class SetCropEncoderOutput(BaseModelOutput):
 
 @dataclass
 class SetCropModelOutput(ConditionalDetrModelOutput):
-    """Upstream's output with the encoded picture.
+    """Upstream's output with the encoded image.
 
     Args:
         encoder_outputs: [`SetCropEncoderOutput`], to be given to later calls.
@@ -72,7 +72,7 @@ class SetCropModelOutput(ConditionalDetrModelOutput):
 class SetCropImageCroppingOutput(ConditionalDetrObjectDetectionOutput):
     """Upstream's detection output with the scoring head's.
 
-    `logits` is (B, N, 1), the validity logits; `pred_boxes` is (B, N, 4), cxcywh in [0, 1] of the picture without
+    `logits` is (B, N, 1), the validity logits; `pred_boxes` is (B, N, 4), cxcywh in [0, 1] of the image without
     padding; `loss` and `loss_dict` come with labels; `auxiliary_outputs` are the other decoder layers' two.
 
     Args:
@@ -303,9 +303,9 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
 
         Args:
             pixel_values: (B, 3, H, W) normalised pixels.
-            pixel_mask: (B, H, W), 1 for picture and 0 for padding.
+            pixel_mask: (B, H, W), 1 for image and 0 for padding.
             encoder_outputs: of an earlier call, instead of `pixel_values`.
-            labels: a dict an image with `boxes` (G, 4), `class_labels` (G,), `scored_boxes` (S, 4), `scores` (S,),
+            labels: a dict per image with `boxes` (G, 4), `class_labels` (G,), `scored_boxes` (S, 4), `scores` (S,),
                 optionally `teacher_validity` (N,) and `jittered_boxes` (S, 4), places that the scoring head learns the
                 scores at instead of `scored_boxes`; boxes cxcywh in [0, 1]. See [`set_crop_loss`].
                 Without scored boxes the scoring head has no loss.
@@ -378,7 +378,7 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
             (B, M) ratings on the labels' scale (GAIC: 1..5). A box's score does not depend on the other boxes.
 
         Raises:
-            ValueError: the model has no scoring head, or neither pictures nor encodings were given.
+            ValueError: the model has no scoring head, or neither images nor encodings were given.
         """
         if not self.config.crop_scoring:
             raise ValueError("this model cannot score crops: it was made with crop_scoring=False")

@@ -1,9 +1,8 @@
-"""Writes a model as ONNX graphs for any batch and picture size, checks them on photographs, and quantises them."""
+"""Writes a model as ONNX graphs for any batch and image size, checks them on photographs, and quantises them."""
 
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import logging
 import os
@@ -130,7 +129,6 @@ def export_graphs(model: SetCropForImageCropping, folder: Path) -> None:
     shapes = {
         "boxes": {0: batch, 1: torch.export.Dim("boxes", max=SCORER_BOXES)},
         "memory": {0: batch, 1: cells("rows"), 2: cells("columns")},
-        "picture_sizes": {0: batch},
         "image_sizes": {0: batch},
         "detail": {0: batch, 2: cells("detail_rows"), 3: cells("detail_columns")},
     }
@@ -160,7 +158,7 @@ def _encoding(encoded: Any) -> dict[str, torch.Tensor]:
     `memory` is (B, H, W, D); the rest is named as in [`SetCropEncoderOutput`].
     """
     found = {"memory": encoded.last_hidden_state.unflatten(1, encoded.feature_mask.shape[1:])}
-    names = ("picture_sizes", "image_sizes", "detail", "importance")
+    names = ("image_sizes", "detail", "importance")
     return found | {name: encoded[name] for name in names if encoded.get(name) is not None}
 
 
@@ -170,13 +168,10 @@ class _Scorer(nn.Module):
     def __init__(self, model: SetCropForImageCropping, names: list[str]) -> None:
         super().__init__()
         self.scorer, self.names = model.crop_scorer, names
-        self.accepted = inspect.signature(self.scorer.forward).parameters
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         given = dict(zip(self.names, inputs, strict=True))
         given["mask"] = torch.ones(given["memory"].shape[:3], dtype=torch.bool)
-        if "picture_shares" in self.accepted:
-            given["picture_shares"] = torch.ones_like(given["picture_sizes"])
         scores = self.scorer(**given)
         return scores[0] if isinstance(scores, tuple) else scores
 
@@ -330,8 +325,8 @@ def compare_int8(folder: Path, photos: Sequence[str | Path]) -> dict[str, float]
     for photo in photos:
         found = []
         for engine in (exact, quantized):
-            picture = load_image_file(photo, engine.preprocessing.short_side)
-            prediction = engine.encode([engine.preprocessing(picture.image)])[0].prediction(picture.size)
+            loaded = load_image_file(photo, engine.preprocessing.short_side)
+            prediction = engine.encode([engine.preprocessing(loaded.image)])[0].prediction(loaded.size)
             found.append((prediction.boxes, prediction.score(prediction.set_merit)))
         (boxes, scores), (other_boxes, other_scores) = found
         first, other_first = int(scores.argmax()), int(other_scores.argmax())

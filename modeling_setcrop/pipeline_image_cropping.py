@@ -53,7 +53,7 @@ class ImageCroppingPipeline(CroppingBase, Pipeline):
 
         Args:
             inputs (or `images`): an image: a path, an http(s) or data URL, base64 text, bytes, a file object, a PIL
-                image, a NumPy array, a row `{"bytes": ...}` of `datasets` or a [`Picture`] already read (see
+                image, a NumPy array, a row `{"bytes": ...}` of `datasets` or a [`LoadedImage`] already read (see
                 [`read_any_image`]); or a list of these, or a dataset of them (`KeyDataset`).
             top_k (`int`, defaults to 5): at most so many crops, of each aspect ratio; None for all.
             threshold (`float`, defaults to 0): only crops with a score above it; the list may then be empty.
@@ -84,7 +84,7 @@ class ImageCroppingPipeline(CroppingBase, Pipeline):
                 on an accelerator scores may differ by rounding (1e-4).
 
         Returns:
-            A list an image, best crop first, of `{"score": probability, "label": "crop", "box": {"xmin", "ymin",
+            A list per image, best crop first, of `{"score": probability, "label": "crop", "box": {"xmin", "ymin",
             "xmax", "ymax"}}` in pixels of the image as displayed (EXIF orientation applied). With a list of aspect
             ratios the crops of the first come first, and each says its `aspect_ratio`.
 
@@ -134,11 +134,11 @@ class ImageCroppingPipeline(CroppingBase, Pipeline):
     def preprocess(
         self, image: Any, timeout: float | None = None, options: CropOptions | None = None
     ) -> dict[str, Any]:
-        picture = read_any_image(image, self.short_side, timeout)
+        loaded = read_any_image(image, self.short_side, timeout)
         if options is not None and options.trim:
-            picture = trimmed(picture)
+            loaded = trimmed(loaded)
         # Lists, so that batching keeps images of different shapes apart instead of padding them.
-        return {"images": [self.prepare(picture)], "sizes": [(picture.size, picture.inside)]}
+        return {"images": [self.prepare(loaded)], "sizes": [(loaded.size, loaded.inside)]}
 
     def _forward(self, model_inputs: dict[str, Any], options: CropOptions) -> ModelOutput:
         images = [i for item in model_inputs["images"] for i in (item if isinstance(item, list) else [item])]

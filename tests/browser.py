@@ -33,7 +33,7 @@ def chromium() -> str | None:
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-# Keeps a page "loading", and so the browser from taking its picture, until the page says that it is ready.
+# Keeps a page "loading", and so the browser from taking its image, until the page says that it is ready.
 _HOLD = """
 <img src="/wait" hidden>
 <script>

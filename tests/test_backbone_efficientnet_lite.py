@@ -26,8 +26,8 @@ DEPTHS = {"lite0": (1, 2, 2, 3, 3, 4, 1), "lite1": (1, 3, 3, 4, 4, 5, 1), "lite2
 
 
 def pixels(photo: Path, height: int, width: int) -> torch.Tensor:
-    picture = np.array(Image.open(photo).convert("RGB").resize((width, height)))
-    return (torch.from_numpy(picture).permute(2, 0, 1)[None].float() - 127) / 128
+    image = np.array(Image.open(photo).convert("RGB").resize((width, height)))
+    return (torch.from_numpy(image).permute(2, 0, 1)[None].float() - 127) / 128
 
 
 def imagenet_backbone(variant: str = "lite0", **options) -> EfficientNetLiteBackbone:

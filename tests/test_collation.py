@@ -1,4 +1,4 @@
-"""Augmentation and batching: boxes stay exact, batches repeat, padding is small and every picture counts."""
+"""Augmentation and batching: boxes stay exact, batches repeat, padding is small and every image counts."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from PIL import Image
 from modeling_setcrop import SetCropImageProcessorPil
 from modeling_setcrop.crop_geometry import cxcywh_to_xyxy
 from modeling_setcrop.data.augmentation import jitter, mirror, photometric_distortion
-from modeling_setcrop.data.collation import AspectRatioBatchSampler, CropCollator, CropPictures, Draw
+from modeling_setcrop.data.collation import AspectRatioBatchSampler, CropCollator, CropDataset, Draw
 from modeling_setcrop.data.schema import FEATURES, displayed_size
 from modeling_setcrop.image_reading import READ_FACTOR
 from modeling_setcrop.image_sources import read_any_image
 from modeling_setcrop.metrics import pairwise_iou
 
 
-def marked_picture(width: int, height: int, box: tuple[int, int, int, int]) -> Image.Image:
+def marked_image(width: int, height: int, box: tuple[int, int, int, int]) -> Image.Image:
     """Black, with `box` painted white."""
     image = Image.new("RGB", (width, height))
     image.paste((255, 255, 255), box)
@@ -35,7 +35,7 @@ class TestMirror:
     def test_the_box_still_frames_what_it_framed(self, width, height, data):
         x1 = data.draw(st.integers(0, width - 1))
         x2 = data.draw(st.integers(x1 + 1, width))
-        image, boxes = mirror(marked_picture(width, height, (x1, 0, x2, height)), np.array([[x1, 0, x2, height]]))
+        image, boxes = mirror(marked_image(width, height, (x1, 0, x2, height)), np.array([[x1, 0, x2, height]]))
         assert image.getbbox() == tuple(boxes[0])
 
     def test_twice_is_the_identity(self):
@@ -106,11 +106,11 @@ def sampler(count: int = 50, **options) -> AspectRatioBatchSampler:
 
 
 class TestSampler:
-    def test_an_epoch_shows_every_picture_and_fills_the_last_batch_up(self):
+    def test_an_epoch_shows_every_image_and_fills_the_last_batch_up(self):
         drawn = [draw.index for batch in sampler() for draw in batch]
         assert len(drawn) == 52 and set(drawn) == set(range(50))
 
-    def test_an_unshuffled_epoch_shows_every_picture_once_over_all_processes(self):
+    def test_an_unshuffled_epoch_shows_every_image_once_over_all_processes(self):
         parts = [sampler(shuffle=False, processes=3, rank=rank) for rank in range(3)]
         drawn = [draw.index for part in parts for batch in part for draw in batch]
         assert sorted(drawn) == list(range(50))
@@ -124,7 +124,7 @@ class TestSampler:
         if processes == 1:
             assert len(batches) == len(parts[0])
 
-    def test_few_pictures_are_repeated_to_a_whole_batch(self):
+    def test_few_images_are_repeated_to_a_whole_batch(self):
         batches = list(sampler(count=3, batch_size=8))
         assert [len(batch) for batch in batches] == [8]
 
@@ -161,9 +161,9 @@ class TestSampler:
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """One picture 80 x 40 with its right quarter white, and the same stored turned by EXIF."""
-    folder = tmp_path_factory.mktemp("pictures")
-    upright = marked_picture(80, 40, (60, 0, 80, 40))
+    """One image 80 x 40 with its right quarter white, and the same stored turned by EXIF."""
+    folder = tmp_path_factory.mktemp("images")
+    upright = marked_image(80, 40, (60, 0, 80, 40))
     upright.save(folder / "a.png")
     exif = Image.Exif()
     exif[0x0112] = 6  # shown after a quarter turn clockwise
@@ -212,25 +212,25 @@ def odd_image(folder: Path, kind: str) -> tuple[Path, tuple[int, int]]:
 class TestBatches:
     @pytest.mark.parametrize("index", [0, 1], ids=["upright", "turned by EXIF"])
     def test_boxes_frame_the_same_part_after_resizing(self, rows, index):
-        item = CropPictures(rows, augment=False)[Draw(index, (20, 40), (20, 40), seed=0)]
+        item = CropDataset(rows, augment=False)[Draw(index, (20, 40), (20, 40), seed=0)]
         assert item["annotation"]["boxes"][0].tolist() == [30, 0, 40, 20]
         assert item["image"].crop((31, 0, 40, 20)).getextrema() == ((255, 255),) * 3
 
     def test_augmentation_mirrors_half_of_the_draws_and_their_boxes(self, rows):
-        pictures = CropPictures(rows, augment=True)
+        images = CropDataset(rows, augment=True)
         lefts = []
         for seed in range(20):
-            item = pictures[Draw(0, (20, 40), (20, 40), seed)]
+            item = images[Draw(0, (20, 40), (20, 40), seed)]
             box = item["annotation"]["boxes"][0]
             inside = np.asarray(item["image"])[:, int(box[0]) + 1 : int(box[2]) - 1].mean()
             assert inside > np.asarray(item["image"]).mean()
             lefts.append(box[0])
         assert set(lefts) == {0.0, 30.0}
 
-    def test_a_batch_is_padded_to_the_drawn_size_and_its_labels_to_the_picture(self, rows):
+    def test_a_batch_is_padded_to_the_drawn_size_and_its_labels_to_the_image(self, rows):
         collate = CropCollator(SetCropImageProcessorPil())
-        pictures = CropPictures(rows, augment=False)
-        batch = collate([pictures[Draw(0, (32, 64), (40, 64), 0)], pictures[Draw(1, (40, 60), (40, 64), 0)]])
+        images = CropDataset(rows, augment=False)
+        batch = collate([images[Draw(0, (32, 64), (40, 64), 0)], images[Draw(1, (40, 60), (40, 64), 0)]])
         assert batch["pixel_values"].shape == (2, 3, 40, 64)
         assert batch["pixel_mask"].sum((1, 2)).tolist() == [32 * 64, 40 * 60]
         for label in batch["labels"]:
@@ -239,18 +239,18 @@ class TestBatches:
         assert batch["indices"].tolist() == [0, 1]
 
     def test_rated_crops_are_jittered_by_the_draws_seed_whatever_the_batch(self, rows):
-        collate, pictures = CropCollator(SetCropImageProcessorPil(), augment=True), CropPictures(rows, augment=True)
+        collate, images = CropCollator(SetCropImageProcessorPil(), augment=True), CropDataset(rows, augment=True)
         draws = [Draw(0, (32, 64), (40, 64), 5), Draw(1, (40, 60), (40, 64), 6)]
-        both = collate([pictures[draw] for draw in draws])["labels"]
+        both = collate([images[draw] for draw in draws])["labels"]
         state = torch.get_rng_state()
-        alone = [collate([pictures[draw]])["labels"][0] for draw in draws]
+        alone = [collate([images[draw]])["labels"][0] for draw in draws]
         assert torch.equal(torch.get_rng_state(), state)
         for label, other in zip(both, alone, strict=True):
             assert torch.equal(label["jittered_boxes"], other["jittered_boxes"])
             assert not torch.equal(label["jittered_boxes"], label["scored_boxes"])
             old, new = (cxcywh_to_xyxy(label[name]).numpy() for name in ("scored_boxes", "jittered_boxes"))
             assert (np.diagonal(pairwise_iou(old, new)) >= 0.9).all()
-        plain = CropCollator(SetCropImageProcessorPil())([pictures[draws[0]]])["labels"][0]
+        plain = CropCollator(SetCropImageProcessorPil())([images[draws[0]]])["labels"][0]
         assert "jittered_boxes" not in plain
 
     @pytest.mark.parametrize("kind", ["16 bit", "transparent", "turned TIFF", "grey"])
@@ -268,19 +268,19 @@ class TestBatches:
         seen = read_any_image(str(path), READ_FACTOR * 32)
         assert seen.size == (height, width) == displayed_size(path)[::-1]
         expected = processor(seen.image, return_tensors="pt")["pixel_values"]
-        pictures = CropPictures(Dataset.from_list([row], features=FEATURES), augment=False)
-        batch = CropCollator(processor)([pictures[Draw(0, (32, 48), (32, 48), 0)]])
+        images = CropDataset(Dataset.from_list([row], features=FEATURES), augment=False)
+        batch = CropCollator(processor)([images[Draw(0, (32, 48), (32, 48), 0)]])
         torch.testing.assert_close(batch["pixel_values"], expected)
 
-    def test_a_broken_picture_is_named_and_left_out_of_its_batch(self, rows, tmp_path: Path, caplog):
+    def test_a_broken_image_is_named_and_left_out_of_its_batch(self, rows, tmp_path: Path, caplog):
         (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
         broken = Dataset.from_list(
             [{**rows.cast_column("image", FEATURES["image"]).remove_columns("image")[0], "image_id": "broken"}]
         ).add_column("image", [{"path": str(tmp_path / "broken.jpg"), "bytes": None}])
-        nothing = CropPictures(broken, augment=False)[Draw(0, (32, 64), (32, 64), 0)]
+        nothing = CropDataset(broken, augment=False)[Draw(0, (32, 64), (32, 64), 0)]
         assert nothing is None and "left out image 'broken'" in caplog.text
-        good = CropPictures(rows, augment=False)[Draw(1, (32, 64), (32, 64), 0)]
+        good = CropDataset(rows, augment=False)[Draw(1, (32, 64), (32, 64), 0)]
         collate = CropCollator(SetCropImageProcessorPil())
         assert collate([nothing, good])["indices"].tolist() == [1]
-        with pytest.raises(OSError, match="none of the pictures"):
+        with pytest.raises(OSError, match="none of the images"):
             collate([nothing])

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from modeling_setcrop.drawing import contact_sheet
-from modeling_setcrop.image_reading import Picture
+from modeling_setcrop.image_reading import LoadedImage
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "contact_sheet.py"
 
@@ -21,9 +21,9 @@ def crop(x1: int, y1: int, x2: int, y2: int, ratio: str) -> dict:
 def test_crops_stand_beside_their_photograph_at_one_height():
     photo = Image.new("RGB", (300, 200), "red")
     photo.paste("blue", (200, 0, 300, 200))
-    # The copy has half the size of the picture that the boxes are given in.
-    picture = Picture(photo, (400, 600))
-    sheet = contact_sheet([(picture, [crop(400, 0, 600, 400, "1:2"), crop(0, 0, 400, 400, "1:1")])] * 2, height=100)
+    # The copy has half the size of the image that the boxes are given in.
+    loaded = LoadedImage(photo, (400, 600))
+    sheet = contact_sheet([(loaded, [crop(400, 0, 600, 400, "1:2"), crop(0, 0, 400, 400, "1:1")])] * 2, height=100)
     gap, label = 5, 15
     assert sheet.size == (150 + 50 + 100 + 4 * gap, 2 * (100 + label) + gap)
     middle = label + 50
@@ -40,7 +40,7 @@ def test_the_example_makes_a_sheet_of_a_folder_and_names_what_is_broken(tiny_che
     album.mkdir()
     for number, size in enumerate([(120, 80), (80, 120)]):
         Image.linear_gradient("L").resize(size).convert("RGB").save(album / f"{number}.jpg")
-    (album / "broken.jpg").write_bytes(b"no picture")
+    (album / "broken.jpg").write_bytes(b"no image")
     out = tmp_path / "sheet.jpg"
     options = ["--model", str(tiny_checkpoint), "--aspect-ratio", "1:1,2:1", "--height", "100"]
     assert example.main([str(album), "--out", str(out), *options]) == 1

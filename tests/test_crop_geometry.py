@@ -37,7 +37,7 @@ def make_boxes(count: int, seed: int, height: float = 1.0, width: float = 1.0) -
 
 @st.composite
 def inner_box(draw, height: int, width: int) -> np.ndarray:
-    """A whole-pixel box with some area inside the picture."""
+    """A whole-pixel box with some area inside the image."""
     x1 = draw(st.integers(0, width - 1))
     y1 = draw(st.integers(0, height - 1))
     x2 = draw(st.integers(x1 + 1, width))
@@ -134,7 +134,7 @@ def test_pixel_sizes_fit_and_have_the_ratio_to_one_pixel(height, width, ratio):
     assert bool((w >= 1).all() & (h >= 1).all() & (w <= width).all() & (h <= height).all())
     assert bool((sizes == sizes.round()).all())
     assert bool(((abs(w - ratio * h) < 1) | (abs(h - w / ratio) < 1)).all())
-    # Nothing larger was forgotten: one more pixel on the shorter side leaves the picture.
+    # Nothing larger was forgotten: one more pixel on the shorter side leaves the image.
     short = sizes[-1].min() + 1
     long = (short * max(ratio, 1 / ratio)).round()
     assert (long > width or short > height) if ratio >= 1 else (long > height or short > width)

@@ -32,7 +32,7 @@ def test_two_workers_crop_a_folder_and_a_parquet_list_as_the_command_does(tiny_c
         path = album / ("a" if number % 2 else "b") / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.linear_gradient("L").rotate(60 * number).resize((90, 60)).convert("RGB").save(path)
-    (album / "a" / "broken.jpg").write_bytes(b"no picture")
+    (album / "a" / "broken.jpg").write_bytes(b"no image")
     options = ["--aspect-ratio", "1:1,4:5", "--model", tiny_checkpoint]
     command = run("-m", "modeling_setcrop.cli", "crop", album, "--out", tmp_path / "one", *options)
     assert command.returncode == 1

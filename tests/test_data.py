@@ -33,7 +33,7 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
 
-def picture(path: Path, size: tuple[int, int] = (120, 80), orientation: int | None = None) -> Path:
+def write_image(path: Path, size: tuple[int, int] = (120, 80), orientation: int | None = None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     exif = Image.Exif()
     if orientation:
@@ -49,9 +49,9 @@ def annotation(path: Path, *lines: str) -> Path:
 
 
 def gaic_v2(root: Path) -> Path:
-    """One picture a split, in GAICD version 2's form."""
+    """One image a split, in GAICD version 2's form."""
     for part, score in (("train", 4.5), ("val", 3.0), ("test", 4.0)):
-        picture(root / "images" / part / f"{part}.jpg")
+        write_image(root / "images" / part / f"{part}.jpg")
         annotation(
             root / "annotations" / part / f"{part}.txt",
             f"   3    5   76  115 {score:.2f}",
@@ -67,17 +67,17 @@ def cpc(
     votes = votes or [[4, 3, 0], [2, 2, 1]]
     boxes = boxes or [[0, 0, 100, 80], [2, 0, 100, 80], [60, 40, 120, 80]]
     for index in range(count):
-        picture(root / "images" / f"{index}.jpg")
+        write_image(root / "images" / f"{index}.jpg")
         inner = json.dumps({"scores": votes, "bboxes": boxes})
         annotation(root / "CollectedAnnotationsRaw" / f"{index}.jpg.txt", json.dumps(inner))
-    picture(root / "images" / "unlabelled.jpg")
+    write_image(root / "images" / "unlabelled.jpg")
     return root
 
 
 def flms(root: Path, entries: list[tuple[str, list[list[int]]]]) -> Path:
     names = np.empty((len(entries), 1), dtype=[("filename", "O"), ("bbox", "O")])
     for index, (name, boxes) in enumerate(entries):
-        picture(root / "image" / name)
+        write_image(root / "image" / name)
         names[index, 0] = (name, np.array(boxes, dtype=float))
     savemat(root / "500_image_dataset.mat", {"img_gt": names})
     return root
@@ -87,8 +87,8 @@ def fcdb(root: Path) -> Path:
     def entry(name: str, crop: list[int]) -> dict:
         return {"url": f"https://farm5.staticflickr.com/1/{name}", "flickr_photo_id": 1, "crop": crop}
 
-    picture(root / "images" / "a_b.jpg")
-    picture(root / "images" / "c_d.jpg")
+    write_image(root / "images" / "a_b.jpg")
+    write_image(root / "images" / "c_d.jpg")
     training = [entry("a_b.jpg", [10, 5, 100, 60]), entry("gone.jpg", [0, 0, 5, 5])]
     (root / "cropping_training_set.json").write_text(json.dumps(training))
     (root / "cropping_testing_set.json").write_text(json.dumps([entry("c_d.jpg", [0, 0, 120, 80])]))
@@ -96,7 +96,7 @@ def fcdb(root: Path) -> Path:
 
 
 def folder(root: Path, *entries: dict | str) -> Path:
-    picture(root / "a.jpg")
+    write_image(root / "a.jpg")
     lines = [entry if isinstance(entry, str) else json.dumps(entry) for entry in entries]
     annotation(root / "metadata.jsonl", *lines)
     return root
@@ -115,7 +115,7 @@ def test_gaic_version_2_gives_official_splits_and_pixel_boxes(tmp_path):
     assert row["good"] == [True, False]
 
 
-def test_a_picture_without_good_crops_takes_its_best_ones(tmp_path):
+def test_a_image_without_good_crops_takes_its_best_ones(tmp_path):
     row = load("gaic", gaic_v2(tmp_path / "set"))["validation"][0]
     assert (row["scores"], row["good"]) == ([3.0, 2.0], [True, False])
     assert good_or_best(np.array([3.0, 3.0, 1.0]), np.zeros(3, bool)).tolist() == [True, True, False]
@@ -135,7 +135,7 @@ def test_gaic_version_1_on_the_real_sample(shared_data):
         assert row["image"].size == (row["width"], row["height"])
 
 
-def test_gaic_version_1_holds_out_36_of_1036_training_pictures():
+def test_gaic_version_1_holds_out_36_of_1036_training_images():
     names = [f"{index}" for index in range(1036)]
     picked = held_out(names, gaic.V1_VALIDATION_SHARE, gaic.V1_VALIDATION_SEED)
     assert len(picked) == 36
@@ -169,8 +169,8 @@ def test_flms_43_has_all_427_crops(shared_data):
     assert (len(rows), sum(len(boxes) for boxes in rows["boxes"])) == (43, 427)
     assert rows[0]["scores"] is None
     assert all(all(good) for good in rows["good"])
-    # One crop reaches eight pixels below its picture.
-    assert [problem.kind for problem in problems.found] == ["box outside the picture"]
+    # One crop reaches eight pixels below its image.
+    assert [problem.kind for problem in problems.found] == ["box outside the image"]
     with gzip.open(shared_data / "labels" / "flms.json.gz", "rt") as file:
         labels = json.load(file)
     crops = np.array(labels[f"{rows[0]['image_id']}.jpg"])
@@ -186,7 +186,7 @@ def test_flms_leaves_out_and_names_failed_annotators(tmp_path):
     assert "entry 1 (a.jpg), crop 2" in str(problems.found[0])
 
 
-def test_fcdb_keeps_its_splits_and_passes_over_pictures_gone_from_flickr(tmp_path):
+def test_fcdb_keeps_its_splits_and_passes_over_images_gone_from_flickr(tmp_path):
     problems = Problems()
     splits = load("fcdb", fcdb(tmp_path / "set"), problems=problems)
     assert splits["train"]["boxes"][:] == [[[10, 5, 110, 65]]]
@@ -201,14 +201,14 @@ def test_fcdb_reads_the_official_files(shared_data, tmp_path):
     root = tmp_path / "set"
     for entry in entries:
         x, y, width, height = entry["crop"]
-        picture(root / entry["url"].rsplit("/", 1)[-1], (x + width, y + height))
+        write_image(root / entry["url"].rsplit("/", 1)[-1], (x + width, y + height))
     (root / "cropping_testing_set.json").write_text(json.dumps(entries))
     rows = load("fcdb", root)["test"]
     expected = [[[x, y, x + width, y + height]] for x, y, width, height in (entry["crop"] for entry in entries)]
     assert rows["boxes"][:] == expected
 
 
-def test_folder_of_ones_own_pictures(tmp_path):
+def test_folder_of_ones_own_images(tmp_path):
     box, small = [0, 0, 120, 80], [10, 10, 50, 50]
     root = folder(
         tmp_path / "set",
@@ -297,9 +297,9 @@ class TestRatingScale:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_boxes_refer_to_the_picture_as_displayed(tmp_path, orientation):
+def test_boxes_refer_to_the_image_as_displayed(tmp_path, orientation):
     root = tmp_path / "set"
-    picture(root / "a.jpg", (120, 80), orientation)
+    write_image(root / "a.jpg", (120, 80), orientation)
     turned = orientation >= 5
     box = [0, 0, 80, 120] if turned else [0, 0, 120, 80]
     annotation(root / "metadata.jsonl", json.dumps({"file_name": "a.jpg", "boxes": [box]}))
@@ -316,7 +316,7 @@ BAD_GAIC_LINES = [
     ("3 5 76 115 nan", "score out of range", "nan"),
     ("3 5 76 115 5.5", "score out of range", "5.5"),
     ("3 5 76 115 -1", "score out of range", "-1"),
-    ("3 5 96 115 4", "box outside the picture", "120 x 80"),
+    ("3 5 96 115 4", "box outside the image", "120 x 80"),
     ("76 5 3 115 4", "empty box", "no area"),
 ]
 
@@ -336,11 +336,11 @@ def test_a_bad_gaic_line_is_named_and_the_others_stay(tmp_path, line, kind, mess
         load("gaic", root, problems=Problems(strict=True))
 
 
-def test_missing_pictures_and_annotations_are_named(tmp_path):
+def test_missing_images_and_annotations_are_named(tmp_path):
     root = gaic_v2(tmp_path / "set")
     lonely = annotation(root / "annotations" / "val" / "lonely.txt", "0 0 10 10 4")
-    bare = picture(root / "images" / "test" / "bare.jpg")
-    (root / "images" / "train" / "train.jpg").write_bytes(b"not a picture")
+    bare = write_image(root / "images" / "test" / "bare.jpg")
+    (root / "images" / "train" / "train.jpg").write_bytes(b"not an image")
     problems = Problems()
     splits = load("gaic", root, problems=problems)
     assert list(splits) == ["validation", "test"]
@@ -362,7 +362,7 @@ def test_a_file_name_that_is_not_text_is_named_and_left_out(tmp_path):
     assert "\\udcff.jpg" in str(problems.found[0])
 
 
-def test_odd_and_broken_pictures_are_read_or_named(shared_data, tmp_path):
+def test_odd_and_broken_images_are_read_or_named(shared_data, tmp_path):
     odd = shared_data / "odd"
     root = tmp_path / "set"
     root.mkdir()
@@ -441,7 +441,7 @@ def test_an_unknown_layout_and_an_empty_set_are_refused(tmp_path):
         load("voc", tmp_path)
     (tmp_path / "images" / "train").mkdir(parents=True)
     (tmp_path / "annotations").mkdir()
-    with pytest.raises(DataError, match="no usable picture"):
+    with pytest.raises(DataError, match="no usable image"):
         load("gaic", tmp_path)
 
 
@@ -467,7 +467,7 @@ def test_a_changed_data_set_is_read_anew_and_an_unchanged_one_is_not(tmp_path, m
 def test_a_change_in_a_subfolder_is_noticed(tmp_path, change):
     root = tmp_path / "set"
     place = tmp_path / "elsewhere" if change == "linked" else root / "album"
-    picture(place / "a.jpg")
+    write_image(place / "a.jpg")
     root.mkdir(exist_ok=True)
     if change == "linked":
         (root / "album").symlink_to(place)
@@ -475,10 +475,10 @@ def test_a_change_in_a_subfolder_is_noticed(tmp_path, change):
     annotation(root / "metadata.jsonl", *map(json.dumps, entries))
     assert load("folder", root)["train"]["width"][:] == [120]
     if change == "added":
-        picture(place / "b.jpg")
+        write_image(place / "b.jpg")
         assert load("folder", root)["train"]["image_id"][:] == ["album/a", "album/b"]
     else:
-        picture(place / "a.jpg", (100, 80))
+        write_image(place / "a.jpg", (100, 80))
         assert load("folder", root)["train"]["width"][:] == [100]
 
 
@@ -503,7 +503,7 @@ def test_a_byte_order_mark_costs_nothing(tmp_path, layout):
 
 def test_two_images_of_one_name_are_named(tmp_path):
     root = gaic_v2(tmp_path / "set")
-    other = picture(root / "images" / "train" / "train.png")
+    other = write_image(root / "images" / "train" / "train.png")
     problems = Problems()
     assert load("gaic", root, problems=problems)["train"]["image_id"][:] == ["train"]
     assert [(problem.kind, problem.file) for problem in problems.found] == [("several images of one name", str(other))]
@@ -512,7 +512,7 @@ def test_two_images_of_one_name_are_named(tmp_path):
 
 @pytest.mark.parametrize("name", ["../a.jpg", "album/../../a.jpg", "/tmp/a.jpg"])
 def test_a_file_name_that_leaves_the_folder_is_refused(tmp_path, name):
-    picture(tmp_path / "a.jpg")
+    write_image(tmp_path / "a.jpg")
     root = folder(tmp_path / "set", {"file_name": "a.jpg", "boxes": [[0, 0, 9, 9]]})
     annotation(
         root / "metadata.jsonl", *(json.dumps({"file_name": n, "boxes": [[0, 0, 9, 9]]}) for n in ("a.jpg", name))
@@ -545,8 +545,8 @@ class TestCheck:
 
     def test_nothing_is_wrong_with_what_is_right(self, tmp_path):
         root = gaic_v2(tmp_path / "set")
-        picture(root / "images" / "val" / "val.jpg", (119, 80))
-        picture(root / "images" / "test" / "test.jpg", (118, 80))
+        write_image(root / "images" / "val" / "val.jpg", (119, 80))
+        write_image(root / "images" / "test" / "test.jpg", (118, 80))
         assert self.found(root, "gaic") == []
 
     def test_a_half_truncated_image_is_named(self, tmp_path):
@@ -616,7 +616,7 @@ def test_init_names_a_data_set_without_a_training_split(shared_data, tmp_path):
 
 
 @given(st.lists(st.tuples(*[st.floats(-20, 140, width=32)] * 4), min_size=1, max_size=10))
-def test_kept_boxes_always_lie_inside_the_picture(values):
+def test_kept_boxes_always_lie_inside_the_image(values):
     problems = Problems()
     boxes = np.array(values)
     clipped, keep = boxes_inside(boxes, (120, 80), "f", range(len(boxes)), problems)
@@ -661,7 +661,7 @@ def test_saving_does_not_touch_an_existing_folder(tmp_path):
 
 def test_summary_counts_scores_and_good_crops(tmp_path):
     summary = summarise(load("gaic", gaic_v2(tmp_path / "set")))["train"]
-    assert (summary.pictures, summary.scored_pictures) == (1, 1)
+    assert (summary.images, summary.rated_images) == (1, 1)
     assert (summary.sizes, summary.crops, summary.good) == ((120, 120.0, 120), (2, 2.0, 2), (1, 1.0, 1))
     assert summary.histogram.sum() == 2
 
@@ -703,9 +703,9 @@ def test_convert_command_pushes_to_the_hub(tmp_path, monkeypatch):
     assert pushed == {"me/crops": (["train", "validation", "test"], True)}
 
 
-def test_memory_does_not_grow_with_100_000_pictures(tmp_path):
+def test_memory_does_not_grow_with_100_000_images(tmp_path):
     root = tmp_path / "set"
-    picture(root / "a.jpg")
+    write_image(root / "a.jpg")
     line = json.dumps({"file_name": "a.jpg", "boxes": [[0, 0, 120, 80], [5, 5, 100, 70]] * 4, "scores": [3, 4] * 4})
     count = 100_000
     with open(root / "metadata.jsonl", "w") as file:

@@ -62,7 +62,7 @@ def photo_set(tmp_path_factory, photos) -> Path:
     return root
 
 
-def test_labels_are_in_parts_of_the_picture(photo_set):
+def test_labels_are_in_parts_of_the_image(photo_set):
     rows = load("folder", photo_set)["test"]
     labels = Labels.from_dataset(rows)
     assert len(labels) == 3
@@ -80,8 +80,8 @@ def test_labels_without_scores_say_so(shared_data):
     assert sum(len(crops) for crops in labels.boxes) == 427
 
 
-def test_greedy_cover_takes_the_box_that_meets_most_pictures_then_the_rest():
-    # Seven pictures want the left half-ish, three the right: one box cannot meet both at 0.9.
+def test_greedy_cover_takes_the_box_that_meets_most_images_then_the_rest():
+    # Seven images want the left half-ish, three the right: one box cannot meet both at 0.9.
     left, right = [0, 0, 0.75, 1], [0.25, 0, 1, 1]
     train = make_labels([[left]] * 7 + [[right]] * 3, [[5.0]] * 10)
     boxes, scores = baselines.cover_set(train, eps=0.9, count=2)
@@ -146,7 +146,7 @@ def test_human_agreement_compares_each_annotator_with_the_others():
     np.testing.assert_allclose(found["iou_mean"], [(0.5 + 5 / 12 + 5 / 12) / 3, np.nan])
 
 
-def test_interval_holds_the_value_and_narrows_with_pictures():
+def test_interval_holds_the_value_and_narrows_with_images():
     rng = np.random.default_rng(0)
     few, many = rng.random(20), rng.random(2000)
     small, large = estimate({"m": few}, 20)["m"], estimate({"m": many}, 2000)["m"]
@@ -156,13 +156,13 @@ def test_interval_holds_the_value_and_narrows_with_pictures():
     assert large.high - large.low == pytest.approx(2 * 1.96 * many.std() / np.sqrt(2000), rel=0.1)
 
 
-def test_undefined_pictures_are_left_out_of_means_and_intervals():
+def test_undefined_images_are_left_out_of_means_and_intervals():
     found = estimate({"m": np.array([1.0, np.nan, 3.0]), "none": np.full(3, np.nan)}, 3)
     assert found["m"].value == 2
     assert np.isnan(found["none"].value)
 
 
-def test_a_difference_on_the_same_pictures_is_sharper_than_its_two_sides():
+def test_a_difference_on_the_same_images_is_sharper_than_its_two_sides():
     rng = np.random.default_rng(0)
     easiness = rng.random(400)
     one, other = easiness + 0.02, easiness + rng.normal(0, 0.01, 400)
@@ -178,7 +178,7 @@ def test_a_difference_on_the_same_pictures_is_sharper_than_its_two_sides():
 
 def test_a_difference_of_average_precisions_is_that_of_the_pooled_ones():
     labels = make_labels([[[0, 0, 1, 1], [0.2, 0, 1, 1]], [[0.1, 0.1, 1, 1], [0, 0, 0.8, 0.8]]], [[5, 4], [4, 2]])
-    whole, small = baselines.whole_picture(2), baselines.centre_crop(2, 0.5)
+    whole, small = baselines.whole_image(2), baselines.centre_crop(2, 0.5)
     one, other = (measure(labels, answer) for answer in (whole, small))
     expected = estimate(one, 2)["ap_5@0.85"].value - estimate(other, 2)["ap_5@0.85"].value
     found = resample(one, 2)["ap_5@0.85"].less(resample(other, 2)["ap_5@0.85"])
@@ -188,15 +188,17 @@ def test_a_difference_of_average_precisions_is_that_of_the_pooled_ones():
 def test_methods_that_look_stand_against_the_best_that_do_not(photo_set, tiny_model, tiny_processor):
     splits = load("folder", photo_set)
     found = run(splits["test"], tiny_model, tiny_processor, "tiny", Labels.from_dataset(splits["train"]))
-    blind = [name for name, result in found.methods.items() if result.blind]
-    assert "whole picture" in blind and "constant: frequency" in blind and "tiny" not in blind
-    compared = found.against_blind("tiny", "iou")
-    best = max(blind, key=lambda name: found.methods[name].estimates["iou"].value)
+    baselines_found = [name for name, result in found.methods.items() if result.image_independent]
+    assert (
+        "whole image" in baselines_found and "constant: frequency" in baselines_found and "tiny" not in baselines_found
+    )
+    compared = found.against_baselines("tiny", "iou")
+    best = max(baselines_found, key=lambda name: found.methods[name].estimates["iou"].value)
     assert compared.against == best
     values = [found.methods[name].estimates["iou"].value for name in ("tiny", best)]
     assert compared.difference.value == pytest.approx(values[0] - values[1])
-    assert found.against_blind("tiny", "no such measure") is None
-    # The last picture's scores are 3, 4.5, 4: no two alike in any picture.
+    assert found.against_baselines("tiny", "no such measure") is None
+    # The last image's scores are 3, 4.5, 4: no two alike in any image.
     assert found.equals == 0
 
 
@@ -251,7 +253,7 @@ def test_score_calibration_is_the_mean_labelled_score_by_bins_of_the_predicted()
     assert [patch.get_height() for patch in bottom.patches] == [2, 2]
 
 
-def test_a_picture_that_does_not_decode_is_named_and_left_out(photo_set, tmp_path, tiny_model, tiny_processor):
+def test_a_image_that_does_not_decode_is_named_and_left_out(photo_set, tmp_path, tiny_model, tiny_processor):
     root = tmp_path / "set"
     root.mkdir()
     for file in photo_set.iterdir():
@@ -269,26 +271,28 @@ def test_evaluate_command_writes_the_same_figures_in_three_forms(photo_set, tiny
     result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     content = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    assert content["pictures"] == 3
+    assert content["images"] == 3
     methods = content["methods"]
     own = ["tiny", "tiny, NMS 0.9", "tiny, as a set", "tiny, by validity", "tiny, scoring head"]
-    assert list(methods)[:6] == [*own, "whole picture"]
+    assert list(methods)[:6] == [*own, "whole image"]
     assert {"centre crop 0.9", "constant: cover at 0.85", "constant: frequency", "constant: mean score"} <= set(
         methods
     )
     with open(tmp_path / "out" / "evaluation.csv") as file:
         rows = {(row["method"], row["measure"]): row for row in csv.DictReader(file)}
-    iou = methods["whole picture"]["measures"]["iou"]
-    assert float(rows["whole picture", "iou"]["value"]) == pytest.approx(iou["value"], abs=1e-6)
-    compared = methods["tiny"]["less_best_blind"]["iou"]
+    iou = methods["whole image"]["measures"]["iou"]
+    assert float(rows["whole image", "iou"]["value"]) == pytest.approx(iou["value"], abs=1e-6)
+    compared = methods["tiny"]["less_best_baseline"]["iou"]
     assert compared["value"] == pytest.approx(
         methods["tiny"]["measures"]["iou"]["value"] - methods[compared["against"]]["measures"]["iou"]["value"]
     )
-    assert "less_best_blind" not in methods["whole picture"] and content["share_with_equal_best"] == 0
+    assert "less_best_baseline" not in methods["whole image"] and content["share_with_equal_best"] == 0
     text = (tmp_path / "out" / "evaluation.md").read_text()
-    assert "|  | best blind baseline | tiny | tiny, NMS 0.9 |" in text and f"{compared['value']:+.3f}" in text
+    assert (
+        "|  | best image-independent baseline | tiny | tiny, NMS 0.9 |" in text and f"{compared['value']:+.3f}" in text
+    )
     for shown in (text, result.output):
-        assert f"{iou['value']:.3f}" in shown and "whole picture" in shown
+        assert f"{iou['value']:.3f}" in shown and "whole image" in shown
 
 
 @pytest.mark.parametrize(
@@ -310,15 +314,15 @@ def test_report_is_one_page_with_everything_in_it(photo_set, tiny_checkpoint, tm
     pytest.importorskip("matplotlib")
     out = tmp_path / "report"
     arguments = ["report", "--model", str(tiny_checkpoint), "--data", str(photo_set), "--layout", "folder"]
-    result = CliRunner().invoke(app, [*arguments, "--out", str(out), "--pictures", "2"])
+    result = CliRunner().invoke(app, [*arguments, "--out", str(out), "--images", "2"])
     assert result.exit_code == 0, result.output
     figures = ("contact_sheet", "quality_validity", "score_calibration", "precision_recall", "smoothing_map")
     for name in figures:
         assert Image.open(out / f"{name}.png").size[0] > 300
     page = (out / "index.html").read_text()
     assert page.count("data:image/png;base64,") == len(figures)
-    assert "http" not in page and "whole picture" in page and "scoring head" in page
-    # Two pictures side by side, labels and predictions of each.
+    assert "http" not in page and "whole image" in page and "scoring head" in page
+    # Two images side by side, labels and predictions of each.
     assert Image.open(out / "contact_sheet.png").size[0] > 4 * 160
 
 

@@ -18,7 +18,7 @@ from transformers import AutoConfig, pipeline
 from typer.testing import CliRunner
 
 from hub_card.card import build_card, write_card
-from hub_card.pictures import PHOTOS
+from hub_card.examples import PHOTOS
 from hub_card.publishing import plan_upload, upload
 from hub_card.results import CardError, comparison_table, read_evaluations, results_table
 from modeling_setcrop.cli import app
@@ -29,12 +29,12 @@ EVALUATION = {
     "layout": "flms",
     "split": "test",
     "model": "tiny",
-    "pictures": 43,
+    "images": 43,
     "resamples": 1000,
     "label_spread": {"left": 0.11, "top": 0.12, "right": 0.13, "bottom": 0.14},
     "methods": {
         "human agreement": {"measures": {"iou": {"value": 0.8123, "low": 0.79, "high": 0.83}}, "spread": None},
-        "whole picture": {"measures": {"iou": {"value": 0.8201, "low": 0.8, "high": 0.84}}, "spread": None},
+        "whole image": {"measures": {"iou": {"value": 0.8201, "low": 0.8, "high": 0.84}}, "spread": None},
         "constant: best box": {"measures": {"iou": {"value": 0.8301, "low": 0.8, "high": 0.84}}, "spread": None},
         "tiny": {
             "measures": {
@@ -45,7 +45,7 @@ EVALUATION = {
                 "srcc": {"value": None, "low": None, "high": None},
             },
             "spread": {"left": 0.01, "top": 0.02, "right": 0.03, "bottom": 0.04},
-            "less_best_blind": {
+            "less_best_baseline": {
                 "iou": {"value": 0.0266, "low": 0.0099, "high": 0.04, "against": "constant: best box"}
             },
         },
@@ -53,8 +53,8 @@ EVALUATION = {
 }
 TRAINING = {
     "data": [
-        {"name": "Meadow views", "pictures": 1234, "licence": "CC BY 4.0"},
-        {"name": "Hedges", "pictures": 5, "licence": "CC0", "id": "somebody/hedges"},
+        {"name": "Meadow views", "images": 1234, "licence": "CC BY 4.0"},
+        {"name": "Hedges", "images": 5, "licence": "CC0", "id": "somebody/hedges"},
     ],
     "base_model": "somebody/base",
     "labels": "Scored by three gardeners.",
@@ -126,7 +126,7 @@ def test_figures_stand_beside_the_baselines_and_come_from_the_evaluation(exporte
     card = ModelCard.load(exported / "README.md")
     rows = re.findall(r"^\| (\S[^|]*?) \| (0\.\d{3}) ", card.text, flags=re.MULTILINE)
     assert rows[0] == ("**tiny**", "0.857")
-    assert {("human agreement", "0.812"), ("whole picture", "0.820"), ("constant: best box", "0.830")} <= set(rows)
+    assert {("human agreement", "0.812"), ("whole image", "0.820"), ("constant: best box", "0.830")} <= set(rows)
     assert "| the first crop's edges (tiny) | 0.010 | 0.020 | 0.030 | 0.040 |" in card.text
     found = {result.metric_type: result for result in card.data.eval_results}
     assert found.keys() == {"iou", "bde", "acc_1_5_0.85"}
@@ -178,8 +178,8 @@ def test_a_bare_checkpoint_gets_a_card_that_says_so(tiny_checkpoint):
     [
         ('{"data": "x",\n "split": }', r"flms\.json, line 2"),
         ("[]", r"flms\.json: not a JSON object"),
-        ('{"data": "x", "split": "test", "model": "m", "pictures": "3"}', r"flms\.json: 'pictures'"),
-        ('{"data": "x", "split": "test", "model": "m", "pictures": 3, "methods": {}}', r"'methods' has no 'm'"),
+        ('{"data": "x", "split": "test", "model": "m", "images": "3"}', r"flms\.json: 'images'"),
+        ('{"data": "x", "split": "test", "model": "m", "images": 3, "methods": {}}', r"'methods' has no 'm'"),
     ],
 )
 def test_bad_evaluations_are_named(tmp_path, content, message):
@@ -210,7 +210,7 @@ def test_a_model_whose_name_begins_a_baselines_has_its_own_rows_alone():
     assert len(comparison_table(evaluation).splitlines()) == 4
 
 
-def test_differences_from_the_best_blind_baseline_are_signed():
+def test_differences_from_the_best_baseline_are_signed():
     assert comparison_table(EVALUATION).splitlines()[2] == "| tiny | +0.027 (+0.010 to +0.040) |"
     without = EVALUATION | {"methods": {"tiny": {"measures": {}}}}
     assert comparison_table(without) is None

@@ -216,7 +216,7 @@ def test_a_training_and_its_evaluations_become_one_folder(tiny_checkpoint, tiny_
         "data": "flms43",
         "split": "all",
         "model": "run",
-        "pictures": 43,
+        "images": 43,
         "methods": {"run": {"measures": {"iou": {"value": 0.81, "low": 0.8, "high": 0.82}}}},
     }
     measured.mkdir()

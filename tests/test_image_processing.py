@@ -37,11 +37,11 @@ def test_sizes_keep_the_ratio_where_the_model_can_see_it(height, width):
         assert abs(new_height - height * scale) <= 0.5 and abs(new_width - width * scale) <= 0.5
 
 
-def test_labels_are_shares_of_the_picture_whatever_its_padding(tiny_processor):
-    pictures = [Image.new("RGB", (400, 200)), Image.new("RGB", (100, 200))]
+def test_labels_are_shares_of_the_image_whatever_its_padding(tiny_processor):
+    images = [Image.new("RGB", (400, 200)), Image.new("RGB", (100, 200))]
     annotation = {"boxes": [[40, 20, 360, 180], [0, 0, 400, 200]], "scores": [4.5, 3.0], "good": [True, False]}
     second = {"boxes": [[10, 20, 90, 180]], "scores": None, "good": [True]}
-    labels = tiny_processor(pictures, annotations=[annotation, second], return_tensors="pt")["labels"]
+    labels = tiny_processor(images, annotations=[annotation, second], return_tensors="pt")["labels"]
     torch.testing.assert_close(labels[0]["boxes"], torch.tensor([[0.5, 0.5, 0.8, 0.8]]))
     torch.testing.assert_close(labels[0]["scored_boxes"], torch.tensor([[0.5, 0.5, 0.8, 0.8], [0.5, 0.5, 1.0, 1.0]]))
     assert labels[0]["scores"].tolist() == [4.5, 3.0] and labels[0]["class_labels"].tolist() == [0]
@@ -67,7 +67,7 @@ def test_annotations_that_do_not_fit_are_refused(annotation, message):
         encode_crops(annotation, (10, 10))
 
 
-def test_as_many_annotations_as_pictures(tiny_processor):
+def test_as_many_annotations_as_images(tiny_processor):
     with pytest.raises(ValueError, match="1 images, but 0 annotations"):
         tiny_processor(Image.new("RGB", (50, 50)), annotations=[], return_tensors="pt")
 
@@ -114,8 +114,8 @@ def test_reranking_goes_by_the_predicted_scores():
 def test_the_auto_class_finds_the_processor(tiny_checkpoint, tiny_processor):
     loaded = AutoImageProcessor.from_pretrained(tiny_checkpoint)
     assert loaded.to_dict() == tiny_processor.to_dict()
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (70, 90, 3), dtype=np.uint8))
-    ours, again = tiny_processor(picture, return_tensors="pt"), loaded(picture, return_tensors="pt")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (70, 90, 3), dtype=np.uint8))
+    ours, again = tiny_processor(image, return_tensors="pt"), loaded(image, return_tensors="pt")
     assert torch.equal(ours["pixel_values"], again["pixel_values"])
 
 

@@ -57,10 +57,10 @@ def test_every_odd_file_is_either_read_or_reported_in_one_line(shared_data):
     assert {file.name for file in files} == READABLE | set(BROKEN)
     for file in files:
         if file.name in READABLE:
-            picture = load_image_file(file)
+            loaded = load_image_file(file)
             with Image.open(file) as image:
                 expected = ImageOps.exif_transpose(image).size
-            assert picture.image.mode == "RGB" and picture.size == expected[::-1]
+            assert loaded.image.mode == "RGB" and loaded.size == expected[::-1]
         else:
             with pytest.raises(ImageFileError, match=BROKEN[file.name]) as caught:
                 load_image_file(file)
@@ -89,7 +89,7 @@ def test_missing_files_folders_and_empty_folders_are_named(tmp_path):
         load_image_file(tmp_path / "nowhere.jpg")
     with pytest.raises(ImageFileError, match="a folder, not an image file"):
         load_image_file(tmp_path)
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no image")
     errors: list[ImageFileError] = []
     assert list(find_images([tmp_path, tmp_path / "gone"], errors.append)) == []
     assert [error.reason for error in errors] == ["a folder without images", "no such file or folder"]
@@ -116,8 +116,8 @@ def test_crops_are_upright_whatever_the_orientation(orientation, size, tmp_path)
     write_crop(source, box, tmp_path / "crop.png", size=size)
     with Image.open(tmp_path / "crop.png") as crop:
         assert ImageChops.difference(crop, upright.crop(box)).getbbox() is None
-    picture = load_image_file(source)
-    assert ImageChops.difference(picture.image, upright).getbbox() is None and picture.size == upright.size[::-1]
+    loaded = load_image_file(source)
+    assert ImageChops.difference(loaded.image, upright).getbbox() is None and loaded.size == upright.size[::-1]
 
 
 def test_exif_and_colour_profile_are_carried_over_without_orientation_thumbnail_or_old_size(tmp_path):
@@ -176,7 +176,7 @@ def test_an_animation_written_to_a_still_format_is_its_first_frame(tmp_path):
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif", ".gif", ".bmp", ".avif"])
-def test_any_kind_of_picture_can_be_written_in_any_format(mode, suffix, tmp_path):
+def test_any_kind_of_image_can_be_written_in_any_format(mode, suffix, tmp_path):
     source = tmp_path / "source.tif"
     image = quadrants().convert("L").convert(mode) if mode == "I;16" else quadrants().convert(mode)
     image.save(source)
@@ -194,14 +194,14 @@ def test_transparent_parts_are_white_and_16_bit_is_scaled():
 
 
 def test_large_jpegs_are_decoded_small_for_a_suggestion(photos):
-    picture = load_image_file(photos[0], short_side=300)
-    assert 300 <= min(picture.image.size) < 600
-    assert max(picture.size) == 2400
+    loaded = load_image_file(photos[0], short_side=300)
+    assert 300 <= min(loaded.image.size) < 600
+    assert max(loaded.size) == 2400
 
 
 def test_a_failed_write_leaves_nothing_behind(tmp_path):
     with pytest.raises(RuntimeError), atomic_writer(tmp_path / "crop.jpg") as file:
-        file.write(b"half a picture")
+        file.write(b"half an image")
         raise RuntimeError("interrupted")
     assert list(tmp_path.iterdir()) == []
     source = tmp_path / "wide.png"
@@ -230,7 +230,7 @@ def test_several_crops_of_one_file_are_those_written_one_by_one(photos, tmp_path
                 assert one.size == other.size and ImageStat.Stat(difference).mean[0] < 2
 
 
-def test_boxes_outside_the_picture_and_unknown_formats_are_refused(tmp_path):
+def test_boxes_outside_the_image_and_unknown_formats_are_refused(tmp_path):
     source = tmp_path / "source.png"
     quadrants().save(source)
     with pytest.raises(ValueError, match=r"is not inside the image \(40 x 24\)"):
@@ -265,8 +265,8 @@ from modeling_setcrop.image_reading import lift_pixel_limit, load_image_file
 from modeling_setcrop.images.writing import CropFile, write_crops
 lift_pixel_limit()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-picture = load_image_file(sys.argv[1], 640)
-assert picture.size == (6000, 8000), picture.size
+image = load_image_file(sys.argv[1], 640)
+assert image.size == (6000, 8000), image.size
 middle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 write_crops(sys.argv[1], [CropFile((100, 100, 7900, 5900), Path(sys.argv[2]))])
 print(middle - before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import ExifTags, Image, ImageChops, ImageOps
 
-from modeling_setcrop.image_reading import ImageFileError, load_image_file, open_image, read_picture, to_rgb
+from modeling_setcrop.image_reading import ImageFileError, decode_image, load_image_file, open_image, to_rgb
 from modeling_setcrop.images.atomic import FileWriteError, atomic_folder, atomic_writer
 from modeling_setcrop.images.formats import own_suffix
 from modeling_setcrop.images.writing import CropFile, write_crops
@@ -91,9 +91,9 @@ def test_turned_tiffs_are_upright_as_any_viewer_shows_them(orientation, compress
     # Pillow turns TIFF files as it decodes them; the others are turned by exif_transpose.
     quadrants().save(tmp_path / "turned.png", exif=exif)
     upright = ImageOps.exif_transpose(Image.open(tmp_path / "turned.png"))
-    picture = load_image_file(source, 1000)
-    assert picture.size == upright.size[::-1]
-    assert ImageChops.difference(picture.image, upright).getbbox() is None
+    loaded = load_image_file(source, 1000)
+    assert loaded.size == upright.size[::-1]
+    assert ImageChops.difference(loaded.image, upright).getbbox() is None
     box = (3, 5, 13, 19)
     for size in (None, (10, 14)):
         write_crops(source, [CropFile(box, target, size)])
@@ -182,7 +182,7 @@ def test_animations_are_counted_before_they_are_decoded(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("mode", "colour"), [("La", (200, 128)), ("RGBa", (200, 200, 200, 128))])
 def test_premultiplied_transparency_lies_over_white(mode, colour):
     image = Image.new(mode.upper(), (40, 24), colour).convert(mode)
-    red, green, blue = read_picture(image, 100).image.getpixel((5, 5))
+    red, green, blue = decode_image(image, 100).image.getpixel((5, 5))
     # Half of 200 over half of white.
     assert red == green == blue and abs(red - 227) <= 1
 

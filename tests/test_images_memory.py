@@ -67,7 +67,7 @@ CASES = {
 }  # fmt: skip
 
 
-def picture(path: Path, turned: bool) -> Path:
+def write_image(path: Path, turned: bool) -> Path:
     mode, options = CASES[path.name]
     image = Image.linear_gradient("L").resize((WIDTH, HEIGHT))
     image = image.convert(mode) if mode in ("I;16", "F") else image.convert("RGB").convert(mode)
@@ -81,7 +81,7 @@ def picture(path: Path, turned: bool) -> Path:
 
 @pytest.mark.parametrize("name", CASES)
 def test_reading_and_cutting_take_no_more_than_estimated(name, tmp_path):
-    source = picture(tmp_path / name, turned=True)
+    source = write_image(tmp_path / name, turned=True)
     with open_image(source) as image:
         reading = decoding_bytes(image)
         width, height = image.size if image.format == "TIFF" else image.size[::-1]

@@ -1,4 +1,4 @@
-"""Every weight file and picture that ships is in the licence table."""
+"""Every weight file and image that ships is in the licence table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LISTED = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".safetensors", ".onnx", ".pt", ".pth", ".npz"}
 
 
-def test_every_weight_and_picture_has_its_licence():
+def test_every_weight_and_image_has_its_licence():
     table = (ROOT / "LICENSES.md").read_text()
     patterns = re.findall(r"^\| `([^`]+)` \|", table, flags=re.MULTILINE)
     found = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)

@@ -122,13 +122,13 @@ def test_matching_of_all_layers_is_upstreams_layer_by_layer(seed):
     config = SetCropConfig()
     counts = [len(label["boxes"]) for label in labels]
     targets = torch.nn.utils.rnn.pad_sequence([label["boxes"] for label in labels], batch_first=True)
-    layer, picture, anchor, crop = match_anchors(logits[..., 0], boxes, targets, counts, config)
-    ours = set(zip(layer.tolist(), picture.tolist(), anchor.tolist(), crop.tolist(), strict=True))
+    layer, image, anchor, crop = match_anchors(logits[..., 0], boxes, targets, counts, config)
+    ours = set(zip(layer.tolist(), image.tolist(), anchor.tolist(), crop.tolist(), strict=True))
     matcher = DeformableDetrHungarianMatcher(class_cost=2, bbox_cost=5, giou_cost=2)
     theirs = {
-        (number, picture, int(i), int(j))
+        (number, image, int(i), int(j))
         for number in range(len(logits))
-        for picture, pairs in enumerate(matcher({"logits": logits[number], "pred_boxes": boxes[number]}, labels))
+        for image, pairs in enumerate(matcher({"logits": logits[number], "pred_boxes": boxes[number]}, labels))
         for i, j in zip(*pairs, strict=True)
     }
     assert ours == theirs
@@ -220,7 +220,7 @@ def test_distillation_adds_the_teachers_term(halved):
     assert torch.isfinite(before)
 
 
-def test_a_picture_without_a_good_crop_is_all_background():
+def test_a_image_without_a_good_crop_is_all_background():
     logits, boxes, labels = random_problem(1, layers=1, crops=(2, 2))
     labels[1]["boxes"] = labels[1]["boxes"][:0]
     config = SetCropConfig(label_smoothing="none")
@@ -233,10 +233,10 @@ def test_scoring_loss_by_hand():
     labels = [{"scores": torch.tensor([2.0, 3.0, 3.5])}, {"scores": torch.tensor([1.5])}]
     score, rank = crop_scoring_loss(predicted, labels)
     assert score.item() == pytest.approx(((1 + 1 + 0.25) / 3 + 0.25) / 2)
-    # Pairs of picture one, better crop first: (1, 0), (2, 0) and (2, 1).
+    # Pairs of image one, better crop first: (1, 0), (2, 0) and (2, 1).
     pairs = [(3 - 2, 2 - 3), (3.5 - 2, 4 - 3), (3.5 - 3, 4 - 2)]
     logistic = sum(weight * math.log1p(math.exp(-gap)) for weight, gap in pairs) / sum(weight for weight, _ in pairs)
-    # Picture two has one rated crop: nothing to order.
+    # Image two has one rated crop: nothing to order.
     assert rank.item() == pytest.approx(logistic / 2, rel=1e-5)
 
 

@@ -18,7 +18,7 @@ from scipy.stats import spearmanr
 from modeling_setcrop import metrics
 
 METRICS = Path(metrics.__file__).parent
-# Two pictures of 10 x 10. IoU with picture 0's best crop [0, 0, 10, 10]: 0.9, 1.0, 0.5 for its predictions.
+# Two images of 10 x 10. IoU with image 0's best crop [0, 0, 10, 10]: 0.9, 1.0, 0.5 for its predictions.
 PRED_BOXES = [
     np.array([[0, 0, 10, 9], [0, 0, 10, 10], [0, 0, 5, 10]], float),
     np.array([[0, 0, 8, 10], [0, 0, 6, 10]], float),
@@ -37,13 +37,13 @@ def random_boxes(rng: np.random.Generator, count: int) -> np.ndarray:
     return np.concatenate([rng.uniform(0, 40, (count, 2)), rng.uniform(60, 100, (count, 2))], axis=1)
 
 
-def random_set(seed: int, pictures: int = 30, predictions: int = 20, candidates: int = 25):
+def random_set(seed: int, images: int = 30, predictions: int = 20, candidates: int = 25):
     rng = np.random.default_rng(seed)
-    boxes = [random_boxes(rng, candidates) for _ in range(pictures)]
-    scores = [rng.integers(7, 36, candidates) / 7 for _ in range(pictures)]
+    boxes = [random_boxes(rng, candidates) for _ in range(images)]
+    scores = [rng.integers(7, 36, candidates) / 7 for _ in range(images)]
     return (
-        [random_boxes(rng, predictions) for _ in range(pictures)],
-        [rng.random(predictions) for _ in range(pictures)],
+        [random_boxes(rng, predictions) for _ in range(images)],
+        [rng.random(predictions) for _ in range(images)],
         boxes,
         scores,
         [values >= 4 for values in scores],
@@ -109,8 +109,8 @@ def test_iou_of_known_boxes():
     np.testing.assert_allclose(metrics.pairwise_iou(a, b), [[1 / 3, 0, 1], [0, 0, 0]])
 
 
-def test_accuracy_counts_pictures_whose_best_crop_is_met():
-    # Picture 0: the first crop has IoU 0.9 with the best one. Picture 1: the first has 6/8, the second 1.
+def test_accuracy_counts_images_whose_best_crop_is_met():
+    # Image 0: the first crop has IoU 0.9 with the best one. Image 1: the first has 6/8, the second 1.
     assert metrics.accuracy(PRED_BOXES, PRED_SCORES, BOXES, SCORES, n=1, eps=0.85).tolist() == [True, False]
     assert metrics.accuracy(PRED_BOXES, PRED_SCORES, BOXES, SCORES, n=1, eps=0.95).tolist() == [False, False]
     assert metrics.accuracy(PRED_BOXES, PRED_SCORES, BOXES, SCORES, n=2, eps=0.95).tolist() == [False, True]
@@ -119,7 +119,7 @@ def test_accuracy_counts_pictures_whose_best_crop_is_met():
 
 def test_transposed_accuracy_looks_at_one_prediction_and_n_labels():
     assert metrics.transposed_accuracy(PRED_BOXES, PRED_SCORES, BOXES, SCORES, n=1, eps=0.85).tolist() == [True, False]
-    # Picture 1's first crop is its second-best label.
+    # Image 1's first crop is its second-best label.
     assert metrics.transposed_accuracy(PRED_BOXES, PRED_SCORES, BOXES, SCORES, n=2, eps=0.95).tolist() == [False, True]
 
 
@@ -128,7 +128,7 @@ def test_first_crop_iou_is_with_the_best_rated_crop():
 
 
 def test_where_several_crops_share_the_best_score_each_of_them_may_count():
-    # The first picture's two best crops are [0, 0, 10, 10] and [0, 0, 10, 5]; the prediction is exactly the second.
+    # The first image's two best crops are [0, 0, 10, 10] and [0, 0, 10, 5]; the prediction is exactly the second.
     boxes = [np.array([[0, 0, 5, 5], [0, 0, 10, 10], [0, 0, 10, 5]], float), np.array([[0, 0, 4, 4]], float)]
     scores = [np.array([3.0, 4.5, 4.5]), np.array([2.0])]
     predicted = [np.array([[0, 0, 10, 5]], float), np.array([[0, 0, 4, 3]], float)], [np.ones(1), np.ones(1)]
@@ -141,7 +141,7 @@ def test_where_several_crops_share_the_best_score_each_of_them_may_count():
 
 @given(st.integers(0, 2**31))
 def test_counting_equals_changes_nothing_where_there_are_none_and_never_lowers_a_measure(seed):
-    pred_boxes, pred_scores, boxes, scores, _ = random_set(seed, pictures=4)
+    pred_boxes, pred_scores, boxes, scores, _ = random_set(seed, images=4)
     rounded = [np.round(values) for values in scores]
     for rated in (scores, rounded):
         arguments = pred_boxes, pred_scores, boxes, rated
@@ -150,7 +150,7 @@ def test_counting_equals_changes_nothing_where_there_are_none_and_never_lowers_a
         np.testing.assert_array_equal(first[~metrics.has_equals(rated)], with_equals[~metrics.has_equals(rated)])
 
 
-def test_two_of_five_pictures_of_gaic_have_no_single_best_crop(shared_data):
+def test_two_of_five_images_of_gaic_have_no_single_best_crop(shared_data):
     _, scores = gaic_labels(shared_data, "test")
     assert metrics.has_equals(scores).sum() == 77 and len(scores) == 200
 
@@ -161,7 +161,7 @@ def test_average_precision_by_hand():
     expected = (67 * 1 + 34 * 0.75) / 101
     value = metrics.average_precision(PRED_BOXES, PRED_SCORES, BOXES, GOOD, eps=0.85, k=5)
     assert value == pytest.approx(expected)
-    # With the first crop of each picture alone, recall ends at 2/3.
+    # With the first crop of each image alone, recall ends at 2/3.
     assert metrics.average_precision(PRED_BOXES, PRED_SCORES, BOXES, GOOD, eps=0.85, k=1) == pytest.approx(67 / 101)
 
 
@@ -192,7 +192,7 @@ def test_average_precision_agrees_with_pycocotools_on_random_crops(eps, k):
 def test_average_precision_agrees_with_pycocotools_with_ties(seed, eps, k):
     # Boxes on a coarse lattice and validity in tenths: equal overlaps and equal scores.
     rng = np.random.default_rng(seed)
-    pred_boxes, _, boxes, _, good = random_set(seed, pictures=4, predictions=8, candidates=9)
+    pred_boxes, _, boxes, _, good = random_set(seed, images=4, predictions=8, candidates=9)
     pred_boxes, boxes = [(b / 10).round() * 10 for b in pred_boxes], [(b / 10).round() * 10 for b in boxes]
     pred_scores = [rng.integers(0, 11, len(b)) / 10 for b in pred_boxes]
     if not any(flags.any() for flags in good):
@@ -217,8 +217,8 @@ def test_average_precision_agrees_with_pycocotools_on_human_labels(shared_data):
         assert 0.1 < value < 0.9
 
 
-def test_weights_repeat_pictures_in_the_precision_curve():
-    pred_boxes, pred_scores, boxes, _, good = random_set(3, pictures=5)
+def test_weights_repeat_images_in_the_precision_curve():
+    pred_boxes, pred_scores, boxes, _, good = random_set(3, images=5)
     weights = np.array([2, 0, 1, 3, 1])
     repeated = np.repeat(np.arange(5), weights)
     expected = metrics.average_precision(
@@ -226,7 +226,7 @@ def test_weights_repeat_pictures_in_the_precision_curve():
     )
     matches = metrics.match(pred_boxes, pred_scores, boxes, good, eps=0.6)
     curves = metrics.precision_at_recall(matches, np.stack([weights, np.ones(5)]))
-    # Copies of a picture tie in validity; their order may move a step of the curve by one crop.
+    # Copies of an image tie in validity; their order may move a step of the curve by one crop.
     assert curves[0].mean() == pytest.approx(expected, abs=0.02)
     np.testing.assert_array_equal(curves[1], metrics.precision_at_recall(matches))
 
@@ -241,7 +241,7 @@ def test_candidate_accuracy_by_hand():
     assert metrics.candidate_accuracy(predicted, rated, k=4, n=10) == pytest.approx([1.0])
 
 
-def test_candidate_accuracy_is_each_pictures_own_whatever_the_others_have():
+def test_candidate_accuracy_is_each_images_own_whatever_the_others_have():
     rng = np.random.default_rng(1)
     rated = [rng.integers(7, 36, count) / 7 for count in (90, 12, 40)]
     predicted = [rng.random(len(values)) for values in rated]
@@ -271,7 +271,7 @@ def test_candidates_take_the_validity_of_the_crop_they_overlap_most():
 
 def test_iou_and_displacement_with_annotators_by_hand():
     iou, iou_all = metrics.iou_with_annotators(PRED_BOXES, PRED_SCORES, BOXES)
-    # Picture 0, first crop [0, 0, 10, 9]: with [0, 0, 5, 10] 45 / 95, with [0, 0, 10, 10] 0.9.
+    # Image 0, first crop [0, 0, 10, 9]: with [0, 0, 5, 10] 45 / 95, with [0, 0, 10, 10] 0.9.
     np.testing.assert_allclose(iou, [0.9, 1.0])
     np.testing.assert_allclose(iou_all, [(45 / 95 + 0.9) / 2, (1 + 6 / 8 + 8 / 10) / 3])
     bde, bde_all = metrics.boundary_displacement(PRED_BOXES, PRED_SCORES, BOXES, SIZES)
@@ -286,7 +286,7 @@ def test_displacement_is_in_parts_of_each_side():
     assert nearest == pytest.approx([(10 / 200 + 50 / 100) / 4])
 
 
-def test_annotator_measures_refuse_a_picture_without_labels():
+def test_annotator_measures_refuse_a_image_without_labels():
     with pytest.raises(ValueError, match="at least one labelled crop"):
         metrics.iou_with_annotators(PRED_BOXES, PRED_SCORES, [BOXES[0], np.zeros((0, 4))])
 
@@ -297,7 +297,7 @@ def test_recall_is_the_share_of_good_crops_met():
 
 
 def test_diversity_is_the_mean_over_pairs():
-    # Picture 0: 0.9, 45/95 and 0.5; picture 1: one pair.
+    # Image 0: 0.9, 45/95 and 0.5; image 1: one pair.
     np.testing.assert_allclose(metrics.mean_pairwise_iou(PRED_BOXES, PRED_SCORES), [(0.9 + 45 / 95 + 0.5) / 3, 6 / 8])
     assert np.isnan(metrics.mean_pairwise_iou(PRED_BOXES, PRED_SCORES, k=1)).all()
 
@@ -313,7 +313,7 @@ def test_spread_of_a_constant_crop_is_zero_and_of_a_moving_one_is_not():
 
 @given(st.integers(0, 2**31))
 def test_measures_do_not_depend_on_the_unit(seed):
-    pred_boxes, pred_scores, boxes, scores, good = random_set(seed, pictures=3)
+    pred_boxes, pred_scores, boxes, scores, good = random_set(seed, images=3)
     scaled = [b * 7 for b in pred_boxes], pred_scores, [b * 7 for b in boxes]
     for eps in (0.7, 0.85):
         np.testing.assert_array_equal(
@@ -325,8 +325,8 @@ def test_measures_do_not_depend_on_the_unit(seed):
     )
 
 
-def test_all_measures_of_500_pictures_take_less_than_two_seconds():
-    pred_boxes, pred_scores, boxes, scores, good = random_set(0, pictures=500, predictions=90, candidates=90)
+def test_all_measures_of_500_images_take_less_than_two_seconds():
+    pred_boxes, pred_scores, boxes, scores, good = random_set(0, images=500, predictions=90, candidates=90)
     start = time.process_time()
     for eps in (0.85, 0.90):
         for n in (1, 5, 10):

@@ -12,7 +12,7 @@ import torch
 from transformers import ResNetConfig, pipeline
 from typer.testing import CliRunner
 
-from hub_card.pictures import PHOTOS
+from hub_card.examples import PHOTOS
 from modeling_setcrop import Cropper, SetCropConfig, SetCropForImageCropping
 from modeling_setcrop.cli import app
 from modeling_setcrop.cli.options import UsageError, load_cropper

@@ -10,7 +10,7 @@ from transformers import pipeline
 
 import modeling_setcrop
 from modeling_setcrop.crop_selection import ConstraintError
-from modeling_setcrop.image_reading import Picture
+from modeling_setcrop.image_reading import LoadedImage
 from modeling_setcrop.image_sources import read_any_image
 
 
@@ -31,11 +31,11 @@ def check(crops, size):
     assert scores == sorted(scores, reverse=True)
 
 
-def test_path_picture_and_reduced_picture_give_the_same_crops(cropper, photos):
+def test_path_image_and_reduced_image_give_the_same_crops(cropper, photos):
     crops = cropper(str(photos[0]), top_k=3)
     with Image.open(photos[0]) as image:
         check(crops, image.size)
-        reduced = Picture(image.convert("RGB").reduce(2), (image.height, image.width))
+        reduced = LoadedImage(image.convert("RGB").reduce(2), (image.height, image.width))
     assert len(crops) == 3
     assert cropper(photos[0], top_k=3) == crops
     others = cropper(reduced, top_k=3)
@@ -51,7 +51,7 @@ def test_results_do_not_depend_on_the_batch_or_the_run(cropper, photos):
     assert cropper(paths, **options) == alone
 
 
-def test_boxes_are_those_of_the_upright_picture(cropper, photos, tmp_path):
+def test_boxes_are_those_of_the_upright_image(cropper, photos, tmp_path):
     with Image.open(photos[0]) as image:
         upright = image.convert("RGB").resize((300, 200))
     upright.save(tmp_path / "upright.png")
@@ -72,7 +72,7 @@ def test_every_aspect_ratio_of_a_list_has_its_crops(cropper, photos):
         assert abs((box["xmax"] - box["xmin"]) - ratio * (box["ymax"] - box["ymin"])) <= 1
 
 
-def test_several_ratios_encode_the_picture_once(cropper, photos, monkeypatch):
+def test_several_ratios_encode_the_image_once(cropper, photos, monkeypatch):
     calls = []
     encode = cropper.model.model.encode
     monkeypatch.setattr(
@@ -106,11 +106,11 @@ def test_details_say_whether_to_crop_and_where_to_look(cropper, photos):
 
 def test_ratios_are_ranked_by_the_scoring_head(cropper, photos):
     crops = cropper(str(photos[0]), aspect_ratio="1:1", min_area=0.5, top_k=4)
-    picture = read_any_image(photos[0], cropper.short_side)
-    height, width = picture.size
+    loaded = read_any_image(photos[0], cropper.short_side)
+    height, width = loaded.size
     boxes = torch.tensor([list(crop["box"].values()) for crop in crops]) / torch.tensor([width, height] * 2)
     boxes = torch.cat([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], dim=1)
-    pixels = torch.from_numpy(cropper.prepare(picture))[None]
+    pixels = torch.from_numpy(cropper.prepare(loaded))[None]
     with torch.inference_mode():
         scores = cropper.model.score_crops(boxes[None], pixel_values=pixels)[0]
     expected = torch.sigmoid(4 * (scores - 4)).tolist()
@@ -178,7 +178,7 @@ def test_everything_leaves_the_device_before_it_is_made_double(cropper, photos, 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (2000, 60), (40, 1600)])
 @pytest.mark.parametrize("ratio", [None, "16:9", "9:16"])
-def test_extreme_pictures_still_give_crops(cropper, size, ratio):
+def test_extreme_images_still_give_crops(cropper, size, ratio):
     check(cropper(Image.new("RGB", size, "teal"), aspect_ratio=ratio), size)
 
 

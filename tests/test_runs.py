@@ -43,7 +43,7 @@ def album(tmp_path):
         path = folder / ("trip" if number % 2 else "home") / f"photo{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.linear_gradient("L").rotate(60 * number).resize(size).convert("RGB").save(path)
-    (folder / "home" / "broken.jpg").write_bytes(b"no picture")
+    (folder / "home" / "broken.jpg").write_bytes(b"no image")
     return folder
 
 

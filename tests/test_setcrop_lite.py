@@ -27,7 +27,7 @@ def detector(tmp_path_factory) -> Path:
 
 
 def crops_folder(root: Path, crops: int) -> Path:
-    """One picture with that many different good crops, none of them on GAIC's grid."""
+    """One image with that many different good crops, none of them on GAIC's grid."""
     root.mkdir()
     Image.new("RGB", (200, 100), "olive").save(root / "0.png")
     rng = np.random.default_rng(0)
@@ -61,7 +61,7 @@ def test_anchors_start_at_the_good_crops_of_given_data(detector, tmp_path):
     model = SetCropForImageCropping.from_pretrained(tmp_path / "start").eval()
     with torch.no_grad():
         boxes = model(torch.zeros(1, 3, 64, 96)).pred_boxes[0]
-    # The crops' sides are 71 to 100 % of the picture's width and 42 to 99 % of its height, and so are their means.
+    # The crops' sides are 71 to 100 % of the image's width and 42 to 99 % of its height, and so are their means.
     assert (boxes[:, 2] > 0.7).all() and (boxes[:, 3] > 0.4).all() and len(boxes.unique(dim=0)) == 90
     grid = torch.from_numpy(xyxy_to_cxcywh(gaic_grid())).float()
     assert (boxes[:, None] - grid[None]).abs().amax(-1).amin() > 1e-4

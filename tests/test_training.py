@@ -118,7 +118,7 @@ class TestRun:
         assert all(math.isfinite(line["loss"]) for line in steps)
         assert sum("validation_loss" in line for line in log_of(args)) == 2
 
-    def test_overfits_three_pictures(self, arguments):
+    def test_overfits_three_images(self, arguments):
         args = arguments(
             max_train_samples=3,
             num_train_epochs=25,
@@ -194,7 +194,7 @@ def _trainer_example():
 
 
 def _items(training: CropTraining) -> list[dict]:
-    """The four pictures of a run at one size, so that they go into any batch alike."""
+    """The four images of a run at one size, so that they go into any batch alike."""
     from modeling_setcrop.data.collation import Draw
 
     return [training.train_loader.dataset[Draw(i, (64, 64), (64, 64), seed=i)] for i in range(4)]
@@ -221,7 +221,7 @@ class TestWithoutRatings:
     def test_trains_and_validates(self, unrated):
         args, ratings = unrated
         figures = CropTraining(args).train()
-        assert math.isfinite(figures["loss"]) and figures["pictures"] == 4
+        assert math.isfinite(figures["loss"]) and figures["images"] == 4
         assert ("srcc" in figures) == ("validation" in ratings)
         assert all(math.isfinite(line["loss"]) for line in log_of(args) if "loss" in line)
 
@@ -391,13 +391,13 @@ class TestResume:
 
 
 class TestRefusals:
-    def test_a_loss_that_is_not_a_number_stops_and_names_the_pictures(self, arguments):
+    def test_a_loss_that_is_not_a_number_stops_and_names_the_images(self, arguments):
         args = arguments()
         training = CropTraining(args)
         training._checkpoint()
         with torch.no_grad():
             training.raw_model.class_labels_classifier.weight[0, 0] = float("nan")
-        with pytest.raises(TrainingError, match=r"the loss is nan at step 1 \(epoch 1\), on the pictures train0\d\d"):
+        with pytest.raises(TrainingError, match=r"the loss is nan at step 1 \(epoch 1\), on the images train0\d\d"):
             training.train()
         assert find_checkpoint("latest", Path(args.output_dir)).name == "checkpoint-0"
 
@@ -420,7 +420,7 @@ class TestRefusals:
 
     def test_an_empty_split(self, arguments, tmp_path):
         data = write_gaic(tmp_path / "gaic", train=2, val=0)
-        with pytest.raises(ValueError, match="'validation' has no pictures"):
+        with pytest.raises(ValueError, match="'validation' has no images"):
             CropTraining(arguments(data=str(data)))
 
     def test_an_unknown_metric(self, arguments):
@@ -692,7 +692,7 @@ class TestReporting:
         CropTraining(args).train()
         record = json.loads(Path(args.output_dir, "training.json").read_text())
         assert record["labels"] == "Rated by gardeners."
-        assert record["data"][0]["name"] == Path(args.data).name and record["data"][0]["pictures"] > 0
+        assert record["data"][0]["name"] == Path(args.data).name and record["data"][0]["images"] > 0
         assert record["recipe"][0].startswith("2 optimiser steps")
         assert "--max_steps 2" in record["command"] and record["command"].startswith("setcrop train --")
         assert str(Path(args.output_dir).parent) not in record["command"]

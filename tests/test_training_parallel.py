@@ -32,7 +32,7 @@ def launch_two(*options: str) -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """Ten steps on eleven pictures, two in three unrated, validation on seven, by one process and by two."""
+    """Ten steps on eleven images, two in three unrated, validation on seven, by one process and by two."""
     root = tmp_path_factory.mktemp("parallel")
     data = write_folder(root / "data", {"train": 1, "validation": 1}, train=11, val=7, rated_every=3)
     start = write_tiny_start(root / "start", dropout=0.0, crop_scoring=True)
@@ -72,8 +72,8 @@ def test_ten_steps_of_two_processes_give_the_weights_of_one(runs, name):
         torch.testing.assert_close(two[key], value, atol=1e-5, rtol=0, msg=lambda text, key=key: f"{key}: {text}")
 
 
-def test_validation_over_two_processes_counts_every_picture_once(runs):
+def test_validation_over_two_processes_counts_every_image_once(runs):
     one, two = (json.loads((folder / "metrics.json").read_text()) for folder in runs.values())
-    assert one["pictures"] == two["pictures"] == 7
+    assert one["images"] == two["images"] == 7
     assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
     assert two["ap_k10_085"] == pytest.approx(one["ap_k10_085"], abs=1e-3)

@@ -14,7 +14,7 @@ from transformers import pipeline
 
 from modeling_setcrop import CropOptions, Cropper
 from modeling_setcrop.crop_options import turned_with
-from modeling_setcrop.image_reading import read_picture
+from modeling_setcrop.image_reading import decode_image
 from modeling_setcrop.image_trimming import content_box
 from modeling_setcrop.runs.content import Content
 from modeling_setcrop.runs.sources import Source
@@ -208,11 +208,11 @@ def test_faces_are_wishes_or_with_strict_must_be_kept(tmp_path):
         pytest.skip(f"OpenCV {cv2.__version__} has no face detector: pip install 'setcrop[faces]'")
     image = Image.new("RGB", (1200, 800), (120, 120, 120))
     image.paste(drawn_face(), (900, 500))
-    picture = read_picture(image, 400)
+    loaded = decode_image(image, 400)
     photo = Source(tmp_path / "a.jpg", tmp_path, "a")
     content = Content.read(None, faces=True)
-    wish = content.options(CropOptions(), photo, picture).keep
-    must = content.options(CropOptions(strict=True), photo, picture).keep
+    wish = content.options(CropOptions(), photo, loaded).keep
+    must = content.options(CropOptions(strict=True), photo, loaded).keep
     assert len(wish) == len(must) == 1 and wish[0][:4] == must[0] and 0 < wish[0][4] <= 1
     x1, y1, x2, y2 = must[0]
     assert 900 <= x1 < 1000 < x2 <= 1100 and 500 <= y1 < 600 < y2 <= 700

@@ -14,7 +14,7 @@ SIZES = ((96, 64), (64, 96), (80, 80))
 
 
 def write_gaic(root: Path, train: int, val: int, seed: int = 0) -> Path:
-    """A folder in GAIC v2's layout with noise pictures of three shapes and twelve rated crops each."""
+    """A folder in GAIC v2's layout with noise images of three shapes and twelve rated crops each."""
     rng = np.random.default_rng(seed)
     for split, count in (("train", train), ("val", val)):
         for folder in ("images", "annotations"):
@@ -22,8 +22,8 @@ def write_gaic(root: Path, train: int, val: int, seed: int = 0) -> Path:
         for number in range(count):
             width, height = SIZES[number % len(SIZES)]
             pixels = rng.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
-            picture = Image.fromarray(pixels).resize((width, height))
-            picture.save(root / "images" / split / f"{split}{number:03}.jpg", quality=90)
+            image = Image.fromarray(pixels).resize((width, height))
+            image.save(root / "images" / split / f"{split}{number:03}.jpg", quality=90)
             near, far = rng.uniform(0, 0.3, (12, 2)), rng.uniform(0.7, 1, (12, 2))
             boxes = np.concatenate([near, far], axis=1) * [height, width, height, width]
             scores = rng.uniform(2, 5, 12).round(2)

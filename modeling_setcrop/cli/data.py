@@ -48,7 +48,7 @@ def inspect(
     ] = True,
     strict: Strict = False,
 ) -> None:
-    """Show counts, histogram of ratings, good crops an image, and every kind of problem found."""
+    """Show counts, histogram of ratings, good crops per image, and every kind of problem found."""
     with needs_extra("data inspect", "train"):
         from ..data import DataError
         from ..data.inspect import check, summarise
@@ -133,10 +133,10 @@ def _fail(command: str, error: Exception) -> NoReturn:
 def _print_summary(name: str, summary: SplitSummary) -> None:
     from ..data.schema import RATING_SCALE
 
-    print(f"{name}: {summary.pictures} images, {summary.scored_pictures} with ratings")
+    print(f"{name}: {summary.images} images, {summary.rated_images} with ratings")
     print("  long side {:d} to {:d} pixels, median {:g}".format(*(summary.sizes[i] for i in (0, 2, 1))))
-    print("  crops an image {:d} to {:d}, mean {:.1f}".format(*(summary.crops[i] for i in (0, 2, 1))))
-    print("  good crops an image {:d} to {:d}, mean {:.1f}".format(*(summary.good[i] for i in (0, 2, 1))))
+    print("  crops per image {:d} to {:d}, mean {:.1f}".format(*(summary.crops[i] for i in (0, 2, 1))))
+    print("  good crops per image {:d} to {:d}, mean {:.1f}".format(*(summary.good[i] for i in (0, 2, 1))))
     if summary.histogram is not None:
         for low, high in summary.scales:
             mapped = "" if (low, high) == RATING_SCALE else ", mapped to 1..5"

@@ -29,9 +29,10 @@ TrainData = Annotated[
 ]
 TrainLayout = Annotated[str | None, typer.Option(help="Its layout (--layout's).")]
 CentreScale = Annotated[
-    float, typer.Option(min=0.1, max=1.0, help="Side of the centre and the saliency crops, in parts of the picture's.")
+    float,
+    typer.Option(min=0.1, max=1.0, help="Side of the centre and the saliency crops, as a fraction of the image's."),
 ]
-BatchSize = Annotated[int, typer.Option(min=1, help="Pictures at a time.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images at a time.")]
 Device = Annotated[str | None, typer.Option(help="Where the model runs (the GPU if there is one).")]
 
 
@@ -59,7 +60,7 @@ def evaluate(
         typer.Option(help="Folder for evaluation.json, .csv, .md and predictions.json (COCO results)."),
     ] = None,
 ) -> None:
-    """Measure a model beside the blind baselines and, where there are several annotators, their agreement."""
+    """Measure a model beside image-independent baselines and, where there are several annotators, their agreement."""
     from rich.console import Console
 
     with needs_extra("evaluate", "evaluate"):
@@ -115,7 +116,7 @@ def run_evaluation(
         train = _train_labels(data, layout, split, train_data, train_layout, scale)
         loaded, processor, name = _load_model(model)
         with Progress(console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task("pictures", total=None if loaded is None else len(dataset))
+            task = progress.add_task("images", total=None if loaded is None else len(dataset))
             found = run(
                 dataset,
                 loaded,

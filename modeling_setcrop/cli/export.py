@@ -74,7 +74,7 @@ def onnx(
     ] = None,
 ) -> None:
     """Write ONNX graphs for any batch, height and width, and check them against torch to 1e-4."""
-    from hub_card.pictures import PHOTOS
+    from hub_card.examples import PHOTOS
     from modeling_setcrop import DEFAULT_CHECKPOINT
     from modeling_setcrop.onnx_export import OnnxMismatchError, export_onnx
     from modeling_setcrop.runs.sources import list_sources

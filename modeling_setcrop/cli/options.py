@@ -50,8 +50,8 @@ AsSet = Annotated[
     bool,
     typer.Option("--as-set", help="Instead of --nms-iou: crops most probable to hold the one you would pick."),
 ]
-MinArea = Annotated[float | None, typer.Option(min=0, max=1, help="Least share of the picture.")]
-MaxArea = Annotated[float | None, typer.Option(min=0, max=1, help="Largest share of the picture.")]
+MinArea = Annotated[float | None, typer.Option(min=0, max=1, help="Least share of the image.")]
+MaxArea = Annotated[float | None, typer.Option(min=0, max=1, help="Largest share of the image.")]
 MinSize = Annotated[str | None, typer.Option(metavar="PIXELS|WxH", help="Least width and height of a crop.")]
 Keep = Annotated[
     list[str] | None,

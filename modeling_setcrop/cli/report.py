@@ -33,7 +33,7 @@ def report(
     centre_scale: CentreScale = 0.9,
     batch_size: BatchSize = 8,
     device: Device = None,
-    pictures: Annotated[int, typer.Option(min=1, help="Pictures on the contact sheet.")] = 12,
+    images: Annotated[int, typer.Option("--images", "--pictures", min=1, help="Images on the contact sheet.")] = 12,
 ) -> None:
     """Evaluate and write one self-contained HTML page: tables, curves and a contact sheet."""
     try:
@@ -45,4 +45,4 @@ def report(
     found = run_evaluation(
         data, layout, model, split, train_data, train_layout, centre_scale, batch_size, device, command="report"
     )
-    print(write_report(found.evaluation, out, found.config, found.train, pictures))
+    print(write_report(found.evaluation, out, found.config, found.train, images))

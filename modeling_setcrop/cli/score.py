@@ -88,8 +88,8 @@ def _score(
     from modeling_setcrop.image_reading import load_image_file
 
     source = cropper.source(CropOptions(tightness=tightness))
-    picture = load_image_file(photo, cropper.short_side)
-    height, width = picture.size
+    loaded = load_image_file(photo, cropper.short_side)
+    height, width = loaded.size
     if boxes:
         corners = np.array(boxes)
         outside = ((corners < 0) | (corners > [width, height, width, height])).any(axis=1)
@@ -99,14 +99,14 @@ def _score(
     else:
         sizes = np.maximum(1.0, [[round(size * width), round(size * height)]])
         stride = max(1.0, float(([width, height] - sizes).max()) / _PLACES)
-        corners = candidate_grid(sizes, picture.size, stride)
-    prediction = cropper.encode([cropper.prepare(picture)], source)[0].prediction(picture.size)
+        corners = candidate_grid(sizes, loaded.size, stride)
+    prediction = cropper.encode([cropper.prepare(loaded)], source)[0].prediction(loaded.size)
     if prediction.rate is None:
         raise ValueError("this model cannot rate crops: it was made with crop_scoring=False")
     shares = xyxy_to_cxcywh(corners / [width, height, width, height])
     scores = prediction.rate(shares.astype(np.float32))
     if heatmap is not None:
-        _write_heatmap(picture.image, corners, scores, picture.size, heatmap)
+        _write_heatmap(loaded.image, corners, scores, loaded.size, heatmap)
     order = range(len(boxes)) if boxes else rank(scores)[:_LISTED].tolist()
     names = ("xmin", "ymin", "xmax", "ymax")
     return [
@@ -116,7 +116,7 @@ def _score(
 
 
 def _write_heatmap(
-    image: Image.Image, corners: np.ndarray, scores: np.ndarray, picture_size: tuple[int, int], path: Path
+    image: Image.Image, corners: np.ndarray, scores: np.ndarray, image_size: tuple[int, int], path: Path
 ) -> None:
     """The photograph in grey under a map from blue (worst place) to red (best) over the centres of the crops."""
     import numpy as np
@@ -130,10 +130,10 @@ def _write_heatmap(
     level[row, column] = scores
     spread = level.max() - level.min()
     level = (level - level.min()) / spread if spread > 0 else np.full_like(level, 0.5)
-    # Hue from blue to red; the crops' centres cover the middle of the picture, the rest stays grey.
+    # Hue from blue to red; the crops' centres cover the middle of the image, the rest stays grey.
     hue = np.uint8(np.round((1 - level) * 170))
     colours = Image.merge("HSV", [Image.fromarray(channel) for channel in (hue, 0 * hue + 255, 0 * hue + 255)])
-    scale = image.width / picture_size[1]
+    scale = image.width / image_size[1]
     half = (corners[0, 2:] - corners[0, :2]) / 2 * scale
     left, top = round(float(half[0])), round(float(half[1]))
     area = (max(1, image.width - 2 * left), max(1, image.height - 2 * top))

@@ -133,7 +133,7 @@ def with_metadata(
     writer = MetadataWriter(None if where == "sidecars" else Path(where))
     for suggestion, drawn in shown:
         photo = suggestion.photo
-        rows = crop_rows(photo.path.as_posix(), suggestion.picture.size, suggestion.result)
+        rows = crop_rows(photo.path.as_posix(), suggestion.loaded.size, suggestion.result)
         try:
             if rows:
                 writer.write(photo.path, photo.folder, rows)
@@ -152,7 +152,7 @@ def rows_with_crops(
 
     for suggestion, _ in shown:
         path = suggestion.photo.path
-        rows = crop_rows(path.as_posix(), suggestion.picture.size, suggestion.result)
+        rows = crop_rows(path.as_posix(), suggestion.loaded.size, suggestion.result)
         if rows:
             yield rows
         else:
@@ -161,7 +161,7 @@ def rows_with_crops(
 
 def show(suggestion: Suggestion, as_json: bool, drawn: Path | None = None) -> None:
     """Print one photograph's crops."""
-    height, width = suggestion.picture.size
+    height, width = suggestion.loaded.size
     if as_json:
         line = {"photo": suggestion.photo.path.as_posix(), "width": width, "height": height, **suggestion.result}
         print(json.dumps(line, ensure_ascii=False), flush=True)
@@ -176,14 +176,14 @@ def show(suggestion: Suggestion, as_json: bool, drawn: Path | None = None) -> No
 
 
 def crop_table(suggestion: Suggestion) -> Table:
-    """A photograph's crops, and what the model thinks of the whole picture."""
+    """A photograph's crops, and what the model thinks of the whole image."""
     from rich.markup import escape
     from rich.table import Table
 
-    result, (height, width) = suggestion.result, suggestion.picture.size
+    result, (height, width) = suggestion.result, suggestion.loaded.size
     focus = result["focus_point"]
     caption = (
-        f"whole picture {result['keep_original']:.2f}, best crop {result['improves']:+.2f}, "
+        f"whole image {result['keep_original']:.2f}, best crop {result['improves']:+.2f}, "
         f"focus point {focus['x']:.2f} {focus['y']:.2f}"
     )
     title = escape(f"{suggestion.photo.path} ({width} x {height})")
@@ -202,12 +202,12 @@ def crop_table(suggestion: Suggestion) -> Table:
     return table
 
 
-def _cells(crop: dict[str, Any], rank: int, picture_area: int, several: bool, gave_way: bool) -> list[str]:
+def _cells(crop: dict[str, Any], rank: int, image_area: int, several: bool, gave_way: bool) -> list[str]:
     box = crop["box"]
     across, down = box["xmax"] - box["xmin"], box["ymax"] - box["ymin"]
     cells = [str(rank), *([str(crop["aspect_ratio"])] if several else []), f"{crop['score']:.3f}"]
     cells += [str(box[edge]) for edge in ("xmin", "ymin", "xmax", "ymax")]
-    cells += [f"{across} x {down}", f"{across * down / picture_area:.0%}"]
+    cells += [f"{across} x {down}", f"{across * down / image_area:.0%}"]
     return cells + ([", ".join(crop.get("gave_way", []))] if gave_way else [])
 
 
@@ -227,9 +227,9 @@ def annotate_photo(suggestion: Suggestion, target: Path) -> Path:
         target = target / photo.folder / f"{photo.stem}_crops.jpg"
     if target.exists() and target.samefile(photo.path):
         raise ImageFileError(photo.path, "the drawing would overwrite the photograph itself")
-    picture = load_image_file(photo.path, DRAWING_SIDE)
+    loaded = load_image_file(photo.path, DRAWING_SIDE)
     format = format_of(target)
     with atomic_writer(target) as file:
-        drawn = draw_crops(picture, suggestion.result["crops"])
+        drawn = draw_crops(loaded, suggestion.result["crops"])
         drawn.save(file, format=format, **save_options(drawn, format, 90))
     return target

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .schema import Problems, Row, boxes_inside, picture_size
+from .schema import Problems, Row, boxes_inside, image_size
 
 _TOLERANCE = 1.5
 
@@ -58,7 +58,7 @@ def annotated_row(
     if not path.is_file():
         problems.add("annotation without image", file, f"no such image: {image}", line)
         return None
-    displayed = picture_size(path, problems)
+    displayed = image_size(path, problems)
     if displayed is None:
         return None
     if size is not None and not np.allclose(displayed, size, atol=1):

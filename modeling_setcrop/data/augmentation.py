@@ -18,14 +18,14 @@ _LEVELS = np.arange(256, dtype=np.float64)
 
 
 def mirror(image: Image.Image, boxes: np.ndarray) -> tuple[Image.Image, np.ndarray]:
-    """Mirrors a picture left to right, and its boxes with it.
+    """Mirrors an image left to right, and its boxes with it.
 
     Args:
-        image: the picture, of any mode.
+        image: the image, of any mode.
         boxes: (S, 4) corners x1, y1, x2, y2 in pixels of `image`.
 
     Returns:
-        The mirrored picture and the (S, 4) boxes in it: x becomes width - x, and the two x change places.
+        The mirrored image and the (S, 4) boxes in it: x becomes width - x, and the two x change places.
     """
     mirrored = boxes.copy()
     mirrored[:, 0] = image.width - boxes[:, 2]
@@ -72,14 +72,14 @@ def photometric_distortion(image: Image.Image, rng: np.random.Generator) -> Imag
 
     Brightness moves by up to 32 of 255 levels, contrast and saturation are scaled by 0.5 to 1.5 and hue turns by up
     to 18 degrees. Contrast comes before or after saturation and hue, with equal chance (the distortion of SSD, which
-    the paper uses). The picture stays 8-bit: everything is done by look-up tables.
+    the paper uses). The image stays 8-bit: everything is done by look-up tables.
 
     Args:
-        image: an RGB picture.
+        image: an RGB image.
         rng: the source of randomness; the same state gives the same result.
 
     Returns:
-        An RGB picture of the same size.
+        An RGB image of the same size.
     """
     use = rng.random(5) < 0.5
     shift = rng.uniform(-BRIGHTNESS, BRIGHTNESS) if use[0] else 0.0

@@ -26,7 +26,7 @@ from PIL import Image
 
 from ..coco_annotations import CATEGORIES, GOOD, REJECTED, coco_box, coco_image_id, crops_of_coco
 from ..images.atomic import atomic_folder
-from .schema import RATING_SCALE, DataError, Problems, Row, boxes_inside, build, picture_size
+from .schema import RATING_SCALE, DataError, Problems, Row, boxes_inside, build, image_size
 
 _ANNOTATIONS = "annotations"
 _BESIDE = "_annotations.coco.json"
@@ -93,7 +93,7 @@ def _row(
     if path is None:
         problems.add("annotation without image", file, f"no such image: {name}")
         return None
-    size = picture_size(path, problems)
+    size = image_size(path, problems)
     if size is None:
         return None
     if size != (image.get("width", size[0]), image.get("height", size[1])):

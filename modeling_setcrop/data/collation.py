@@ -16,7 +16,7 @@ from transformers import BaseImageProcessor
 
 from ..crop_geometry import cxcywh_to_xyxy, xyxy_to_cxcywh
 from ..image_processing_pil_setcrop import resized_size
-from ..image_reading import READ_FACTOR, ImageFileError, Picture, decoding, open_image, read_picture
+from ..image_reading import READ_FACTOR, ImageFileError, LoadedImage, decode_image, decoding, open_image
 from .augmentation import jitter, mirror, photometric_distortion
 
 logger = logging.getLogger(__name__)
@@ -26,13 +26,13 @@ _JITTER_STREAM = 1
 
 
 class Draw(NamedTuple):
-    """One picture of a batch, as drawn by the sampler.
+    """One image of a batch, as drawn by the sampler.
 
     Attributes:
         index: row of the dataset.
-        size: (height, width) in pixels to which the picture is resized.
+        size: (height, width) in pixels to which the image is resized.
         padded_size: (height, width) of the whole batch, over all processes.
-        seed: seeds the picture's augmentation; the same draw always gives the same pixels.
+        seed: seeds the image's augmentation; the same draw always gives the same pixels.
     """
 
     index: int
@@ -42,17 +42,17 @@ class Draw(NamedTuple):
 
 
 class AspectRatioBatchSampler:
-    """Batches of pictures of about the same aspect ratio, so that little of a batch is padding.
+    """Batches of images of about the same aspect ratio, so that little of a batch is padding.
 
-    Pictures are put into buckets a quarter of an octave of width / height wide. Each global batch (over all
+    Images are put into buckets a quarter of an octave of width / height wide. Each global batch (over all
     processes) has one short side, drawn from `short_sides` when shuffling; every process takes its own part of it and
     pads to the size of the whole, so that the result does not depend on the number of processes. A shuffled epoch
-    shows every picture once; pictures drawn first fill up the last batch. An unshuffled epoch keeps every picture
+    shows every image once; images drawn first fill up the last batch. An unshuffled epoch keeps every image
     exactly once over all processes, fills nothing up and pads nothing: a batch is of one size.
 
     Args:
-        heights, widths: (N,) sizes of the dataset's pictures in pixels.
-        batch_size: pictures in a batch of one process.
+        heights, widths: (N,) sizes of the dataset's images in pixels.
+        batch_size: images in a batch of one process.
         short_sides: short sides in pixels to draw from; an unshuffled sampler uses the first.
         long_side: the largest long side in pixels.
         shuffle: a new order and new augmentation seeds every epoch (training); otherwise grouped by size.
@@ -157,7 +157,7 @@ def batches_of_one_size(sizes: Sequence[tuple[int, int]], batch_size: int) -> li
     return [groups[size][i : i + batch_size] for size in order for i in range(0, len(groups[size]), batch_size)]
 
 
-def read_image(value: dict[str, Any], short_side: int) -> Picture:
+def read_image(value: dict[str, Any], short_side: int) -> LoadedImage:
     """Read an undecoded `datasets.Image` value as the pipeline reads a file.
 
     Args:
@@ -170,19 +170,19 @@ def read_image(value: dict[str, Any], short_side: int) -> Picture:
     name = value["path"] or "an image without a name"
     source = name if value["bytes"] is None else io.BytesIO(value["bytes"])
     with open_image(source, name) as image, decoding(name):
-        return read_picture(image, READ_FACTOR * short_side, draft=True)
+        return decode_image(image, READ_FACTOR * short_side, draft=True)
 
 
-class CropPictures(torch.utils.data.Dataset):
-    """Decoded, resized and (in training) augmented pictures with their annotations in pixels of the resized picture.
+class CropDataset(torch.utils.data.Dataset):
+    """Decoded, resized and (in training) augmented images with their annotations in pixels of the resized image.
 
     Items are asked for by `Draw`, which says the size and the seed. An item has the keys `image` (PIL), `annotation`
-    (`boxes` (S, 4) corners in pixels, `scores` (S,) or None, `good` (S,)) and `index`. A picture that cannot be
+    (`boxes` (S, 4) corners in pixels, `scores` (S,) or None, `good` (S,)) and `index`. An image that cannot be
     decoded is None, after a warning.
 
     Args:
         dataset: rows of the shared schema (`modeling_setcrop.data.schema`).
-        augment: mirror half of the pictures and distort their colours.
+        augment: mirror half of the images and distort their colours.
     """
 
     def __init__(self, dataset: Dataset, augment: bool) -> None:
@@ -213,7 +213,7 @@ class CropPictures(torch.utils.data.Dataset):
 
 
 class CropCollator:
-    """Encode items of `CropPictures` into one batch with the model's image processor.
+    """Encode items of `CropDataset` into one batch with the model's image processor.
 
     Args:
         processor: a SetCrop image processor.
@@ -225,7 +225,7 @@ class CropCollator:
         dicts) and `indices` (B,), the rows of the dataset. Items that are None are left out.
 
     Raises (when called):
-        OSError: no picture of the batch could be decoded.
+        OSError: no image of the batch could be decoded.
     """
 
     def __init__(self, processor: BaseImageProcessor, augment: bool = False) -> None:
@@ -235,7 +235,7 @@ class CropCollator:
     def __call__(self, items: list[dict[str, Any] | None]) -> dict[str, Any]:
         items = [item for item in items if item is not None]
         if not items:
-            raise OSError("none of the pictures of a batch can be decoded")
+            raise OSError("none of the images of a batch can be decoded")
         height, width = items[0]["padded_size"]
         batch = self.processor(
             images=[item["image"] for item in items],

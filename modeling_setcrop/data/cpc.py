@@ -1,6 +1,6 @@
 """CPC, "Good View Hunting: Learning Photo Composition from Dense View Pairs" (Wei et al., CVPR 2018), as distributed.
 
-Pictures are in `images/NAME.jpg`, of which some have no labels; `CollectedAnnotationsRaw/NAME.jpg.txt` has one line:
+Images are in `images/NAME.jpg`, of which some have no labels; `CollectedAnnotationsRaw/NAME.jpg.txt` has one line:
 a JSON string that itself holds JSON,
 
     {"scores": [[24 votes 0..4], ... 6 annotators], "bboxes": [[x1, y1, x2, y2], ... 24]}
@@ -26,7 +26,7 @@ from .schema import (
     files_in,
     good_or_best,
     held_out,
-    picture_size,
+    image_size,
     read_annotation_text,
 )
 
@@ -34,7 +34,7 @@ GOOD_SCORE = 2.0
 VOTE_SCALE = (0.0, 4.0)
 NMS_IOU = 0.8
 HIGHEST_VOTE = 4
-# There is no official split: 1,000 of the 10,797 labelled pictures are held out.
+# There is no official split: 1,000 of the 10,797 labelled images are held out.
 TEST_SHARE = 1000 / 10797
 TEST_SEED = 0
 # Nor one for validation: 500 of the 9,797 that are left.
@@ -45,7 +45,7 @@ VALIDATION_SEED = 0
 def load_cpc(path: str | os.PathLike, *, problems: Problems | None = None) -> DatasetDict:
     """Read CPC. A crop's score is the mean of its votes, 0..4, mapped to 1..5.
 
-    Good crops have a mean of at least 2; a picture that has none takes its best-scored crops; of good crops that
+    Good crops have a mean of at least 2; an image that has none takes its best-scored crops; of good crops that
     overlap by more than 0.8 IoU the better-scored one stays (as Jia et al., CVPR 2022, train on it).
 
     Args:
@@ -98,9 +98,9 @@ def _rows(images: Path, annotations: Path, problems: Problems) -> Iterator[Row]:
     for name, annotation in labelled.items():
         image = images / name
         if not image.is_file():
-            problems.add("annotation without image", annotation, f"no such picture: images/{name}")
+            problems.add("annotation without image", annotation, f"no such image: images/{name}")
             continue
-        size = picture_size(image, problems)
+        size = image_size(image, problems)
         content = read_annotation(annotation, problems)
         if size is None or content is None:
             continue
@@ -111,7 +111,7 @@ def _rows(images: Path, annotations: Path, problems: Problems) -> Iterator[Row]:
         boxes, inside = boxes_inside(boxes, size, annotation, [1] * len(boxes), problems)
         keep = valid & inside
         if not keep.any():
-            problems.add("no usable crop", annotation, "has no rated crop inside the picture")
+            problems.add("no usable crop", annotation, "has no rated crop inside the image")
             continue
         boxes, scores = boxes[keep], votes[keep].mean(axis=1)
         stem = os.path.splitext(name)[0]

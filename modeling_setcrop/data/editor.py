@@ -18,7 +18,7 @@ import numpy as np
 from datasets import DatasetDict
 
 from .any_box_rating import CropLabels
-from .schema import DataError, Problems, Row, build, picture_size
+from .schema import DataError, Problems, Row, build, image_size
 
 LABEL_FILES = ("labels.jsonl", "labels.jsonl.gz")
 _SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
@@ -151,7 +151,7 @@ def _rows(root: Path, problems: Problems) -> Iterator[Row]:
         split = _SPLITS.get(image.split)
         if split is None:
             continue
-        size = picture_size(image.path, problems)
+        size = image_size(image.path, problems)
         if size is None:
             continue
         labels = image.labels

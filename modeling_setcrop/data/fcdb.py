@@ -1,8 +1,8 @@
 """FCDB, "Quantitative Analysis of Automatic Image Cropping Algorithms: A Dataset and Comparative Study" (Chen et al.,
-WACV 2017): `cropping_training_set.json` and `cropping_testing_set.json` as distributed, and the pictures from Flickr.
+WACV 2017): `cropping_training_set.json` and `cropping_testing_set.json` as distributed, and the images from Flickr.
 
-Each entry is `{"url", "flickr_photo_id", "crop": [x, y, width, height]}`. Pictures are looked for under the url's last
-part, in `images` or beside the JSON files. Some have gone from Flickr since: entries without a picture are passed
+Each entry is `{"url", "flickr_photo_id", "crop": [x, y, width, height]}`. Images are looked for under the url's last
+part, in `images` or beside the JSON files. Some have gone from Flickr since: entries without an image are passed
 over.
 """
 
@@ -16,16 +16,16 @@ from pathlib import Path
 import numpy as np
 from datasets import DatasetDict
 
-from .schema import DataError, Problems, Row, boxes_inside, build, picture_size
+from .schema import DataError, Problems, Row, boxes_inside, build, image_size
 
 LABELS = {"train": "cropping_training_set.json", "test": "cropping_testing_set.json"}
 
 
 def load_fcdb(path: str | os.PathLike, *, problems: Problems | None = None) -> DatasetDict:
-    """Reads FCDB: one good crop a picture, without a score, in its official splits "train" and "test".
+    """Reads FCDB: one good crop per image, without a score, in its official splits "train" and "test".
 
     Args:
-        path: the folder with the two JSON files (one is enough) and the pictures.
+        path: the folder with the two JSON files (one is enough) and the images.
         problems: receives the bad entries, which are left out; None logs a summary.
 
     Returns:
@@ -58,7 +58,7 @@ def _rows(files: dict[str, Path], images: Path, problems: Problems) -> Iterator[
             image = images / name
             if not image.is_file():
                 continue
-            size = picture_size(image, problems)
+            size = image_size(image, problems)
             if size is None:
                 continue
             box = np.array([[x, y, x + width, y + height]])

@@ -3,7 +3,7 @@ et al., ACM Multimedia 2014), as distributed: `image/NAME.jpg` and `500_image_da
 
 The MATLAB file holds the struct array `img_gt`: the first field is the file name, the second the annotators' crops,
 one row `y1 x1 y2 x2` each, negative where an annotator failed. Coordinates are taken as they stand: of the 4,988 crops
-927 start at 0 and 13 at 1, so they count from 0. Some crops reach over the picture's edge: they are drawn in.
+927 start at 0 and 13 at 1, so they count from 0. Some crops reach over the image's edge: they are drawn in.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import numpy as np
 from datasets import DatasetDict
 from scipy.io import loadmat
 
-from .schema import DataError, Problems, Row, boxes_inside, build, picture_size
+from .schema import DataError, Problems, Row, boxes_inside, build, image_size
 
 LABELS = "500_image_dataset.mat"
 
 
 def load_flms(path: str | os.PathLike, *, problems: Problems | None = None) -> DatasetDict:
-    """Reads FLMS: some ten crops a picture by different annotators, all of them good, without scores.
+    """Reads FLMS: some ten crops per image by different annotators, all of them good, without scores.
 
     Args:
         path: the folder with `image` and `500_image_dataset.mat`.
@@ -41,7 +41,7 @@ def load_flms(path: str | os.PathLike, *, problems: Problems | None = None) -> D
 
 
 def read_labels(path: str | os.PathLike) -> list[tuple[str, np.ndarray]]:
-    """File name and (K, 4) crops `y1 x1 y2 x2` of each picture.
+    """File name and (K, 4) crops `y1 x1 y2 x2` of each image.
 
     Raises:
         DataError: the file is not a MATLAB file with `img_gt` as described above.
@@ -61,9 +61,9 @@ def _rows(root: Path, problems: Problems) -> Iterator[Row]:
     for number, (name, crops) in enumerate(read_labels(file), start=1):
         image = root / "image" / name
         if not image.is_file():
-            problems.add("annotation without image", file, f"entry {number}: no such picture: image/{name}")
+            problems.add("annotation without image", file, f"entry {number}: no such image: image/{name}")
             continue
-        size = picture_size(image, problems)
+        size = image_size(image, problems)
         if size is None:
             continue
         if crops.ndim != 2 or crops.shape[1] != 4:
@@ -78,7 +78,7 @@ def _rows(root: Path, problems: Problems) -> Iterator[Row]:
         place = f"{file}, entry {number} ({name})"
         boxes, keep = boxes_inside(boxes, size, place, [None] * len(boxes), problems, draw_in=True)
         if not keep.any():
-            problems.add("no usable crop", file, f"entry {number} ({name}): has no crop inside the picture")
+            problems.add("no usable crop", file, f"entry {number} ({name}): has no crop inside the image")
             continue
         boxes = boxes[keep]
         yield Row(str(image), Path(name).stem, *size, boxes, None, np.ones(len(boxes), bool), "test")

@@ -1,6 +1,6 @@
 """A plain folder of photographs with a `metadata.jsonl`, for people's own data.
 
-Every line describes one picture, in pixels of the picture as displayed:
+Every line describes one image, in pixels of the image as displayed:
 
     {"file_name": "beach.jpg", "boxes": [[x1, y1, x2, y2], ...], "scores": [4.2, ...], "good": [true, ...],
      "split": "test"}
@@ -31,7 +31,7 @@ from .schema import (
     Row,
     boxes_inside,
     build,
-    picture_size,
+    image_size,
 )
 
 METADATA = "metadata.jsonl"
@@ -98,9 +98,9 @@ def entry_row(root: Path, file: Path, number: int, entry: Any, problems: Problem
         return None
     image = root / entry["file_name"]
     if not image.is_file():
-        problems.add("annotation without image", file, f"no such picture: {entry['file_name']}", number)
+        problems.add("annotation without image", file, f"no such image: {entry['file_name']}", number)
         return None
-    size = picture_size(image, problems)
+    size = image_size(image, problems)
     if size is None:
         return None
     boxes = _numbers(entry.get("boxes"), (None, 4))
@@ -125,7 +125,7 @@ def entry_row(root: Path, file: Path, number: int, entry: Any, problems: Problem
     scale = None if scale is None else tuple(scale.tolist())
     boxes, keep = boxes_inside(boxes, size, file, [number] * len(boxes), problems)
     if not keep.any():
-        problems.add("no usable crop", file, "has no crop inside the picture", number)
+        problems.add("no usable crop", file, "has no crop inside the image", number)
         return None
     scores = None if scores is None else scores[keep]
     good = None if good is None else good[keep]

@@ -1,8 +1,8 @@
 """GAIC, "Grid Anchor based Image Cropping" (Zeng et al., CVPR 2019 and TPAMI 2020): versions 1 and 2 as distributed.
 
-Version 1 keeps the annotations of both of its splits in one folder (`annotations/NAME.txt`, pictures in
+Version 1 keeps the annotations of both of its splits in one folder (`annotations/NAME.txt`, images in
 `images/{train,test}/`); version 2 has a folder for each split of both (`annotations/{train,val,test}/NAME.txt`).
-Every annotation line reads `y1 x1 y2 x2 score`: pixels of the picture, and a mean opinion score 1..5, or -2 for a crop
+Every annotation line reads `y1 x1 y2 x2 score`: pixels of the image, and a mean opinion score 1..5, or -2 for a crop
 that nobody rated.
 """
 
@@ -25,14 +25,14 @@ from .schema import (
     files_in,
     good_or_best,
     held_out,
+    image_size,
     images_by_stem,
-    picture_size,
     read_annotation_text,
 )
 
 NOT_RATED = -2.0
 LOWEST_SCORE, HIGHEST_SCORE = 1.0, 5.0
-# Version 1 has no validation split: 36 of its 1,036 training pictures are held out.
+# Version 1 has no validation split: 36 of its 1,036 training images are held out.
 V1_VALIDATION_SHARE = 36 / 1036
 V1_VALIDATION_SEED = 0
 
@@ -42,17 +42,17 @@ _V2_SPLITS = {"train": "train", "val": "validation", "test": "test"}
 def load_gaic(path: str | os.PathLike, *, problems: Problems | None = None) -> DatasetDict:
     """Reads GAIC version 1 or 2, told apart by whether `annotations` has a folder for each split.
 
-    Good crops are those with a mean opinion score of at least 4; a picture that has none takes its best-scored crops
+    Good crops are those with a mean opinion score of at least 4; an image that has none takes its best-scored crops
     (as in the authors' release; the paper names the threshold alone, section 4.3). Crops scored -2 ("not rated") are
     left out. Version 2 comes in its official splits; version 1 in its official test split and a seeded validation
-    sample of 36 in 1,036 of the training pictures.
+    sample of 36 in 1,036 of the training images.
 
     Args:
         path: the folder with `images` and `annotations`.
         problems: receives the bad entries, which are left out; None logs a summary.
 
     Returns:
-        Splits "train", "validation" and "test" (those that have pictures), rows as in `schema.FEATURES`.
+        Splits "train", "validation" and "test" (those that have images), rows as in `schema.FEATURES`.
 
     Raises:
         DataError: the folder is not laid out so, or, with `problems.strict`, at the first bad entry.
@@ -126,7 +126,7 @@ def _version_1(root: Path, problems: Problems) -> Iterator[Row]:
             yield from _row(image, stem, annotations.get(stem), split, problems)
     for stem, file in annotations.items():
         if stem not in images["train"] and stem not in images["test"]:
-            problems.add("annotation without image", file, "no such picture in images/train or images/test")
+            problems.add("annotation without image", file, "no such image in images/train or images/test")
 
 
 def _version_2(root: Path, problems: Problems) -> Iterator[Row]:
@@ -137,7 +137,7 @@ def _version_2(root: Path, problems: Problems) -> Iterator[Row]:
             yield from _row(image, stem, annotations.get(stem), split, problems)
         for stem, file in annotations.items():
             if stem not in images:
-                problems.add("annotation without image", file, f"no such picture in images/{part}")
+                problems.add("annotation without image", file, f"no such image in images/{part}")
 
 
 def _annotations(folder: Path) -> dict[str, str]:
@@ -148,13 +148,13 @@ def _row(image: str, stem: str, annotation: str | None, split: str, problems: Pr
     if annotation is None:
         problems.add("image without annotation", image, "has no annotation file")
         return
-    size = picture_size(image, problems)
+    size = image_size(image, problems)
     if size is None:
         return
     boxes, scores, lines = read_annotation(annotation, problems)
     boxes, keep = boxes_inside(boxes, size, annotation, lines, problems)
     boxes, scores = boxes[keep], scores[keep]
     if not len(boxes):
-        problems.add("no usable crop", annotation, "has no rated crop inside the picture")
+        problems.add("no usable crop", annotation, "has no rated crop inside the image")
         return
     yield Row(image, stem, *size, boxes, scores, good_or_best(scores, scores >= GOOD_RATING), split)

@@ -1,6 +1,7 @@
 """The image folder of `datasets` with `objects`, as its object detection guide has it.
 
-`metadata.jsonl`, in the folder or in one folder a split (`train`, `validation` or `val`, `test`), has a line an image:
+`metadata.jsonl`, in the folder or in one folder a split (`train`, `validation` or `val`, `test`), has a line per
+image:
 
     {"file_name": "beach.jpg", "objects": {"bbox": [[x, y, width, height], ...], "categories": [...]}}
 

@@ -27,13 +27,13 @@ _DECODED_SIDE = 32
 class SplitSummary:
     """One split's numbers.
 
-    sizes: (smallest, median, largest) long side in pixels; crops, good: (smallest, mean, largest) number an image;
+    sizes: (smallest, median, largest) long side in pixels; crops, good: (smallest, mean, largest) number per image;
     histogram, edges: counts of ratings in equal bins and the bins' limits, None where there are none; scales: the
     scales, (lowest, highest), on which people gave them before they were mapped to 1..5.
     """
 
-    pictures: int
-    scored_pictures: int
+    images: int
+    rated_images: int
     sizes: tuple[int, float, int]
     crops: tuple[int, float, int]
     good: tuple[int, float, int]
@@ -130,8 +130,8 @@ def _summary(dataset: Dataset) -> SplitSummary:
         histogram, edges = np.histogram(np.concatenate(scores), HISTOGRAM_BINS, RATING_SCALE)
     scales = {tuple(scale) for scale in table["rating_scale"].to_pylist() if scale} if scaled else set()
     return SplitSummary(
-        pictures=len(dataset),
-        scored_pictures=len(scores),
+        images=len(dataset),
+        rated_images=len(scores),
         sizes=(int(sides.min()), float(np.median(sides)), int(sides.max())),
         crops=_range([len(flags) for flags in good]),
         good=_range([sum(flags) for flags in good]),

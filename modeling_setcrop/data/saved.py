@@ -41,14 +41,14 @@ def load_saved(path: str | os.PathLike, *, problems: Problems | None = None) -> 
 
 
 def save(splits: DatasetDict, path: str | os.PathLike, form: str) -> None:
-    """Writes a self-contained copy, pictures included, to a new folder, whole or not at all.
+    """Writes a self-contained copy, images included, to a new folder, whole or not at all.
 
     Args:
         form: "disk" (`DatasetDict.save_to_disk`) or "parquet" (`SPLIT.parquet` a split).
 
     Raises:
         DataError: the folder exists already and is not empty.
-        OSError: it cannot be written, or a picture cannot be read.
+        OSError: it cannot be written, or an image cannot be read.
     """
     target = Path(path).resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -62,7 +62,7 @@ def save(splits: DatasetDict, path: str | os.PathLike, form: str) -> None:
 
 
 def _write_parquet(dataset: Dataset, path: Path) -> None:
-    # `Dataset.to_parquet` keeps paths to the pictures; their bytes are wanted here, a few rows at a time.
+    # `Dataset.to_parquet` keeps paths to the images; their bytes are wanted here, a few rows at a time.
     with pq.ParquetWriter(path, dataset.features.arrow_schema) as writer:
         for batch in dataset.with_format("arrow").iter(_ROWS_PER_GROUP):
             writer.write_table(embed_table_storage(batch))

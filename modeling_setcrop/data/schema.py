@@ -32,7 +32,7 @@ FEATURES = Features(
         # Size in pixels as displayed, that is, after the EXIF orientation.
         "width": Value("int32"),
         "height": Value("int32"),
-        # (S, 4) crops as x1, y1, x2, y2 in pixels of the picture as displayed; x2 and y2 lie outside the crop.
+        # (S, 4) crops as x1, y1, x2, y2 in pixels of the image as displayed; x2 and y2 lie outside the crop.
         "boxes": List(List(Value("float32"), length=4)),
         # (S,) rating of each crop, mapped to 1..5; null where the image has none.
         "scores": List(Value("float32")),
@@ -120,7 +120,7 @@ class Row(NamedTuple):
 
 
 def displayed_size(path: str | os.PathLike) -> tuple[int, int]:
-    """(width, height) of a picture after its EXIF orientation, from the header alone.
+    """(width, height) of an image after its EXIF orientation, from the header alone.
 
     Raises ImageFileError when the file is missing or is not an image.
     """
@@ -130,7 +130,7 @@ def displayed_size(path: str | os.PathLike) -> tuple[int, int]:
     return (height, width) if turned else (width, height)
 
 
-def picture_size(path: str | os.PathLike, problems: Problems) -> tuple[int, int] | None:
+def image_size(path: str | os.PathLike, problems: Problems) -> tuple[int, int] | None:
     """`displayed_size`, or None after noting the problem when the file cannot be read."""
     try:
         os.fspath(path).encode("utf-8")  # Arrow's strings cannot hold any other name
@@ -159,7 +159,7 @@ def boxes_inside(
 
     Args:
         boxes: (S, 4) corners x1, y1, x2, y2 in pixels.
-        size: (width, height) of the picture.
+        size: (width, height) of the image.
         lines: the line of each box, for the message.
         draw_in: keep the part inside of a box that lies outside further than that (and note it all the same).
 
@@ -180,8 +180,8 @@ def boxes_inside(
             if not is_finite:
                 problems.add("not a number", file, f"box [{shown}] has a value that is not a finite number", line)
             elif not is_inside:
-                message = f"box [{shown}] lies outside the picture of {width} x {height} pixels"
-                problems.add("box outside the picture", file, message, line)
+                message = f"box [{shown}] lies outside the image of {width} x {height} pixels"
+                problems.add("box outside the image", file, message, line)
             else:
                 problems.add("empty box", file, f"box [{shown}] has no area", line)
     return clipped, finite & proper if draw_in else right
@@ -241,14 +241,14 @@ def build(
     """Reads a data set once into memory-mapped Arrow files and opens them.
 
     The files are kept in the `datasets` cache, under a name that depends on the size and time of every file below
-    `folders`, so an unchanged data set opens at once and a changed one is read anew. Pictures are not decoded and not
+    `folders`, so an unchanged data set opens at once and a changed one is read anew. Images are not decoded and not
     copied: rows refer to them by path.
 
     Args:
         layout: name of the format, for the cache's name and for messages.
         path: the data set's folder.
         folders: folders (or files) whose entries decide whether a cached result still holds.
-        rows: yields the pictures, and notes bad entries in the `Problems` that it is given.
+        rows: yields the images, and notes bad entries in the `Problems` that it is given.
         problems: receives the bad entries; None logs a summary instead.
         options: what else the result depends on.
         rating_scale: lowest and highest rating of the scale on which the rows' scores are.
@@ -272,7 +272,7 @@ def build(
     parts = {split: target / f"{split}.arrow" for split in SPLITS if (target / f"{split}.arrow").is_file()}
     if not parts:
         first = f"; first problem: {known[0]}" if known else ""
-        raise DataError(f"{path}: no usable picture with crops in layout {layout!r}{first}")
+        raise DataError(f"{path}: no usable image with crops in layout {layout!r}{first}")
     return DatasetDict({split: Dataset.from_file(str(file)) for split, file in parts.items()})
 
 

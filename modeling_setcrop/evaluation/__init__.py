@@ -1,4 +1,4 @@
-"""Measures a model beside the blind baselines and the annotators' agreement, by the same code on the same pictures."""
+"""Measure a model beside baselines and the annotators' agreement, by the same code on the same images."""
 
 from __future__ import annotations
 

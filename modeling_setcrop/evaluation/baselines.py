@@ -1,4 +1,4 @@
-"""Answers that do not look at the picture, or hardly: what every figure of a model has to be read beside."""
+"""Answers that do not look at the image, or hardly: what every figure of a model has to be read beside."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from modeling_setcrop.metrics import best_rated, pairwise_iou
 # Corners of constant boxes lie on multiples of a twenty-fourth: GAIC's grid has its corners on the odd ones.
 LATTICE = 24
 _POOL_CHUNK = 1024
-# Enough training pictures to choose constant boxes by; more are sampled.
-_FITTING_PICTURES = 4000
+# Enough training images to choose constant boxes by; more are sampled.
+_FITTING_IMAGES = 4000
 # Weight, in crops, of the overall mean score in the mean score of a place.
 _PRIOR_CROPS = 5
 # Saliency is a matter of regions; a long side of this many pixels keeps smartcrop's cost down.
 _SALIENCY_SIDE = 512
 
 
-def constant(boxes: np.ndarray, scores: np.ndarray, pictures: int) -> Predictions:
-    """The same (N, 4) boxes with the same (N,) scores for every picture."""
-    return Predictions([boxes] * pictures, [scores] * pictures)
+def constant(boxes: np.ndarray, scores: np.ndarray, images: int) -> Predictions:
+    """The same (N, 4) boxes with the same (N,) scores for every image."""
+    return Predictions([boxes] * images, [scores] * images)
 
 
-def whole_picture(pictures: int) -> Predictions:
-    """The uncropped picture."""
-    return constant(np.array([[0.0, 0.0, 1.0, 1.0]]), np.ones(1), pictures)
+def whole_image(images: int) -> Predictions:
+    """The uncropped image."""
+    return constant(np.array([[0.0, 0.0, 1.0, 1.0]]), np.ones(1), images)
 
 
-def centre_crop(pictures: int, scale: float) -> Predictions:
-    """The middle of the picture, `scale` of its width and height."""
+def centre_crop(images: int, scale: float) -> Predictions:
+    """The middle of the image, `scale` of its width and height."""
     margin = (1 - scale) / 2
-    return constant(np.array([[margin, margin, 1 - margin, 1 - margin]]), np.ones(1), pictures)
+    return constant(np.array([[margin, margin, 1 - margin, 1 - margin]]), np.ones(1), images)
 
 
 def cover_set(train: Labels, eps: float, count: int = 10) -> tuple[np.ndarray, np.ndarray]:
     """The constant set that greedy cover fits for ACC_{1/N}(eps).
 
-    Each box in turn is the one on the lattice that meets, with IoU >= eps, most of the training pictures whose
+    Each box in turn is the one on the lattice that meets, with IoU >= eps, most of the training images whose
     best-rated crop no earlier box meets. Where crops have no scores, every good crop counts for its share of its
-    picture.
+    image.
 
     Returns:
         (count, 4) boxes, (count,) scores that fall in the order of choice.
@@ -62,32 +62,32 @@ def cover_set(train: Labels, eps: float, count: int = 10) -> tuple[np.ndarray, n
 
 
 def best_box(train: Labels) -> np.ndarray:
-    """(4,) the constant box on the lattice with the highest mean IoU with the training pictures' best-rated crops."""
+    """(4,) the constant box on the lattice with the highest mean IoU with the training images' best-rated crops."""
     targets, weights = _targets(train)
     pool = _lattice()
     return pool[np.concatenate([pairwise_iou(part, targets) @ weights for part in _chunks(pool)]).argmax()]
 
 
 def frequent_set(train: Labels, count: int = 90) -> tuple[np.ndarray, np.ndarray]:
-    """The constant set for AP: the lattice's boxes that are good most often in the training pictures.
+    """The constant set for AP: the lattice's boxes that are good most often in the training images.
 
     Returns:
-        (up to count, 4) boxes, and as scores the share of pictures in which each is good.
+        (up to count, 4) boxes, and as scores the share of images in which each is good.
     """
     places, place = _places(np.concatenate(train.boxes))
-    picture = np.repeat(np.arange(len(train)), [len(crops) for crops in train.boxes])
+    image = np.repeat(np.arange(len(train)), [len(crops) for crops in train.boxes])
     good = np.concatenate(train.good)
-    # A picture counts once for a place, whatever number of its good crops are there.
-    pairs = np.unique(picture[good] * len(places) + place[good])
+    # An image counts once for a place, whatever number of its good crops are there.
+    pairs = np.unique(image[good] * len(places) + place[good])
     counts = np.bincount(pairs % len(places), minlength=len(places))
     order = np.argsort(-counts, kind="stable")[: min(count, np.count_nonzero(counts))]
     return places[order], counts[order] / len(train)
 
 
 def mean_score_set(train: Labels) -> tuple[np.ndarray, np.ndarray]:
-    """Every box of the lattice that training pictures have a crop at, scored by its mean human score there.
+    """Every box of the lattice that training images have a crop at, scored by its mean human score there.
 
-    Ranks given crops blindly: each takes the mean score of the place that it overlaps most.
+    Rank given crops without looking at the image: each takes the mean score of the place that it overlaps most.
 
     Raises:
         ValueError: the training labels have no scores.
@@ -97,12 +97,12 @@ def mean_score_set(train: Labels) -> tuple[np.ndarray, np.ndarray]:
     scores = np.concatenate(train.scores).astype(np.float64)
     places, place = _places(np.concatenate(train.boxes))
     counts = np.bincount(place)
-    # A place that few pictures have would have an accidental mean: it is drawn to the overall one.
+    # A place that few images have would have an accidental mean: it is drawn to the overall one.
     return places, (np.bincount(place, weights=scores) + scores.mean() * _PRIOR_CROPS) / (counts + _PRIOR_CROPS)
 
 
 def saliency_croppers() -> dict[str, Callable[[Dataset, float], Predictions]]:
-    """The picture-dependent classics whose packages are installed, by name: libvips' attention and smartcrop."""
+    """The image-dependent classics whose packages are installed, by name: libvips' attention and smartcrop."""
     croppers = {}
     if importlib.util.find_spec("pyvips"):
         croppers["libvips attention"] = libvips_attention
@@ -112,7 +112,7 @@ def saliency_croppers() -> dict[str, Callable[[Dataset, float], Predictions]]:
 
 
 def libvips_attention(dataset: Dataset, scale: float) -> Predictions:
-    """libvips' attention strategy, asked for `scale` of the picture's width and height."""
+    """libvips' attention strategy, asked for `scale` of the image's width and height."""
     import pyvips
 
     def crop(image: Image.Image) -> tuple[float, float, float, float]:
@@ -125,7 +125,7 @@ def libvips_attention(dataset: Dataset, scale: float) -> Predictions:
 
 
 def smartcrop(dataset: Dataset, scale: float) -> Predictions:
-    """smartcrop.py, asked for `scale` of the picture's width and height."""
+    """smartcrop.py, asked for `scale` of the image's width and height."""
     from smartcrop import SmartCrop
 
     cropper = SmartCrop()
@@ -149,7 +149,7 @@ def _crop_each(dataset: Dataset, crop: Callable[[Image.Image], tuple[float, floa
 
 
 def _lattice() -> np.ndarray:
-    """(M, 4) the boxes with corners on the lattice that keep at least the picture's middle sixth of each side."""
+    """(M, 4) the boxes with corners on the lattice that keep at least the image's middle sixth of each side."""
     near = np.arange(LATTICE // 2 - 1) / LATTICE
     return np.stack(np.meshgrid(near, near, 1 - near, 1 - near, indexing="ij"), axis=-1).reshape(-1, 4)
 
@@ -167,8 +167,8 @@ def _places(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _targets(train: Labels) -> tuple[np.ndarray, np.ndarray]:
-    """(T, 4) crops to be met and (T,) the share of a picture that each stands for, of a sample of the pictures."""
-    sample = np.random.default_rng(0).permutation(len(train))[:_FITTING_PICTURES]
+    """(T, 4) crops to be met and (T,) the share of an image that each stands for, of a sample of the images."""
+    sample = np.random.default_rng(0).permutation(len(train))[:_FITTING_IMAGES]
     some = train.select(sample.tolist())
     if some.scores is not None:
         return best_rated(some.boxes, some.scores), np.ones(len(some))

@@ -1,4 +1,4 @@
-"""What people said about a data set's pictures, and what a method answers, both in parts of the picture's sides."""
+"""What people said about a data set's images, and what a method answers, both normalised to [0, 1]."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from datasets import Dataset
 
 @dataclass(frozen=True)
 class Labels:
-    """The labels of I pictures; boxes are corners in parts of the picture, where IoU is the same as in pixels.
+    """The labels of I images; boxes are corners normalised to [0, 1], where IoU is the same as in pixels.
 
-    image_ids: (I,) names; sizes: (I, 2) width and height in pixels; boxes: (S, 4) a picture; scores: (S,) human scores
-    a picture, or None where the data set has none; good: (S,) flags a picture.
+    image_ids: (I,) names; sizes: (I, 2) width and height in pixels; boxes: (S, 4) per image; scores: (S,) human scores
+    an image, or None where the data set has none; good: (S,) flags per image.
     """
 
     image_ids: list[str]
@@ -30,7 +30,7 @@ class Labels:
 
     @classmethod
     def from_dataset(cls, dataset: Dataset) -> Labels:
-        """The labels of a data set with the columns of `modeling_setcrop.data.FEATURES`; no picture is opened."""
+        """The labels of a data set with the columns of `modeling_setcrop.data.FEATURES`; no image is opened."""
         columns = ["image_id", "width", "height", "boxes", "scores", "good"]
         table = dataset.select_columns(columns).with_format("arrow")[:]
         sizes = np.stack([table["width"].to_numpy(), table["height"].to_numpy()], axis=1).astype(np.float64)
@@ -44,7 +44,7 @@ class Labels:
         )
 
     def select(self, indices: Sequence[int]) -> Labels:
-        """The labels of some of the pictures."""
+        """The labels of some of the images."""
 
         def pick(values: list) -> list:
             return [values[index] for index in indices]
@@ -60,7 +60,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class Predictions:
-    """A method's answer for I pictures: (N, 4) boxes in parts of the picture and (N,) validity for each.
+    """A method's answer for I images: (N, 4) boxes normalised to [0, 1] and (N,) validity for each.
 
     candidate_scores: (S,) the method's own score of every labelled crop, when it can score given crops; by_validity:
     the same crops ranked by validity, of a model that ranks them by predicted score; as_set: the same crops in the

@@ -1,4 +1,4 @@
-"""All measures of one method on one data set, with bootstrap intervals over its pictures."""
+"""All measures of one method on one data set, with bootstrap intervals over its images."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from modeling_setcrop.evaluation.labels import Labels, Predictions
 EPS = (0.85, 0.90)
 RESAMPLES = 1000
 
-# A measure before averaging: a value for each picture (NaN: undefined there), or matches to be pooled.
+# A measure before averaging: a value for each image (NaN: undefined there), or matches to be pooled.
 Measured = np.ndarray | metrics.Matches
 
 
 class Estimate(NamedTuple):
-    """A measure over all pictures, and its 95 % bootstrap interval."""
+    """A measure over all images, and its 95 % bootstrap interval."""
 
     value: float
     low: float
@@ -26,7 +26,7 @@ class Estimate(NamedTuple):
 
 
 class Resampled(NamedTuple):
-    """A measure over all pictures, and (RESAMPLES,) over each bootstrap resample; NaN where it is undefined."""
+    """A measure over all images, and (RESAMPLES,) over each bootstrap resample; NaN where it is undefined."""
 
     value: float
     samples: np.ndarray
@@ -39,10 +39,10 @@ class Resampled(NamedTuple):
         return Estimate(self.value, float(low), float(high))
 
     def less(self, other: Resampled) -> Estimate:
-        """This measure less the same of another method on the same pictures, with its paired interval.
+        """This measure less the same of another method on the same images, with its paired interval.
 
         Narrower than the two intervals apart from each other, because both methods meet the same easy and hard
-        pictures.
+        images.
         """
         return Resampled(self.value - other.value, self.samples - other.samples).estimate()
 
@@ -76,15 +76,15 @@ def measure_ranking(labels: Labels, candidate_scores: list[np.ndarray]) -> dict[
 
 
 def measure_human_agreement(labels: Labels) -> dict[str, Measured]:
-    """One annotator's crop against the other annotators' of the same picture, averaged over its annotators.
+    """One annotator's crop against the other annotators' of the same image, averaged over its annotators.
 
-    The measures without scores that are about one crop; pictures with a single crop are undefined.
+    The measures without scores that are about one crop; images with a single crop are undefined.
     """
     pairs = [(i, j) for i, crops in enumerate(labels.boxes) if len(crops) > 1 for j in range(len(crops))]
     names = ("iou", "iou_mean", "bde", "bde_mean")
     if not pairs:
         return {name: np.full(len(labels), np.nan) for name in names}
-    picture = np.array([i for i, _ in pairs])
+    image = np.array([i for i, _ in pairs])
     own = [labels.boxes[i][j : j + 1] for i, j in pairs]
     others = [np.delete(labels.boxes[i], j, axis=0) for i, j in pairs]
     scores = [np.ones(1)] * len(pairs)
@@ -92,10 +92,10 @@ def measure_human_agreement(labels: Labels) -> dict[str, Measured]:
         *metrics.iou_with_annotators(own, scores, others),
         *metrics.boundary_displacement(own, scores, others, np.ones((len(pairs), 2))),
     )
-    counts = np.bincount(picture, minlength=len(labels))
+    counts = np.bincount(image, minlength=len(labels))
     return {
         name: np.divide(
-            np.bincount(picture, weights=value, minlength=len(labels)),
+            np.bincount(image, weights=value, minlength=len(labels)),
             counts,
             out=np.full(len(labels), np.nan),
             where=counts > 0,
@@ -104,28 +104,28 @@ def measure_human_agreement(labels: Labels) -> dict[str, Measured]:
     }
 
 
-def resample(measured: Mapping[str, Measured], pictures: int, seed: int = 0) -> dict[str, Resampled]:
-    """Means (or pooled average precisions) over the pictures and over bootstrap resamples of them.
+def resample(measured: Mapping[str, Measured], images: int, seed: int = 0) -> dict[str, Resampled]:
+    """Means (or pooled average precisions) over the images and over bootstrap resamples of them.
 
-    Pictures are drawn with replacement, the same draws for every method, so that methods can be compared.
+    Images are drawn with replacement, the same draws for every method, so that methods can be compared.
     """
-    weights = np.random.default_rng(seed).multinomial(pictures, np.full(pictures, 1 / pictures), RESAMPLES)
+    weights = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), RESAMPLES)
     return {name: _resampled(values, weights) for name, values in measured.items()}
 
 
-def estimate(measured: Mapping[str, Measured], pictures: int, seed: int = 0) -> dict[str, Estimate]:
-    """The measures over the pictures with their bootstrap intervals, see [`resample`]."""
-    return {name: found.estimate() for name, found in resample(measured, pictures, seed).items()}
+def estimate(measured: Mapping[str, Measured], images: int, seed: int = 0) -> dict[str, Estimate]:
+    """The measures over the images with their bootstrap intervals, see [`resample`]."""
+    return {name: found.estimate() for name, found in resample(measured, images, seed).items()}
 
 
 def first_crop_spread(predictions: Predictions) -> np.ndarray:
-    """(4,) standard deviation over pictures of the first crop's left, top, right and bottom edge."""
+    """(4,) standard deviation over images of the first crop's left, top, right and bottom edge."""
     first = metrics.ranked(predictions.boxes, predictions.scores, 1)[0][:, 0]
     return metrics.edge_spread(first, np.ones((len(first), 2)))
 
 
 def label_spread(labels: Labels) -> np.ndarray:
-    """(4,) the same of the best-rated crop, or, without scores, of the mean of each picture's good crops."""
+    """(4,) the same of the best-rated crop, or, without scores, of the mean of each image's good crops."""
     if labels.scores is not None:
         best = metrics.best_rated(labels.boxes, labels.scores)
     else:
@@ -171,7 +171,7 @@ def _against_annotators(labels: Labels, predictions: Predictions) -> dict[str, M
 
 
 def _resampled(values: Measured, weights: np.ndarray) -> Resampled:
-    """`weights` (RESAMPLES, I): how often each picture is in each resample."""
+    """`weights` (RESAMPLES, I): how often each image is in each resample."""
     if isinstance(values, metrics.Matches):
         samples = metrics.precision_at_recall(values, weights).mean(axis=1)
         return Resampled(float(metrics.precision_at_recall(values).mean()), samples)

@@ -17,7 +17,7 @@ from modeling_setcrop.evaluation.labels import Labels, Predictions
 from modeling_setcrop.evaluation.run import Evaluation
 
 _HEADINGS = {
-    "contact_sheet": "Pictures",
+    "contact_sheet": "Images",
     "quality_validity": "Quality and validity",
     "score_calibration": "Calibration of the scoring head",
     "precision_recall": "Precision and recall",
@@ -41,31 +41,31 @@ def write_report(
     folder: str | os.PathLike,
     config: Any = None,
     train: Labels | None = None,
-    pictures: int = 12,
+    images: int = 12,
 ) -> Path:
     """Writes `index.html`, the figures as PNG and the evaluation's tables into `folder`.
 
     Args:
         config: the model's configuration, for the smoothing map; None leaves it out.
-        train: labels that the blind curve in the precision-recall figure is fitted on.
-        pictures: number of pictures on the contact sheet, evenly spaced over the data set.
+        train: labels that the constant set's curve in the precision-recall figure is fitted on.
+        images: number of images on the contact sheet, evenly spaced over the data set.
 
     Returns:
         The path of the page, which needs no other file.
     """
     target = Path(folder)
     tables.write(evaluation, target)
-    figures = _figures(evaluation, config, train, pictures)
+    figures = _figures(evaluation, config, train, images)
     for name, (content, _) in figures.items():
         tables.write_bytes(target / f"{name}.png", content)
     return tables.write_text(target / "index.html", _page(evaluation, figures))
 
 
-def _figures(evaluation: Evaluation, config: Any, train: Labels | None, pictures: int) -> dict[str, tuple[bytes, str]]:
+def _figures(evaluation: Evaluation, config: Any, train: Labels | None, images: int) -> dict[str, tuple[bytes, str]]:
     """PNG content and caption of each figure, by file name."""
     labels, predictions = evaluation.labels, evaluation.predictions
     found = {}
-    chosen = np.unique(np.linspace(0, len(labels) - 1, min(pictures, len(labels))).round().astype(int))
+    chosen = np.unique(np.linspace(0, len(labels) - 1, min(images, len(labels))).round().astype(int))
     sheet = plots.contact_sheet(evaluation.dataset, labels, predictions, chosen)
     right = "" if predictions is None else " Right: the model's three most valid crops with their validity."
     left = "the three best-rated crops with their scores" if labels.scores is not None else "the annotators' crops"
@@ -88,7 +88,7 @@ def _figures(evaluation: Evaluation, config: Any, train: Labels | None, pictures
     if answers:
         found["precision_recall"] = (
             _png(plots.precision_recall(labels, answers)),
-            "Against the good crops, all pictures pooled.",
+            "Against the good crops, all images pooled.",
         )
     if config is not None:
         found["smoothing_map"] = (
@@ -106,17 +106,17 @@ def _page(evaluation: Evaluation, figures: dict[str, tuple[bytes, str]]) -> str:
         '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">',
         f"<title>{title}</title><style>{_STYLE}</style></head><body>",
         f"<h1>{title}</h1>",
-        "<p>Each figure stands beside answers that do not look at the picture. Small: 95&nbsp;% bootstrap intervals "
-        "over pictures. Spread: standard deviation over pictures of the first crop's left, top, right and bottom "
-        "edge, in parts of the picture's side.</p>",
+        "<p>Each figure stands beside answers that do not look at the image. Small: 95&nbsp;% bootstrap intervals "
+        "over images. Spread: standard deviation over images of the first crop's left, top, right and bottom "
+        "edge, normalised to [0, 1].</p>",
         _table(*tables.cells(evaluation)),
     ]
     compared = tables.comparison_cells(evaluation)
     if compared:
         parts += [
-            "<h2>Better than every blind baseline?</h2>",
-            "<p>By how much each method differs from the blind baseline that is best by a measure, with paired "
-            "95&nbsp;% intervals; of BDE less is better.</p>",
+            "<h2>Better than every image-independent baseline?</h2>",
+            "<p>By how much each method differs from the image-independent baseline that is best by a measure, "
+            "with paired 95&nbsp;% intervals; of BDE less is better.</p>",
             _table(*compared),
         ]
     for name, (content, caption) in figures.items():

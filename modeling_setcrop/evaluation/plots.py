@@ -1,4 +1,4 @@
-"""Figures of an evaluation, as matplotlib figures and as one picture of crops."""
+"""Figures of an evaluation, as matplotlib figures and as one image of crops."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def smoothing_map(config: object) -> Figure:
         config: gives `smoothing_upper_bound`, `quality_lower`, `quality_upper` and `quality_iou_threshold`.
     """
     scores, overlaps = np.linspace(1, 5, 161), np.linspace(0.7, 1, 121)
-    # A predicted box that is the left part of a rated whole picture overlaps it by its width.
+    # A predicted box that is the left part of a rated whole image overlaps it by its width.
     boxes = torch.tensor([[width / 2, 0.5, width, 1.0] for width in overlaps], dtype=torch.float32)
     whole = torch.tensor([[[0.5, 0.5, 1.0, 1.0]]]).expand(len(scores), 1, 4)
     rated = torch.ones(len(scores), 1, dtype=torch.bool)
@@ -116,14 +116,14 @@ def precision_recall(labels: Labels, answers: dict[str, Predictions], k: int = 4
 
 
 def contact_sheet(
-    dataset: Dataset, labels: Labels, predictions: Predictions | None, pictures: Sequence[int], crops: int = 3
+    dataset: Dataset, labels: Labels, predictions: Predictions | None, images: Sequence[int], crops: int = 3
 ) -> Image.Image:
-    """Chosen pictures with the labels' best crops on the left and the model's most valid ones on the right.
+    """Chosen images with the labels' best crops on the left and the model's most valid ones on the right.
 
     The best crop is drawn widest; without predictions the right half is left out.
     """
     tiles = []
-    for index in pictures:
+    for index in images:
         image = dataset[int(index)]["image"].convert("RGB")
         image.thumbnail((_CELL, _CELL))
         rated = np.ones(len(labels.boxes[index])) if labels.scores is None else labels.scores[index]

@@ -30,7 +30,7 @@ def predict(
     problems: Problems | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[Predictions, list[int]]:
-    """All crops that a model proposes for each picture, and its scores of the labelled ones if it has a scoring head.
+    """All crops that a model proposes for each image, and its scores of the labelled ones if it has a scoring head.
 
     Images are read as the pipeline reads them. Those of one shape go through the model together, on the CPU each by
     itself, so that no answer depends on the batch (see `ImageCroppingPipeline`).
@@ -38,11 +38,11 @@ def predict(
     Args:
         model: a `SetCropForImageCropping`; processor: its image processor.
         dataset: rows with an `image`; labels: their labels, in the same order.
-        problems: receives the pictures that cannot be decoded, which are left out; None raises.
-        progress: called with the number of pictures done after every batch.
+        problems: receives the images that cannot be decoded, which are left out; None raises.
+        progress: called with the number of images done after every batch.
 
     Returns:
-        The predictions, and the index in the data set of each picture that they are for.
+        The predictions, and the index in the data set of each image that they are for.
     """
     model = model.to(device).eval()
     images = dataset.select_columns("image").cast_column("image", ImageFeature(decode=False))
@@ -77,7 +77,7 @@ def predict(
 
 
 def suppress(predictions: Predictions, nms_iou: float) -> Predictions:
-    """The same predictions without crops that overlap a better one of their picture by more than `nms_iou`."""
+    """The same predictions without crops that overlap a better one of their image by more than `nms_iou`."""
     kept = [nms(boxes, scores, nms_iou) for boxes, scores in zip(predictions.boxes, predictions.scores, strict=True)]
     return Predictions(
         [boxes[index] for boxes, index in zip(predictions.boxes, kept, strict=True)],
@@ -86,12 +86,12 @@ def suppress(predictions: Predictions, nms_iou: float) -> Predictions:
 
 
 def _collected(rankings: list[tuple[np.ndarray, np.ndarray] | None]) -> Predictions | None:
-    """Rankings of all pictures as predictions, if the model gives them."""
+    """Rankings of all images as predictions, if the model gives them."""
     return Predictions(*map(list, zip(*rankings, strict=True))) if rankings and rankings[0] is not None else None
 
 
 class _Answer(NamedTuple):
-    """A model's answer for one picture: (N, 4) crops and (N,) what they rank by, and what `Predictions` has beside."""
+    """A model's answer for one image: (N, 4) crops and (N,) what they rank by, and what `Predictions` has beside."""
 
     crops: tuple[np.ndarray, np.ndarray]
     candidate_scores: np.ndarray | None

@@ -36,12 +36,12 @@ DIVERSE_NMS = 0.9
 class MethodResult:
     """A method's measures, and the spread (4,) of its first crop's edges where it answers with crops.
 
-    blind: the method never looks at the picture.
+    image_independent: the method never looks at the image.
     """
 
     resampled: dict[str, Resampled]
     spread: np.ndarray | None = None
-    blind: bool = False
+    image_independent: bool = False
 
     @cached_property
     def estimates(self) -> dict[str, Estimate]:
@@ -50,7 +50,7 @@ class MethodResult:
 
 
 class Comparison(NamedTuple):
-    """A method's measure less that of `against`, the best of the blind baselines by this measure."""
+    """A method's measure less that of `against`, the best of the image-independent baselines by this measure."""
 
     difference: Estimate
     against: str
@@ -73,30 +73,32 @@ class Evaluation:
 
     @property
     def equals(self) -> float | None:
-        """The share of the pictures on which several crops share the best score; None without scores."""
+        """The share of the images on which several crops share the best score; None without scores."""
         return None if self.labels.scores is None else float(has_equals(self.labels.scores).mean())
 
     def compared(self) -> list[str]:
-        """The methods that look at the picture, which are to be better than those that do not."""
-        blind = any(result.blind for result in self.methods.values())
-        return [name for name, result in self.methods.items() if blind and not result.blind]
+        """The methods that look at the image, which are to be better than those that do not."""
+        baselines = any(result.image_independent for result in self.methods.values())
+        return [name for name, result in self.methods.items() if baselines and not result.image_independent]
 
-    def against_blind(self, method: str, measure: str) -> Comparison | None:
-        """How much better than every blind baseline a method is, by one measure, on the same pictures.
+    def against_baselines(self, method: str, measure: str) -> Comparison | None:
+        """Return how much better a method is than every image-independent baseline, by one measure.
 
-        None for a method without this measure, or where no blind baseline has it. A boundary displacement is better
-        when it is smaller: there a negative difference says that the method is better.
+        None for a method without this measure, or where no image-independent baseline has it. A boundary displacement
+        is better when it is smaller: there a negative difference says that the method is better.
         """
         own = self.methods[method].resampled.get(measure)
-        blind = {
+        baseline = {
             name: result.resampled[measure]
             for name, result in self.methods.items()
-            if result.blind and measure in result.resampled and not np.isnan(result.resampled[measure].value)
+            if result.image_independent
+            and measure in result.resampled
+            and not np.isnan(result.resampled[measure].value)
         }
-        if own is None or not blind:
+        if own is None or not baseline:
             return None
-        best = (min if measure.startswith("bde") else max)(blind, key=lambda name: blind[name].value)
-        return Comparison(own.less(blind[best]), best)
+        best = (min if measure.startswith("bde") else max)(baseline, key=lambda name: baseline[name].value)
+        return Comparison(own.less(baseline[best]), best)
 
 
 def run(
@@ -111,17 +113,17 @@ def run(
     problems: Problems | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Measures a model beside the baselines on the same pictures.
+    """Measures a model beside the baselines on the same images.
 
     Args:
         dataset: rows as in `modeling_setcrop.data.FEATURES`.
         model, processor: a `SetCropForImageCropping` and its processor; None: the baselines alone.
         train: labels that the constant baselines are fitted on; without them these are left out.
-        centre_scale: side of the centre crop and of the saliency croppers' crops, in parts of the picture's.
+        centre_scale: side of the centre crop and of the saliency croppers' crops, as a fraction of the image's.
         problems, progress: see `predict`.
 
     Raises:
-        DataError: no picture could be decoded.
+        DataError: no image could be decoded.
     """
     labels = Labels.from_dataset(dataset)
     predictions = None
@@ -129,7 +131,7 @@ def run(
     if model is not None:
         predictions, done = predict(model, processor, dataset, labels, batch_size, device, problems, progress)
         if not done:
-            raise DataError("none of the pictures can be decoded")
+            raise DataError("none of the images can be decoded")
         if len(done) < len(labels):
             dataset, labels = dataset.select(done), labels.select(done)
         methods[model_name] = _result(labels, predictions)
@@ -143,29 +145,29 @@ def run(
             methods[f"{model_name}, scoring head"] = MethodResult(ranking)
     if labels.scores is None:
         methods["human agreement"] = MethodResult(resample(measure_human_agreement(labels), len(labels)))
-    for name, answer in _blind_baselines(len(labels), train, centre_scale).items():
-        methods[name] = _result(labels, answer, blind=True)
+    for name, answer in _image_independent_baselines(len(labels), train, centre_scale).items():
+        methods[name] = _result(labels, answer, image_independent=True)
     for name, crop in baselines.saliency_croppers().items():
         methods[f"{name} {centre_scale:g}"] = _result(labels, crop(dataset, centre_scale))
     return Evaluation(dataset, labels, methods, label_spread(labels), predictions)
 
 
-def _blind_baselines(pictures: int, train: Labels | None, scale: float) -> dict[str, Predictions]:
+def _image_independent_baselines(images: int, train: Labels | None, scale: float) -> dict[str, Predictions]:
     found = {
-        "whole picture": baselines.whole_picture(pictures),
-        f"centre crop {scale:g}": baselines.centre_crop(pictures, scale),
+        "whole image": baselines.whole_image(images),
+        f"centre crop {scale:g}": baselines.centre_crop(images, scale),
     }
     if train is not None:
         best = baselines.best_box(train)[None]
-        found["constant: best box"] = baselines.constant(best, np.ones(1), pictures)
+        found["constant: best box"] = baselines.constant(best, np.ones(1), images)
         for eps in EPS:
             boxes, scores = baselines.cover_set(train, eps)
-            found[f"constant: cover at {eps:.2f}"] = baselines.constant(boxes, scores, pictures)
-        found["constant: frequency"] = baselines.constant(*baselines.frequent_set(train), pictures)
+            found[f"constant: cover at {eps:.2f}"] = baselines.constant(boxes, scores, images)
+        found["constant: frequency"] = baselines.constant(*baselines.frequent_set(train), images)
         if train.scores is not None:
-            found["constant: mean score"] = baselines.constant(*baselines.mean_score_set(train), pictures)
+            found["constant: mean score"] = baselines.constant(*baselines.mean_score_set(train), images)
     return found
 
 
-def _result(labels: Labels, answer: Predictions, blind: bool = False) -> MethodResult:
-    return MethodResult(resample(measure(labels, answer), len(labels)), first_crop_spread(answer), blind)
+def _result(labels: Labels, answer: Predictions, image_independent: bool = False) -> MethodResult:
+    return MethodResult(resample(measure(labels, answer), len(labels)), first_crop_spread(answer), image_independent)

@@ -53,38 +53,38 @@ def cells(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
 
 
 def comparison_cells(evaluation: Evaluation) -> tuple[list[str], list[list[str]]] | None:
-    """Header and rows, a row a measure: the best blind baseline, and by how much each method that looks beats it.
+    """Return header and rows, a row a measure: the best image-independent baseline, and how much each method beats it.
 
     Each difference stands over its paired 95 % interval; None where there is nothing to compare.
     """
     methods, rows = evaluation.compared(), []
     for name in _COMPARED:
-        found = [evaluation.against_blind(method, name) for method in methods]
+        found = [evaluation.against_baselines(method, name) for method in methods]
         if any(found):
             against = next(one.against for one in found if one)
             value = evaluation.methods[against].estimates[name].value
             rows.append(
                 [_SHOWN[name].replace("\n", " "), f"{against}\n{value:.3f}", *(_difference(one) for one in found)]
             )
-    return (["", "best blind baseline", *methods], rows) if rows else None
+    return (["", "best image-independent baseline", *methods], rows) if rows else None
 
 
 def title(evaluation: Evaluation) -> str:
-    """Which pictures of which data set were evaluated."""
+    """Which images of which data set were evaluated."""
     about = evaluation.description
     place = ", ".join(str(about[key]) for key in ("data", "layout", "split") if key in about)
     equals = evaluation.equals
     several = "" if not equals else f", on {equals:.0%} of them several crops share the best score"
-    return f"{place + ': ' if place else ''}{len(evaluation.labels)} pictures{several}"
+    return f"{place + ': ' if place else ''}{len(evaluation.labels)} images{several}"
 
 
 def terminal_tables(evaluation: Evaluation) -> list[Table]:
-    """The main measures, and the differences from the best blind baselines, as tables for the terminal."""
-    tables = [_terminal_table(*cells(evaluation), title(evaluation), "95 % bootstrap intervals over pictures")]
+    """The main measures, and the differences from the best image-independent baselines, as tables for the terminal."""
+    tables = [_terminal_table(*cells(evaluation), title(evaluation), "95 % bootstrap intervals over images")]
     compared = comparison_cells(evaluation)
     if compared:
         caption = "paired 95 % bootstrap intervals; of BDE less is better"
-        tables.append(_terminal_table(*compared, "better than every blind baseline?", caption))
+        tables.append(_terminal_table(*compared, "better than every image-independent baseline?", caption))
     return tables
 
 
@@ -98,8 +98,8 @@ def _terminal_table(header: list[str], rows: list[list[str]], title: str, captio
 
 
 def markdown(evaluation: Evaluation) -> str:
-    """The main measures, and the differences from the best blind baselines, as Markdown tables."""
-    intervals = f"In brackets: 95 % bootstrap intervals over pictures ({RESAMPLES} resamples)"
+    """The main measures, and the differences from the best image-independent baselines, as Markdown tables."""
+    intervals = f"In brackets: 95 % bootstrap intervals over images ({RESAMPLES} resamples)"
     parts = [f"{title(evaluation)}. {intervals}.", "", *_markdown_table(*cells(evaluation))]
     compared = comparison_cells(evaluation)
     if compared:
@@ -123,16 +123,16 @@ def csv_text(evaluation: Evaluation) -> str:
     """One line for each method and measure, every measure included."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["method", "measure", "value", "low", "high", "pictures"])
-    pictures = len(evaluation.labels)
+    writer.writerow(["method", "measure", "value", "low", "high", "images"])
+    images = len(evaluation.labels)
     for method, result in evaluation.methods.items():
         for name, found in result.estimates.items():
-            writer.writerow([method, name, *(f"{value:.6f}" for value in found), pictures])
+            writer.writerow([method, name, *(f"{value:.6f}" for value in found), images])
         if result.spread is not None:
             for edge, value in zip(EDGES, result.spread, strict=True):
-                writer.writerow([method, f"spread_{edge}", f"{value:.6f}", "", "", pictures])
+                writer.writerow([method, f"spread_{edge}", f"{value:.6f}", "", "", images])
     for edge, value in zip(EDGES, evaluation.label_spread, strict=True):
-        writer.writerow(["labels' crops", f"spread_{edge}", f"{value:.6f}", "", "", pictures])
+        writer.writerow(["labels' crops", f"spread_{edge}", f"{value:.6f}", "", "", images])
     return text.getvalue()
 
 
@@ -146,13 +146,13 @@ def json_text(evaluation: Evaluation) -> str:
         return dict(zip(EDGES, map(float, spread), strict=True))
 
     def against(method: str) -> dict[str, dict]:
-        found = {name: evaluation.against_blind(method, name) for name in _COMPARED}
+        found = {name: evaluation.against_baselines(method, name) for name in _COMPARED}
         return {name: entry(one.difference) | {"against": one.against} for name, one in found.items() if one}
 
     compared = evaluation.compared()
     content = {
         **evaluation.description,
-        "pictures": len(evaluation.labels),
+        "images": len(evaluation.labels),
         "share_with_equal_best": evaluation.equals,
         "resamples": RESAMPLES,
         "label_spread": edges(evaluation.label_spread),
@@ -160,7 +160,7 @@ def json_text(evaluation: Evaluation) -> str:
             method: {
                 "measures": {name: entry(found) for name, found in result.estimates.items()},
                 "spread": None if result.spread is None else edges(result.spread),
-                **({"less_best_blind": against(method)} if method in compared else {}),
+                **({"less_best_baseline": against(method)} if method in compared else {}),
             }
             for method, result in evaluation.methods.items()
         },

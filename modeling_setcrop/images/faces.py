@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..image_reading import Picture
+from ..image_reading import LoadedImage
 
 # Detection runs on a copy with this long side, in pixels: smaller faces decide no crop.
 _SIDE = 640
@@ -37,7 +37,7 @@ def check_faces() -> None:
     _cascade_file()
 
 
-def find_faces(picture: Picture) -> list[tuple[float, float, float, float]]:
+def find_faces(loaded: LoadedImage) -> list[tuple[float, float, float, float]]:
     """Return the boxes x1, y1, x2, y2 of faces seen from the front, in pixels of the whole image, largest first.
 
     Raises:
@@ -50,10 +50,10 @@ def find_faces(picture: Picture) -> list[tuple[float, float, float, float]]:
     detector: Any = getattr(_threads, "detector", None)
     if detector is None:
         detector = _threads.detector = cv2.CascadeClassifier(path)
-    image = picture.image.convert("L")
+    image = loaded.image.convert("L")
     image.thumbnail((_SIDE, _SIDE))
     found = detector.detectMultiScale(np.asarray(image), _SCALE_STEP, _NEIGHBOURS, minSize=(_LEAST, _LEAST))
-    x, y, x2, y2 = picture.inside or (0, 0, picture.size[1], picture.size[0])
+    x, y, x2, y2 = loaded.inside or (0, 0, loaded.size[1], loaded.size[0])
     across, down = (x2 - x) / image.width, (y2 - y) / image.height
     boxes = [(x + a * across, y + b * down, x + (a + w) * across, y + (b + h) * down) for a, b, w, h in found]
     return sorted(boxes, key=lambda box: (box[0] - box[2]) * (box[3] - box[1]))

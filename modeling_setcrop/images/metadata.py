@@ -124,7 +124,7 @@ def _cleaned_exif(source: Image.Image, size: tuple[int, int], strip: Strip) -> I
             continue
         entries = dict(old.get_ifd(directory))
         if directory == ExifTags.IFD.Exif and entries:
-            # Maker notes hold absolute offsets into the old file and often a preview of the whole picture.
+            # Maker notes hold absolute offsets into the old file and often a preview of the whole image.
             entries.pop(ExifTags.Base.MakerNote, None)
             entries.pop(ExifTags.Base.ExifInteroperabilityOffset, None)
             entries[ExifTags.Base.ExifImageWidth], entries[ExifTags.Base.ExifImageHeight] = size

@@ -299,7 +299,7 @@ def _resized(frame: Image.Image, place: tuple[float, float, float, float], size:
 
 
 def stored_box(box: tuple[int, int, int, int], size: tuple[int, int], image: Image.Image) -> tuple[int, int, int, int]:
-    """Where a box of the upright picture, whose height and width are `size`, lies in the picture as it is stored."""
+    """Where a box of the upright image, whose height and width are `size`, lies in the image as it is stored."""
     x1, y1, x2, y2 = box
     height, width = size
     flipped_x, flipped_y = (width - x2, y1, width - x1, y2), (x1, height - y2, x2, height - y1)

@@ -17,7 +17,7 @@ from typing import Any
 from easy_thumbnails.processors import FrameAware
 from PIL import Image
 
-from ..image_reading import read_picture
+from ..image_reading import decode_image
 from .shared_cropper import largest_area, shared_cropper, without_orientation
 
 
@@ -35,8 +35,8 @@ def setcrop(im: Image.Image, size: tuple[int, int], crop: Any = False, tight: bo
         return im
     cropper = shared_cropper()
     # easy-thumbnails has turned the pixels but may have left the tag that says so.
-    picture = read_picture(without_orientation(im), cropper.short_side)
+    loaded = decode_image(without_orientation(im), cropper.short_side)
     ratio = int(size[0]) / int(size[1])
-    bounds = {} if tight else {"min_area": largest_area(ratio, picture.size)}
-    box = cropper(picture, aspect_ratio=ratio, top_k=1, **bounds)[0]["box"]
+    bounds = {} if tight else {"min_area": largest_area(ratio, loaded.size)}
+    box = cropper(loaded, aspect_ratio=ratio, top_k=1, **bounds)[0]["box"]
     return FrameAware(im).crop(tuple(box.values()))

@@ -26,7 +26,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.requests import ClientDisconnect
 
-from ..image_reading import ImageFileError, Picture, decoding, lift_pixel_limit, open_image, read_picture
+from ..image_reading import ImageFileError, LoadedImage, decode_image, decoding, lift_pixel_limit, open_image
 from ..images.formats import FORMAT_OF_SUFFIX, SUFFIX_OF_FORMAT
 from ..images.writing import CropFile, write_crops
 from .formats import azure, crop_rows
@@ -363,12 +363,12 @@ def _read_below(settings: ServerSettings, name: str) -> bytes:
         raise HttpError(404, "NotFound", f"{name[:200]}: no such file") from None
 
 
-def _read(asked: Asked, settings: ServerSettings, short_side: int) -> Picture:
+def _read(asked: Asked, settings: ServerSettings, short_side: int) -> LoadedImage:
     """The image, decoded only after its size has been found small enough."""
     with open_image(io.BytesIO(asked.content), asked.name) as image:
         _check_pixels(image.width * image.height, asked.name, settings)
         with decoding(asked.name):
-            return read_picture(image, short_side, draft=True)
+            return decode_image(image, short_side, draft=True)
 
 
 def _check_pixels(pixels: int, name: str, settings: ServerSettings) -> None:
@@ -381,9 +381,9 @@ def _suggest(asked: Asked, settings: ServerSettings) -> dict[str, Any]:
     if unknown:
         raise HttpError(422, "InvalidRequest", f"unknown option {unknown[0][:80]!r}: use {', '.join(_READERS)}")
     cropper = shared_cropper(settings.model)
-    picture = _read(asked, settings, cropper.short_side)
-    height, width = picture.size
-    return {"width": width, "height": height, **cropper(picture, details=True, **asked.options)}
+    loaded = _read(asked, settings, cropper.short_side)
+    height, width = loaded.size
+    return {"width": width, "height": height, **cropper(loaded, details=True, **asked.options)}
 
 
 def _cut(asked: Asked, settings: ServerSettings) -> Response:

@@ -39,13 +39,13 @@ def without_orientation(image: Image.Image) -> Image.Image:
     return copy
 
 
-def largest_area(aspect_ratio: float, picture_size: tuple[int, int]) -> float:
+def largest_area(aspect_ratio: float, image_size: tuple[int, int]) -> float:
     """Return the share of an image, in 0..1, that the largest crop of an aspect ratio has, less a pixel a side.
 
     Args:
         aspect_ratio: Width over height.
-        picture_size: Height and width in pixels.
+        image_size: Height and width in pixels.
     """
-    height, width = picture_size
+    height, width = image_size
     across, down = min(width, round(height * aspect_ratio)), min(height, round(width / aspect_ratio))
     return max(across - 1, 0) * max(down - 1, 0) / (width * height)

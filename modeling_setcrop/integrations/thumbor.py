@@ -19,7 +19,7 @@ from thumbor.config import Config
 from thumbor.detectors import BaseDetector
 from thumbor.utils import logger
 
-from ..image_reading import orientation, read_picture
+from ..image_reading import decode_image, orientation
 from .shared_cropper import largest_area, shared_cropper, without_orientation
 
 Config.define("SETCROP_TIGHT", False, "Let SetCrop leave out more than the aspect ratio asks for.", "SetCrop")
@@ -95,9 +95,9 @@ def _choose(
     """The crop, left, top, right and bottom in pixels of the engine's image."""
     cropper = shared_cropper(model)
     image = image if region is None else image.crop(region)
-    picture = read_picture(image, cropper.short_side, draft=region is None)
+    loaded = decode_image(image, cropper.short_side, draft=region is None)
     ratio = target[0] / target[1]
-    options = {} if tight else {"min_area": largest_area(ratio, picture.size)}
-    box = cropper(picture, aspect_ratio=ratio, top_k=1, **options)[0]["box"]
+    options = {} if tight else {"min_area": largest_area(ratio, loaded.size)}
+    box = cropper(loaded, aspect_ratio=ratio, top_k=1, **options)[0]["box"]
     x, y = (0, 0) if region is None else region[:2]
     return box["xmin"] + x, box["ymin"] + y, box["xmax"] + x, box["ymax"] + y

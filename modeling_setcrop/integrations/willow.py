@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from willow.plugins.pillow import PillowImage
 
-from ..image_reading import read_picture
+from ..image_reading import decode_image
 from ..images.writing import stored_box
 from .shared_cropper import shared_cropper
 
@@ -26,12 +26,12 @@ def detect_features(image: PillowImage) -> list[tuple[int, int]]:
     Like Willow's own, they are pixels of the image as it is stored; the crop is at most a sixth of it.
     """
     cropper = shared_cropper()
-    picture = read_picture(image.image, cropper.short_side)
-    height, width = picture.size
-    focus = cropper(picture, top_k=1, details=True)["focus_point"]
+    loaded = decode_image(image.image, cropper.short_side)
+    height, width = loaded.size
+    focus = cropper(loaded, top_k=1, details=True)["focus_point"]
     point = (focus["x"] * width, focus["y"] * height)
-    box = cropper(picture, top_k=1, aspect_ratio="square", max_area=_MOST, keep=[point])[0]["box"]
-    left, top, right, bottom = stored_box(tuple(box.values()), picture.size, image.image)
+    box = cropper(loaded, top_k=1, aspect_ratio="square", max_area=_MOST, keep=[point])[0]["box"]
+    left, top, right, bottom = stored_box(tuple(box.values()), loaded.size, image.image)
     return [(left, top), (right, bottom)]
 
 

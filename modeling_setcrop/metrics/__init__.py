@@ -8,7 +8,7 @@ and importable from here:
 - `average_precision` (over `match` and `precision_at_recall`): against the good crops;
 - `spearman`, `candidate_accuracy`: rankings of fixed candidates; `overlap_scores` ranks them with a set prediction;
 - `iou_with_annotators`, `boundary_displacement`: FLMS and FCDB;
-- `recall`, `mean_pairwise_iou`: of the returned set; `edge_spread`: of the first crop over pictures.
+- `recall`, `mean_pairwise_iou`: of the returned set; `edge_spread`: of the first crop over images.
 
 Each folder beside is the same for `evaluate.load`: `crop_accuracy`, `crop_average_precision`, `crop_ranking`,
 `crop_overlap` and `crop_set`.

@@ -1,14 +1,14 @@
 """The measures of image cropping as plain functions over NumPy arrays.
 
-Common arguments, one entry a picture in each sequence; boxes are corners x1, y1, x2, y2 in any unit that predictions
-and labels share (pixels or parts of the picture):
+Common arguments, one entry per image in each sequence; boxes are corners x1, y1, x2, y2 in any unit that predictions
+and labels share (pixels, or normalised to [0, 1]):
 
 - `pred_boxes`: (N, 4) predicted crops, in any order; `pred_scores`: (N,) their validity, higher is better. N may
-  differ from picture to picture. Equal scores keep their order.
+  differ from image to image. Equal scores keep their order.
 - `boxes`: (S, 4) labelled crops; `scores`: (S,) their human scores; `good`: (S,) flags of the good crops.
 
-A measure that is a mean over pictures comes as its value for each picture, (I,), so that means, intervals and worst
-cases are the caller's. Average precision pools all pictures and comes as one number.
+A measure that is a mean over images comes as its value for each image, (I,), so that means, intervals and worst
+cases are the caller's. Average precision pools all images and comes as one number.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ RECALL_LEVELS = np.linspace(0.0, 1.0, 101)
 
 
 class Matches(NamedTuple):
-    """The K most valid crops of I pictures told into hits and misses, for precision and recall.
+    """The K most valid crops of I images told into hits and misses, for precision and recall.
 
-    scores: (I, K) validity, -inf where a picture has fewer crops; hit: (I, K) whether the crop was matched to a good
+    scores: (I, K) validity, -inf where an image has fewer crops; hit: (I, K) whether the crop was matched to a good
     crop; positives: (I,) number of good crops.
     """
 
@@ -47,10 +47,10 @@ def pairwise_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def ranked(pred_boxes: Arrays, pred_scores: Arrays, k: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """The `k` most valid crops of each picture (None: all), best first.
+    """The `k` most valid crops of each image (None: all), best first.
 
     Returns:
-        (I, K, 4) boxes and (I, K) scores; a picture with fewer crops is filled with empty boxes scored -inf.
+        (I, K, 4) boxes and (I, K) scores; an image with fewer crops is filled with empty boxes scored -inf.
     """
     counts = [len(scores) for scores in pred_scores]
     longest = max(counts, default=0)
@@ -61,14 +61,14 @@ def ranked(pred_boxes: Arrays, pred_scores: Arrays, k: int | None = None) -> tup
 
 
 def best_rated(boxes: Arrays, scores: Arrays) -> np.ndarray:
-    """(I, 4) the crop with the highest human score of each picture, the first one of equals."""
+    """(I, 4) the crop with the highest human score of each image, the first one of equals."""
     return ranked(boxes, scores, 1)[0][:, 0]
 
 
 def has_equals(scores: Arrays) -> np.ndarray:
-    """(I,) whether several crops of a picture share its highest human score, so that no single one is the best.
+    """(I,) whether several crops of an image share its highest human score, so that no single one is the best.
 
-    Means of a few votes often coincide: 77 of the 200 test pictures of GAIC version 1 are such.
+    Means of a few votes often coincide: 77 of the 200 test images of GAIC version 1 are such.
     """
     return np.array([len(values) > 0 and (values == np.max(values)).sum() > 1 for values in scores], bool)
 
@@ -131,7 +131,7 @@ def candidate_accuracy(candidate_scores: Arrays, scores: Arrays, k: int = 1, n: 
     rated = _padded(scores, longest, -np.inf)
     threshold = -np.sort(-rated, axis=1)[:, min(n, longest) - 1]
     counts = np.isfinite(rated).sum(axis=1)
-    # A picture with fewer than N crops has them all among its N best.
+    # An image with fewer than N crops has them all among its N best.
     threshold = np.where(counts < n, np.where(np.isfinite(rated), rated, np.inf).min(axis=1), threshold)
     order = np.argsort(-predicted, axis=1, kind="stable")[:, :k]
     hits = np.take_along_axis(rated, order, axis=1) >= threshold[:, None]
@@ -139,11 +139,11 @@ def candidate_accuracy(candidate_scores: Arrays, scores: Arrays, k: int = 1, n: 
 
 
 def spearman(candidate_scores: Arrays, scores: Arrays) -> np.ndarray:
-    """SRCC: (I,) Spearman's rank correlation, in [-1, 1], of predicted and human scores of a picture's candidates.
+    """SRCC: (I,) Spearman's rank correlation, in [-1, 1], of predicted and human scores of an image's candidates.
 
     Equal values share their mean rank. A prediction that is the same for all candidates ranks nothing and gets 0; a
-    picture whose human scores are all equal cannot be ranked and gets NaN (take `numpy.nanmean`). Zeng et al. (GAIC,
-    CVPR 2019) report the mean over pictures.
+    image whose human scores are all equal cannot be ranked and gets NaN (take `numpy.nanmean`). Zeng et al. (GAIC,
+    CVPR 2019) report the mean over images.
     """
     return np.array(
         [_correlation(rankdata(a), rankdata(b)) for a, b in zip(candidate_scores, scores, strict=True)], np.float64
@@ -157,7 +157,7 @@ def overlap_scores(pred_boxes: Arrays, pred_scores: Arrays, candidates: Arrays) 
         candidates: (S, 4) boxes to rate.
 
     Returns:
-        (S,) scores for each picture, for `spearman` and `candidate_accuracy`.
+        (S,) scores for each image, for `spearman` and `candidate_accuracy`.
     """
     top, validity = ranked(pred_boxes, pred_scores)
     longest = max((len(values) for values in candidates), default=0)
@@ -175,7 +175,7 @@ def match(
     k: int = 10,
     release_scores: Arrays | None = None,
 ) -> Matches:
-    """Matches the K most valid crops of each picture with its good crops, the way COCO's evaluation does.
+    """Matches the K most valid crops of each image with its good crops, the way COCO's evaluation does.
 
     In order of validity, a crop takes the free good crop with the highest IoU, if that is at least `eps`.
 
@@ -198,30 +198,30 @@ def match(
     if release_scores is not None:
         iou = (iou >= threshold).astype(np.float64)
     free = np.ones(iou[:, 0].shape, bool)
-    pictures = np.arange(len(iou))
+    images = np.arange(len(iou))
     for rank in range(iou.shape[1]):
         candidates = np.where(free, iou[:, rank], -1.0)
         best = candidates.argmax(axis=1)
-        hit[:, rank] = candidates[pictures, best] >= threshold
-        free[pictures[hit[:, rank]], best[hit[:, rank]]] = False
+        hit[:, rank] = candidates[images, best] >= threshold
+        free[images[hit[:, rank]], best[hit[:, rank]]] = False
     return Matches(scores, hit, positives)
 
 
 def precision_at_recall(matches: Matches, weights: np.ndarray | None = None) -> np.ndarray:
-    """(101,) interpolated precision at recall 0, 0.01, ... 1 of all pictures pooled; NaN when nothing is good.
+    """(101,) interpolated precision at recall 0, 0.01, ... 1 of all images pooled; NaN when nothing is good.
 
     Args:
-        weights: (I,) how often each picture counts, or (R, I) for R bootstrap samples, whose curves come as (R, 101);
+        weights: (I,) how often each image counts, or (R, I) for R bootstrap samples, whose curves come as (R, 101);
             None: once.
     """
     if weights is None:
         weights = np.ones(len(matches.positives))
     used = np.isfinite(matches.scores)
     order = np.argsort(-matches.scores[used], kind="stable")
-    picture = np.broadcast_to(np.arange(len(used))[:, None], used.shape)[used][order]
+    image = np.broadcast_to(np.arange(len(used))[:, None], used.shape)[used][order]
     hit = matches.hit[used][order]
     samples = np.atleast_2d(np.asarray(weights, np.float64))
-    curves = np.array([_precision_curve(hit, sample[picture], sample @ matches.positives) for sample in samples])
+    curves = np.array([_precision_curve(hit, sample[image], sample @ matches.positives) for sample in samples])
     return curves if np.ndim(weights) == 2 else curves[0]
 
 
@@ -234,10 +234,10 @@ def average_precision(
     k: int = 10,
     release_scores: Arrays | None = None,
 ) -> float:
-    """AP(eps, K): 101-point average precision of the K most valid crops of each picture, pooled over pictures.
+    """AP(eps, K): 101-point average precision of the K most valid crops of each image, pooled over images.
 
     The measure of Jia et al. (CVPR 2022), with K = 5, 10, 40 and eps = 0.85, 0.90: COCO's average precision at one IoU
-    threshold with `maxDets` = K. In [0, 1]; NaN when no picture has a good crop. With `release_scores` the crops are
+    threshold with `maxDets` = K. In [0, 1]; NaN when no image has a good crop. With `release_scores` the crops are
     matched as in the authors' code (see `match`), which is what their printed figures come from.
     """
     return float(precision_at_recall(match(pred_boxes, pred_scores, boxes, good, eps, k, release_scores)).mean())
@@ -247,7 +247,7 @@ def iou_with_annotators(pred_boxes: Arrays, pred_scores: Arrays, boxes: Arrays) 
     """IoU of the most valid crop with the annotators' crops: (I,) with the nearest one and (I,) the mean over all.
 
     The nearest one is the figure that papers print for FLMS (Fang et al., ACM MM 2014), Jia et al. (CVPR 2022) among
-    them; FCDB has one crop a picture, where both are the same.
+    them; FCDB has one crop per image, where both are the same.
     """
     iou, present = _first_against(pred_boxes, pred_scores, boxes)
     return iou.max(axis=1), iou.sum(axis=1) / present.sum(axis=1)
@@ -256,14 +256,14 @@ def iou_with_annotators(pred_boxes: Arrays, pred_scores: Arrays, boxes: Arrays) 
 def boundary_displacement(
     pred_boxes: Arrays, pred_scores: Arrays, boxes: Arrays, sizes: Arrays
 ) -> tuple[np.ndarray, np.ndarray]:
-    """BDE: mean distance of the most valid crop's four edges to an annotator's, in parts of the picture's side.
+    """BDE: mean distance of the most valid crop's four edges to an annotator's, normalised to [0, 1].
 
     Returns:
         (I,) to the annotator's crop with the highest IoU, and (I,) the mean over all annotators; lower is better. The
-        first is printed for FLMS; with one crop a picture (FCDB: Chen et al., WACV 2017) both are the same.
+        first is printed for FLMS; with one crop per image (FCDB: Chen et al., WACV 2017) both are the same.
 
     Args:
-        sizes: (I, 2) width and height of each picture in the boxes' unit (ones where boxes are parts of it).
+        sizes: (I, 2) width and height of each image in the boxes' unit (ones where boxes are parts of it).
     """
     iou, present = _first_against(pred_boxes, pred_scores, boxes)
     first = ranked(pred_boxes, pred_scores, 1)[0]
@@ -296,19 +296,19 @@ def mean_pairwise_iou(pred_boxes: Arrays, pred_scores: Arrays, k: int = 5) -> np
 
 
 def edge_spread(crops: np.ndarray, sizes: Arrays) -> np.ndarray:
-    """(4,) standard deviation over pictures of the left, top, right and bottom edge, in parts of the picture's side.
+    """(4,) standard deviation over images of the left, top, right and bottom edge, normalised to [0, 1].
 
     A model that answers with much the same crop whatever it sees has a far smaller spread than the labels' best crops.
 
     Args:
-        crops: (I, 4) one crop a picture.
-        sizes: (I, 2) width and height of each picture in the crops' unit.
+        crops: (I, 4) one crop per image.
+        sizes: (I, 2) width and height of each image in the crops' unit.
     """
     return (np.asarray(crops, np.float64) / np.tile(np.asarray(sizes, np.float64), 2)).std(axis=0)
 
 
 def mean_where_defined(values: np.ndarray) -> float:
-    """Mean over the pictures where a measure is defined (not NaN); NaN when there is none."""
+    """Mean over the images where a measure is defined (not NaN); NaN when there is none."""
     defined = np.asarray(values, np.float64)
     defined = defined[~np.isnan(defined)]
     return float(defined.mean()) if len(defined) else float("nan")
@@ -343,7 +343,7 @@ def _padded(values: Arrays, length: int, fill: float, shape: tuple[int, ...] = (
 
 
 def _iou_with_best(crops: np.ndarray, boxes: Arrays, scores: Arrays, equals: bool) -> np.ndarray:
-    """(I, N) overlap of crops (I, N, 4) with the best-rated crop of their picture, or the nearest of its equals."""
+    """(I, N) overlap of crops (I, N, 4) with the best-rated crop of their image, or the nearest of its equals."""
     if not equals:
         return pairwise_iou(crops, best_rated(boxes, scores)[:, None])[..., 0]
     longest = max((len(values) for values in scores), default=0)
@@ -362,7 +362,7 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
 def _first_against(pred_boxes: Arrays, pred_scores: Arrays, boxes: Arrays) -> tuple[np.ndarray, np.ndarray]:
     counts = np.array([len(values) for values in boxes])
     if not counts.all():
-        raise ValueError("every picture needs at least one labelled crop")
+        raise ValueError("every image needs at least one labelled crop")
     present = np.arange(counts.max(initial=0)) < counts[:, None]
     labelled = _padded(boxes, present.shape[1], 0.0, (4,))
     return pairwise_iou(ranked(pred_boxes, pred_scores, 1)[0], labelled)[:, 0], present

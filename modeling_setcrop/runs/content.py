@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..crop_options import CropOptions
-from ..image_reading import Picture
+from ..image_reading import LoadedImage
 from .sources import Source
 
 FACE_WEIGHT = 0.5
@@ -61,7 +61,7 @@ class Content:
         """What decides about crops, for a run's record."""
         return {"content": self.digest, "faces": self.faces} if self else {}
 
-    def options(self, options: CropOptions, photo: Source, picture: Picture) -> CropOptions:
+    def options(self, options: CropOptions, photo: Source, loaded: LoadedImage) -> CropOptions:
         """Return options with what is to be kept and avoided in one photograph.
 
         Faces are wishes, or with `strict` must not be cut.
@@ -72,7 +72,7 @@ class Content:
             from ..images.faces import find_faces
 
             weight = () if options.strict else (FACE_WEIGHT,)
-            keep += [(*box, *weight) for box in find_faces(picture)]
+            keep += [(*box, *weight) for box in find_faces(loaded)]
         return replace(options, keep=keep, avoid=list(options.avoid) + list((own or {}).get("avoid", ())))
 
 

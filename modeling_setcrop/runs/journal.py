@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .sources import Source
 
 JOURNAL = ".setcrop.jsonl"
-"""What has been done in an output folder: a line an image and set of options."""
+"""What has been done in an output folder: a line per image and set of options."""
 
 
 class Entry(NamedTuple):

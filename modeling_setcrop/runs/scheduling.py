@@ -21,13 +21,13 @@ from ..crop_options import CropOptions
 from ..image_reading import (
     MAX_BYTES,
     ImageFileError,
-    Picture,
+    LoadedImage,
+    decode_image,
     decoding,
     decoding_bytes,
     one_line,
     open_image,
     open_regular_file,
-    read_picture,
 )
 from ..image_trimming import trimmed
 from ..images.formats import own_suffix
@@ -45,7 +45,7 @@ class Suggestion:
 
     Attributes:
         photo: The photograph.
-        picture: Its reduced copy and its size; None with an error.
+        loaded: Its reduced copy and its size; None with an error.
         result: The pipeline's answer with `details=True`; empty with an error.
         error: Why there is no answer.
         suffix: That of a crop in the file's own format (`own_suffix`).
@@ -54,7 +54,7 @@ class Suggestion:
     """
 
     photo: Source
-    picture: Picture | None
+    loaded: LoadedImage | None
     result: dict[str, Any]
     error: ImageFileError | None = None
     suffix: str = ""
@@ -174,7 +174,7 @@ def in_order(suggestions: Iterable[Suggestion], photos: Iterable[Source]) -> Ite
 
 
 class _Decoded(NamedTuple):
-    picture: Picture
+    loaded: LoadedImage
     pixels: np.ndarray
     options: CropOptions
     facts: dict[str, Any]
@@ -195,12 +195,12 @@ def _read(
             note = f"page 1 of {pages}" if pages > 1 else None
             facts = {"suffix": own_suffix(photo.path, image), "state": state, "note": note}
             with budget(decoding_bytes(image)):
-                picture = read_picture(image, cropper.short_side, draft=True)
+                loaded = decode_image(image, cropper.short_side, draft=True)
     if options.trim:
-        picture = trimmed(picture)
+        loaded = trimmed(loaded)
     if content:
-        options = content.options(options, photo, picture)
-    return _Decoded(picture, cropper.prepare(picture), options, facts)
+        options = content.options(options, photo, loaded)
+    return _Decoded(loaded, cropper.prepare(loaded), options, facts)
 
 
 def _suggest_each(cropper: CroppingBase, members: list[tuple[Source, _Decoded]]) -> list[Suggestion]:
@@ -210,7 +210,7 @@ def _suggest_each(cropper: CroppingBase, members: list[tuple[Source, _Decoded]])
     except Exception as error:
         if len(members) == 1:
             photo, decoded = members[0]
-            return [Suggestion(photo, decoded.picture, {}, unexpected(photo, error))]
+            return [Suggestion(photo, decoded.loaded, {}, unexpected(photo, error))]
         return [suggestion for member in members for suggestion in _suggest_each(cropper, [member])]
 
 
@@ -221,10 +221,10 @@ def _suggest_batch(cropper: CroppingBase, members: list[tuple[Source, _Decoded]]
     suggestions = []
     for (photo, decoded), encoded in zip(members, encodings, strict=True):
         try:
-            picture = decoded.picture
-            result = cropper.answer(encoded, picture.size, decoded.options, picture.inside)
-            suggestions.append(Suggestion(photo, decoded.picture, result, **decoded.facts))
+            loaded = decoded.loaded
+            result = cropper.answer(encoded, loaded.size, decoded.options, loaded.inside)
+            suggestions.append(Suggestion(photo, decoded.loaded, result, **decoded.facts))
         except ValueError as error:
-            # A constraint that cannot hold for this picture: a box outside it, or `strict`.
-            suggestions.append(Suggestion(photo, decoded.picture, {}, ImageFileError(photo.path, one_line(error))))
+            # A constraint that cannot hold for this image: a box outside it, or `strict`.
+            suggestions.append(Suggestion(photo, decoded.loaded, {}, ImageFileError(photo.path, one_line(error))))
     return suggestions

@@ -109,13 +109,12 @@ class Cropper(CroppingBase):
         return [answer for batch in batches for answer in self._answers(batch, timeout, asked)]
 
     def _answers(self, images: list[Any], timeout: float | None, options: CropOptions) -> list[Any]:
-        pictures = [read_any_image(image, self.short_side, timeout) for image in images]
+        loaded = [read_any_image(image, self.short_side, timeout) for image in images]
         if options.trim:
-            pictures = [trimmed(picture) for picture in pictures]
-        encoded = self.encode([self.prepare(picture) for picture in pictures], self.source(options))
+            loaded = [trimmed(one) for one in loaded]
+        encoded = self.encode([self.prepare(one) for one in loaded], self.source(options))
         return [
-            self.answer(one, picture.size, options, picture.inside)
-            for one, picture in zip(encoded, pictures, strict=True)
+            self.answer(encoding, one.size, options, one.inside) for encoding, one in zip(encoded, loaded, strict=True)
         ]
 
     @property

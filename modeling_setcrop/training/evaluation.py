@@ -23,7 +23,7 @@ FIGURES = ("loss", "ap_k10_085", "ap_k10_090", *RATED_FIGURES)
 def validation_records(
     model: torch.nn.Module, batch: dict[str, Any], indices: torch.Tensor, processor: BaseImageProcessor
 ) -> list[Record]:
-    """Predictions and loss of one batch, a record an image, boxes normalised to [0, 1].
+    """Predictions and loss of one batch, a record per image, boxes normalised to [0, 1].
 
     The records hold the losses' sums and what these are divided by, so that the mean over the split does not depend on
     the batches.
@@ -31,7 +31,7 @@ def validation_records(
     Args:
         model: in eval mode; not wrapped for several processes, which may have different numbers of batches.
         batch: `pixel_values`, `pixel_mask` and `labels` on the model's device.
-        indices: (B,) the pictures' rows in the validation split.
+        indices: (B,) the images' rows in the validation split.
         processor: decodes the predictions.
     """
     labels = batch["labels"]
@@ -65,11 +65,11 @@ def validation_figures(records: list[Record], rows: Dataset) -> dict[str, float]
     """Means over the validation split.
 
     Args:
-        records: of all processes, each picture once.
+        records: of all processes, each image once.
         rows: the validation split, in the shared schema.
 
     Returns:
-        `pictures` (their number), `loss` (the set's, a mean over good crops, and the scoring head's, a mean over rated
+        `images` (their number), `loss` (the set's, a mean over good crops, and the scoring head's, a mean over rated
         images), `ap_k10_085`, `ap_k10_090`, and, over the images whose crops are rated, if there are any,
         `first_iou`, `acc1_090`, `acc5_085`, `acc5_090`, `acc10_090` and `srcc` (of the scoring head where there is
         one).
@@ -82,7 +82,7 @@ def validation_figures(records: list[Record], rows: Dataset) -> dict[str, float]
     ]
     good = [np.asarray(row["good"]) for row in labels]
     predicted = [record["boxes"] for record in records], [record["scores"] for record in records]
-    figures = {"pictures": len(records), "loss": _mean(records, "set_loss", "crops")}
+    figures = {"images": len(records), "loss": _mean(records, "set_loss", "crops")}
     figures["loss"] += _mean(records, "scoring_loss", "rated")
     for eps, name in ((0.85, "085"), (0.90, "090")):
         figures[f"ap_k10_{name}"] = measures.average_precision(*predicted, boxes, good, eps, k=10)

@@ -42,7 +42,7 @@ def write_training_record(folder: Path, args: Any, images: Mapping[str, int], st
         "data": [
             {
                 "name": Path(args.data).resolve().name,
-                "pictures": images["train"],
+                "images": images["train"],
                 "licence": "not recorded",
             }
         ],

@@ -21,15 +21,15 @@ _CITATION = """\
 }
 """
 _INPUTS = """\
-predictions: one dict a picture: "boxes" (corners x1, y1, x2, y2), "scores" (validity of each).
-references: one dict a picture: "boxes" in the same unit, "scores" (human score of each).
+predictions: one dict per image: "boxes" (corners x1, y1, x2, y2), "scores" (validity of each).
+references: one dict per image: "boxes" in the same unit, "scores" (human score of each).
 n: numbers of crops looked at. eps: IoU at which a crop is met. equals: of crops that share the highest human score,
 count each as the best one, not the first alone (the transpose stays as it is).
 """
 
 
 class CropAccuracy(evaluate.Metric):
-    """Means over pictures: `accuracy_{n}@{eps}`, `transposed_accuracy_{n}@{eps}` and `first_crop_iou`."""
+    """Means over images: `accuracy_{n}@{eps}`, `transposed_accuracy_{n}@{eps}` and `first_crop_iou`."""
 
     def _info(self) -> evaluate.MetricInfo:
         crops = {

@@ -10,7 +10,7 @@ from modeling_setcrop.metrics import functional
 
 _DESCRIPTION = """\
 IoU and boundary displacement error of the most valid crop with the annotators' crops: the nearest one (what is printed
-for FLMS; Fang et al., ACM MM 2014) and the mean over annotators. With one crop a picture (FCDB; Chen et al., WACV
+for FLMS; Fang et al., ACM MM 2014) and the mean over annotators. With one crop per image (FCDB; Chen et al., WACV
 2017) both are the same.
 """
 _CITATION = """\
@@ -22,13 +22,13 @@ _CITATION = """\
 }
 """
 _INPUTS = """\
-predictions: one dict a picture: "boxes" (corners x1, y1, x2, y2), "scores" (validity of each).
-references: one dict a picture: "boxes" of its annotators in the same unit, "size" [width, height] of the picture.
+predictions: one dict per image: "boxes" (corners x1, y1, x2, y2), "scores" (validity of each).
+references: one dict per image: "boxes" of its annotators in the same unit, "size" [width, height] of the image.
 """
 
 
 class CropOverlap(evaluate.Metric):
-    """Means over pictures: `iou`, `iou_all`, `bde` and `bde_all` (`_all`: mean over annotators)."""
+    """Means over images: `iou`, `iou_all`, `bde` and `bde_all` (`_all`: mean over annotators)."""
 
     def _info(self) -> evaluate.MetricInfo:
         boxes = datasets.List(datasets.List(datasets.Value("float64"), length=4))

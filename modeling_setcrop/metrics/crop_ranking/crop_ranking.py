@@ -9,8 +9,8 @@ import numpy as np
 from modeling_setcrop.metrics import functional
 
 _DESCRIPTION = """\
-Spearman's rank correlation and Acc_{K/N} of predicted with human scores of a picture's candidate crops, means over
-pictures (Zeng et al., CVPR 2019).
+Spearman's rank correlation and Acc_{K/N} of predicted with human scores of an image's candidate crops, means over
+images (Zeng et al., CVPR 2019).
 """
 _CITATION = """\
 @inproceedings{zeng2019reliable,
@@ -21,13 +21,13 @@ _CITATION = """\
 }
 """
 _INPUTS = """\
-predictions: one list a picture, the predicted score of each candidate.
-references: one list a picture, its human score.
+predictions: one list per image, the predicted score of each candidate.
+references: one list per image, its human score.
 """
 
 
 class CropRanking(evaluate.Metric):
-    """`srcc` (over the pictures whose human scores differ) and `accuracy_{k}/{n}`."""
+    """`srcc` (over the images whose human scores differ) and `accuracy_{k}/{n}`."""
 
     def _info(self) -> evaluate.MetricInfo:
         scores = datasets.List(datasets.Value("float64"))

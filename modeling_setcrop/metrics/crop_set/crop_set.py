@@ -9,18 +9,18 @@ import numpy as np
 from modeling_setcrop.metrics import functional
 
 _DESCRIPTION = """\
-What the K most valid crops are worth as a set: the share of a picture's good crops that one of them meets with IoU >=
-eps, and the mean IoU between them (the lower, the more diverse). Means over pictures.
+What the K most valid crops are worth as a set: the share of an image's good crops that one of them meets with IoU >=
+eps, and the mean IoU between them (the lower, the more diverse). Means over images.
 """
 _INPUTS = """\
-predictions: one dict a picture: "boxes" (corners x1, y1, x2, y2), "scores" (validity of each).
-references: one dict a picture: "boxes" of its good crops, in the same unit.
+predictions: one dict per image: "boxes" (corners x1, y1, x2, y2), "scores" (validity of each).
+references: one dict per image: "boxes" of its good crops, in the same unit.
 k: numbers of crops looked at. eps: IoU at which a crop is met.
 """
 
 
 class CropSet(evaluate.Metric):
-    """`recall_{k}@{eps}` and `mean_pairwise_iou_{k}` (over the pictures where they are defined)."""
+    """`recall_{k}@{eps}` and `mean_pairwise_iou_{k}` (over the images where they are defined)."""
 
     def _info(self) -> evaluate.MetricInfo:
         boxes = datasets.List(datasets.List(datasets.Value("float64"), length=4))

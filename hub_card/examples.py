@@ -1,4 +1,4 @@
-"""The pictures in a card: photographs with the checkpoint's own crops drawn on them."""
+"""The images in a card: photographs with the checkpoint's own crops drawn on them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from transformers import pipeline
 
 import modeling_setcrop  # noqa: F401  (registers the pipeline)
 from modeling_setcrop.drawing import draw_crops
-from modeling_setcrop.image_reading import read_picture
+from modeling_setcrop.image_reading import decode_image
 from modeling_setcrop.images.atomic import atomic_writer
 
 # Photographs by Budgie Backgrounds, CC0; small copies of those in examples/photos.
@@ -23,8 +23,8 @@ def write_examples(folder: Path, target: Path) -> list[Path]:
     written = []
     for photo in PHOTOS:
         with Image.open(photo) as opened:
-            picture = read_picture(opened, max(opened.size))
-        drawn = draw_crops(picture, cropper(photo, top_k=_CROPS))
+            loaded = decode_image(opened, max(opened.size))
+        drawn = draw_crops(loaded, cropper(photo, top_k=_CROPS))
         written.append(target / photo.name)
         with atomic_writer(written[-1]) as file:
             drawn.save(file, format="JPEG", quality=88)
