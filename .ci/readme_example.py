@@ -1,4 +1,4 @@
-"""Run the README's first Python example on photographs: `readme_example.py README.md PHOTOS`."""
+"""Run the README's first Python example on images: `readme_example.py README.md PHOTOS`."""
 
 import re
 import shutil

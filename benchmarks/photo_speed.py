@@ -1,8 +1,8 @@
-"""Times one photograph to its best crop of an aspect ratio beside libvips' attention crop and smartcrop.py.
+"""Times one image to its best crop of an aspect ratio beside libvips' attention crop and smartcrop.py.
 
     python benchmarks/photo_speed.py [PHOTO] [--rounds 15] [--model DIR] [--cpu-time]
 
-Without a photograph one of `examples/photos` is enlarged to 12 megapixels and saved as JPEG. Every method in turn in
+Without an image one of `examples/photos` is enlarged to 12 megapixels and saved as JPEG. Every method in turn in
 each round, all from the file, warm; medians over the rounds, and their ratios, which can be compared between machines.
 `taskset -c 0` keeps all of them on one processor; SetCrop uses one thread in any case.
 """

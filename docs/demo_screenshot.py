@@ -1,4 +1,4 @@
-"""Takes `demo.jpg`: the page of `setcrop demo` in headless Chromium, with one of the example photographs.
+"""Takes `demo.jpg`: the page of `setcrop demo` in headless Chromium, with one of the example images.
 
 pip install -c constraints.txt -e ".[demo]" selenium && python docs/demo_screenshot.py
 """

@@ -1,4 +1,4 @@
-"""A contact sheet: the best crop of each photograph in several aspect ratios, on one image.
+"""A contact sheet: the best crop of each image in several aspect ratios, on one image.
 
 python examples/contact_sheet.py examples/photos --out docs/contact-sheet.jpg
 """
@@ -20,9 +20,9 @@ from modeling_setcrop.runs.sources import list_sources
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run; returns the exit status: 1 when a photograph failed."""
+    """Run; returns the exit status: 1 when an image failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("photos", nargs="+", type=Path, metavar="PHOTO|FOLDER")
+    parser.add_argument("photos", nargs="+", type=Path, metavar="IMAGE|FOLDER")
     parser.add_argument("--out", type=Path, required=True, help="JPEG file")
     parser.add_argument("--aspect-ratio", default="16:9,1:1,4:5,9:16", help="with commas")
     parser.add_argument("--height", type=int, default=220, help="of each image, in pixels")
@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         if suggestion.error is not None:
             errors.append(suggestion.error)
             continue
-        with Image.open(suggestion.photo.path) as image:
+        with Image.open(suggestion.source.path) as image:
             rows.append((decode_image(image, DRAWING_SIDE), suggestion.result["crops"]))
     for error in errors:
         print(error, file=sys.stderr)

@@ -1,11 +1,11 @@
-"""Crop photographs on a Ray cluster, with the same results as `setcrop crop`.
+"""Crop images on a Ray cluster, with the same results as `setcrop crop`.
 
     pip install "setcrop[ray]"
     python examples/crop_with_ray.py PHOTOS --out CROPS --aspect-ratio 16:9 --workers 4
     python examples/crop_with_ray.py paths.parquet --out CROPS          # a column "path"
 
-The driver lists the photographs and records what is done; every worker holds one model and writes the crops itself, so
-`--out`, and the photographs, must be reachable under the same paths from all machines. Run again, it goes on where it
+The driver lists the images and records what is done; every worker holds one model and writes the crops itself, so
+`--out`, and the images, must be reachable under the same paths from all machines. Run again, it goes on where it
 stopped. Connects to the cluster of RAY_ADDRESS, or starts one on this machine.
 """
 
@@ -33,7 +33,7 @@ from modeling_setcrop.runs.sources import Source, list_sources
 
 
 class CropWorker:
-    """Crops batches of photographs with a model of its own."""
+    """Crops batches of images with a model of its own."""
 
     def __init__(
         self, model: str | None, plan: CropPlan, options: dict[str, Any], overwrite: bool, threads: int
@@ -73,7 +73,7 @@ def _to_json(report: SourceReport) -> dict[str, Any]:
 
 
 def find_photos(sources: list[Path], out: Path, errors: list[ImageFileError]) -> list[Source]:
-    """Photographs of files, folders, and Parquet tables with a column `path`."""
+    """Images of files, folders, and Parquet tables with a column `path`."""
     paths: list[Path] = []
     for source in sources:
         if source.suffix == ".parquet" and source.is_file():
@@ -84,13 +84,13 @@ def find_photos(sources: list[Path], out: Path, errors: list[ImageFileError]) ->
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run; returns the exit status: 1 when a photograph failed."""
+    """Run; returns the exit status: 1 when an image failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sources", nargs="+", type=Path, metavar="PHOTO|FOLDER|PARQUET")
+    parser.add_argument("sources", nargs="+", type=Path, metavar="IMAGE|FOLDER|PARQUET")
     parser.add_argument("--out", type=Path, required=True, help="output folder")
     parser.add_argument("--aspect-ratio", default="", help="one, or several with commas")
     parser.add_argument("--top-k", type=int, default=1, help="crops of each ratio")
-    parser.add_argument("--format", help="file format; by default each photograph's own")
+    parser.add_argument("--format", help="file format; by default each image's own")
     parser.add_argument("--width", type=int, help="bring crops down to so many pixels across")
     parser.add_argument("--manifest", type=Path, help=".jsonl or .csv file with every crop")
     parser.add_argument("--overwrite", action="store_true", help="redo what is done")
@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2, help="models at work")
     parser.add_argument("--threads", type=int, default=1, help="processors of each worker")
     parser.add_argument("--gpus", type=float, default=0, help="GPUs of each worker, perhaps a fraction")
-    parser.add_argument("--batch-size", type=int, default=64, help="photographs handed to a worker at once")
+    parser.add_argument("--batch-size", type=int, default=64, help="images handed to a worker at once")
     args = parser.parse_args(arguments)
 
     ratios = [part.strip() for part in args.aspect_ratio.split(",") if part.strip()]
@@ -145,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
         failed = {error.path for error in errors}
         write_manifest(args.manifest, journal.rows(p for p in photos if p.path not in failed), errors)
     print(
-        f"{crops} crops of {len(todo)} photographs went to {args.out}; "
+        f"{crops} crops of {len(todo)} images went to {args.out}; "
         f"{len(photos) - len(todo)} were done before, {len(errors)} failed"
     )
     return 1 if errors else 0

@@ -1,4 +1,4 @@
-"""The images in a card: photographs with the checkpoint's own crops drawn on them."""
+"""The images in a card: images with the checkpoint's own crops drawn on them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from modeling_setcrop.drawing import draw_crops
 from modeling_setcrop.image_reading import decode_image
 from modeling_setcrop.images.atomic import atomic_writer
 
-# Photographs by Budgie Backgrounds, CC0; small copies of those in examples/photos.
+# Images by Budgie Backgrounds, CC0; small copies of those in examples/photos.
 PHOTOS = tuple(sorted(Path(__file__).with_name("photos").glob("*.jpg")))
 _CROPS = 3
 

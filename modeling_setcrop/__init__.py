@@ -1,4 +1,4 @@
-"""SetCrop: a set of diverse, well-composed crops of a photograph, each with the probability that people call it good.
+"""SetCrop: a set of diverse, well-composed crops of an image, each with the probability that people call it good.
 
 Importing the package imports nothing heavy; its names are loaded when they are asked for. Where transformers is in
 use, before or after this import, the classes are registered with its `AutoConfig`, `AutoModel` (without the heads),

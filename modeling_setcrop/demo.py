@@ -47,11 +47,11 @@ class _Upload(gr.Image):
 
 
 def build_demo(cropper: ImageCroppingPipeline, examples: list[str] | None = None) -> gr.Blocks:
-    """The page: drop a photograph, see its ranked crops drawn on it, download them or the JSON.
+    """The page: drop an image, see its ranked crops drawn on it, download them or the JSON.
 
     Args:
         cropper: The "image-cropping" pipeline.
-        examples: Photographs to offer.
+        examples: Images to offer.
     """
     folder = Path(tempfile.mkdtemp(prefix="setcrop-demo-"))
 
@@ -59,7 +59,7 @@ def build_demo(cropper: ImageCroppingPipeline, examples: list[str] | None = None
         path: str | None, ratio: str, count: int, diversity: float
     ) -> tuple[Image.Image, list[list[Any]], list[str], str]:
         if path is None:
-            raise gr.Error("Drop a photograph first.")
+            raise gr.Error("Drop an image first.")
         try:
             loaded = load_image_file(path, cropper.short_side)
             result = cropper(
@@ -86,10 +86,10 @@ def build_demo(cropper: ImageCroppingPipeline, examples: list[str] | None = None
         )
 
     with _Page(title="SetCrop", delete_cache=(_LIFETIME, _LIFETIME)) as page:
-        gr.Markdown("# SetCrop\nDiverse, well-composed crops of a photograph, ranked.")
+        gr.Markdown("# SetCrop\nDiverse, well-composed crops of an image, ranked.")
         with gr.Row():
             with gr.Column():
-                photo = _Upload(label="Photograph", type="filepath", image_mode=None, sources=["upload", "clipboard"])
+                source = _Upload(label="Image", type="filepath", image_mode=None, sources=["upload", "clipboard"])
                 ratio = gr.Dropdown(RATIOS, value="free", label="Aspect ratio", allow_custom_value=True)
                 count = gr.Slider(1, 10, value=5, step=1, label="Crops")
                 diversity = gr.Slider(0, 1, value=0.3, step=0.05, label="Diversity")
@@ -99,10 +99,10 @@ def build_demo(cropper: ImageCroppingPipeline, examples: list[str] | None = None
                 verdict = gr.Markdown()
                 table = gr.Dataframe(headers=_HEADERS, label="Boxes in pixels", interactive=False)
                 files = gr.Files(label="Crops and JSON")
-        inputs, outputs = [photo, ratio, count, diversity], [drawn, table, files, verdict]
-        gr.on([button.click, photo.upload], suggest, inputs, outputs, api_name="suggest")
+        inputs, outputs = [source, ratio, count, diversity], [drawn, table, files, verdict]
+        gr.on([button.click, source.upload], suggest, inputs, outputs, api_name="suggest")
         if examples:
-            gr.Examples([[example] for example in examples], [photo])
+            gr.Examples([[example] for example in examples], [source])
     return page
 
 
@@ -114,18 +114,18 @@ def _table(crops: list[dict[str, Any]]) -> list[list[Any]]:
     return rows
 
 
-def _write_files(folder: Path, photo: Path, result: dict[str, Any]) -> list[str]:
+def _write_files(folder: Path, source: Path, result: dict[str, Any]) -> list[str]:
     """The crops, cut from the full file, and the JSON, in a folder of their own; old folders are deleted."""
     for old in folder.iterdir():
         if time.time() - old.stat().st_mtime > _LIFETIME:
             shutil.rmtree(old, ignore_errors=True)
     target = Path(tempfile.mkdtemp(dir=folder))
-    suffix = output_suffix(photo)
+    suffix = output_suffix(source)
     crops = [
-        CropFile(tuple(crop["box"].values()), target / f"{photo.stem}_{rank}{suffix}")
+        CropFile(tuple(crop["box"].values()), target / f"{source.stem}_{rank}{suffix}")
         for rank, crop in enumerate(result["crops"], start=1)
     ]
-    write_crops(photo, crops)
-    listing = target / f"{photo.stem}.json"
+    write_crops(source, crops)
+    listing = target / f"{source.stem}.json"
     listing.write_text(json.dumps(result, indent=2) + "\n")
     return [*(str(crop.target) for crop in crops), str(listing)]

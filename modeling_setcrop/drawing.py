@@ -1,4 +1,4 @@
-"""Crops drawn on their photograph."""
+"""Crops drawn on their image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DRAWING_SIDE = 900
 
 
 def draw_crops(loaded: LoadedImage, crops: Sequence[dict[str, Any]], long_side: int = 1600) -> Image.Image:
-    """The photograph with its crops outlined, numbered by rank and labelled with their scores.
+    """The image with its crops outlined, numbered by rank and labelled with their scores.
 
     Args:
         loaded: The image.
@@ -53,10 +53,10 @@ def draw_crops(loaded: LoadedImage, crops: Sequence[dict[str, Any]], long_side: 
 
 
 def contact_sheet(rows: Sequence[tuple[LoadedImage, Sequence[dict[str, Any]]]], height: int = 220) -> Image.Image:
-    """A row a photograph, all of one height: the photograph with its crops outlined, then each crop by itself.
+    """A row per image, all of one height: the image with its crops outlined, then each crop by itself.
 
     Args:
-        rows: Photographs, and their crops as the pipeline returns them for a list of aspect ratios.
+        rows: Images, and their crops as the pipeline returns them for a list of aspect ratios.
         height: Pixels of each image.
     """
     gap = max(4, height // 20)

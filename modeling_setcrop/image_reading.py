@@ -1,4 +1,4 @@
-"""A photograph as a model sees it: upright, RGB, decoded no larger than needed."""
+"""An image as a model sees it: upright, RGB, decoded no larger than needed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _ORIENTATIONS = {
 
 @dataclass(frozen=True)
 class LoadedImage:
-    """A photograph for a suggestion.
+    """An image for a suggestion.
 
     Attributes:
         image: Upright RGB copy, possibly smaller than the image.
@@ -360,7 +360,7 @@ def one_line(error: BaseException) -> str:
 
 
 def load_image_file(path: str | os.PathLike[str], short_side: int) -> LoadedImage:
-    """Read a photograph for a suggestion: upright, RGB, reduced when it is much larger than needed.
+    """Read an image for a suggestion: upright, RGB, reduced when it is much larger than needed.
 
     Args:
         path: A file in any format Pillow reads; of an animation the first frame.

@@ -1,4 +1,4 @@
-"""Bars, mats and passepartouts: the plain borders that were put around a photograph."""
+"""Bars, mats and passepartouts: the plain borders that were put around an image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .image_reading import LoadedImage
 _TOLERANCE = 12
 # A line is of one colour where all but this share of its pixels are.
 _STRAY = 0.02
-# A border ends where the photograph begins along most of a side. A sky or a backdrop ends at an outline instead.
+# A border ends where the content begins along most of a side. A sky or a backdrop ends at an outline instead.
 _EDGE = 0.6
 # A mat around a thin line around another mat is as many borders as this.
 _RINGS = 4

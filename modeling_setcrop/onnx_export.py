@@ -1,4 +1,4 @@
-"""Writes a model as ONNX graphs for any batch and image size, checks them on photographs, and quantises them."""
+"""Writes a model as ONNX graphs for any batch and image size, checks them on images, and quantises them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class OnnxMismatchError(RuntimeError):
 
 
 def export_onnx(
-    checkpoint: str | Path, target: str | Path, photos: Sequence[str | Path], int8: bool = False
+    checkpoint: str | Path, target: str | Path, images: Sequence[str | Path], int8: bool = False
 ) -> dict[str, Any]:
     """Writes `config.json`, `preprocessor_config.json` and the graphs in `onnx/`, and checks them.
 
@@ -52,12 +52,12 @@ def export_onnx(
     Args:
         checkpoint: folder or Hub name of the model.
         target: folder to write; it may hold the same model, for example `setcrop export hub`'s.
-        photos: photographs that the graphs are checked on, and that int8 ranges are calibrated on.
+        images: images that the graphs are checked on, and that int8 ranges are calibrated on.
         int8: also write `onnx/model_int8.onnx`.
 
     Returns:
         `agreement`: the largest absolute difference of each output between torch and onnxruntime; with `int8`,
-        `int8`: what quantising changes on the photographs, see [`compare_int8`]; `weights`: SHA-256 of the
+        `int8`: what quantising changes on the images, see [`compare_int8`]; `weights`: SHA-256 of the
         checkpoint's weights; `sizes`: bytes of each graph.
 
     Raises:
@@ -65,8 +65,8 @@ def export_onnx(
         FileExistsError: the target holds another model.
         ImportError: an ONNX package is not installed; the message names the extra.
     """
-    if not photos:
-        raise ValueError("photographs are needed to check the graphs on")
+    if not images:
+        raise ValueError("images are needed to check the graphs on")
     target = Path(target)
     # With the weights that the graphs store, so that what is compared is the graphs.
     model = AutoModelForObjectDetection.from_pretrained(checkpoint, trust_remote_code=False).eval().half().float()
@@ -80,11 +80,11 @@ def export_onnx(
         model.config.save_pretrained(folder)
         processor.save_pretrained(folder)
         export_graphs(model, graphs)
-        report: dict[str, Any] = {"photographs": [Path(photo).name for photo in photos]}
-        report["agreement"] = check_agreement(model, processor, folder, photos)
+        report: dict[str, Any] = {"images": [Path(image).name for image in images]}
+        report["agreement"] = check_agreement(model, processor, folder, images)
         if int8:
-            quantize(processor, graphs / MODEL_GRAPH, graphs / INT8_GRAPH, photos)
-            report["int8"] = compare_int8(folder, photos)
+            quantize(processor, graphs / MODEL_GRAPH, graphs / INT8_GRAPH, images)
+            report["int8"] = compare_int8(folder, images)
         report["weights"] = _weights_hash(checkpoint)
         report["sizes"] = {path.name: path.stat().st_size for path in sorted(graphs.glob("*.onnx"))}
         (graphs / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -250,16 +250,16 @@ def _expanded(graph: Any) -> Any:
 
 
 def check_agreement(
-    model: SetCropForImageCropping, processor: Any, folder: Path, photos: Sequence[str | Path]
+    model: SetCropForImageCropping, processor: Any, folder: Path, images: Sequence[str | Path]
 ) -> dict[str, float]:
-    """Largest absolute difference of each output over photographs, one by one and as one batch of one shape.
+    """Largest absolute difference of each output over images, one by one and as one batch of one shape.
 
     Raises:
         OnnxMismatchError: one of them is over 1e-4.
     """
     graphs = OnnxEngine(folder)
     worst: dict[str, float] = {}
-    for pixels in _batches(processor, photos):
+    for pixels in _batches(processor, images):
         with torch.inference_mode():
             expected = model(torch.from_numpy(pixels))
             actual = graphs.run(pixels)
@@ -278,17 +278,17 @@ def check_agreement(
     return worst
 
 
-def quantize(processor: Any, source: Path, target: Path, photos: Sequence[str | Path]) -> None:
-    """Writes the graph with a backbone in int8, the ranges of its activations calibrated on photographs.
+def quantize(processor: Any, source: Path, target: Path, images: Sequence[str | Path]) -> None:
+    """Writes the graph with a backbone in int8, the ranges of its activations calibrated on images.
 
     The transformer, where rounding costs most and time least, stays in float32.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-    class Photographs(CalibrationDataReader):
+    class CalibrationImages(CalibrationDataReader):
         def __init__(self) -> None:
-            self.images: Iterator[np.ndarray] = iter(_single_images(processor, photos))
+            self.images: Iterator[np.ndarray] = iter(_single_images(processor, images))
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             pixels = next(self.images, None)
@@ -301,7 +301,7 @@ def quantize(processor: Any, source: Path, target: Path, photos: Sequence[str | 
         quantize_static(
             target,
             target,
-            Photographs(),
+            CalibrationImages(),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=_INT8_OPERATORS,
             per_channel=True,
@@ -313,19 +313,19 @@ def quantize(processor: Any, source: Path, target: Path, photos: Sequence[str | 
         logging.disable(disabled)
 
 
-def compare_int8(folder: Path, photos: Sequence[str | Path]) -> dict[str, float]:
-    """What quantising changes on photographs.
+def compare_int8(folder: Path, images: Sequence[str | Path]) -> dict[str, float]:
+    """What quantising changes on images.
 
     Returns:
-        `first_crop_iou`: mean IoU of the first crop with the float model's; `same_first_crop`: share of photographs on
+        `first_crop_iou`: mean IoU of the first crop with the float model's; `same_first_crop`: share of images on
         which the same anchor wins; `probability`: mean absolute difference of the crops' probabilities.
     """
     exact, quantized = OnnxEngine(folder), OnnxEngine(folder, INT8_GRAPH)
     ious, same, differences = [], [], []
-    for photo in photos:
+    for image in images:
         found = []
         for engine in (exact, quantized):
-            loaded = load_image_file(photo, engine.preprocessing.short_side)
+            loaded = load_image_file(image, engine.preprocessing.short_side)
             prediction = engine.encode([engine.preprocessing(loaded.image)])[0].prediction(loaded.size)
             found.append((prediction.boxes, prediction.score(prediction.set_merit)))
         (boxes, scores), (other_boxes, other_scores) = found
@@ -340,17 +340,17 @@ def compare_int8(folder: Path, photos: Sequence[str | Path]) -> dict[str, float]
     }
 
 
-def _single_images(processor: Any, photos: Sequence[str | Path]) -> Iterator[np.ndarray]:
-    """Pixels (1, 3, H, W) of each photograph."""
+def _single_images(processor: Any, images: Sequence[str | Path]) -> Iterator[np.ndarray]:
+    """Pixels (1, 3, H, W) of each image."""
     preprocessing = ImagePreprocessing.from_dict(processor.to_dict())
-    for photo in photos:
-        yield preprocessing(load_image_file(photo, preprocessing.short_side).image)[None]
+    for image in images:
+        yield preprocessing(load_image_file(image, preprocessing.short_side).image)[None]
 
 
-def _batches(processor: Any, photos: Sequence[str | Path]) -> Iterator[np.ndarray]:
-    images = list(_single_images(processor, photos))
-    yield from images
-    yield np.concatenate([images[0], images[0][..., ::-1]])
+def _batches(processor: Any, images: Sequence[str | Path]) -> Iterator[np.ndarray]:
+    pixels = list(_single_images(processor, images))
+    yield from pixels
+    yield np.concatenate([pixels[0], pixels[0][..., ::-1]])
 
 
 def check_same_model(target: Path, model: SetCropForImageCropping) -> None:

@@ -47,10 +47,10 @@ const waiting = setInterval(() => {
 
 
 class PageServer:
-    """Serves the page with a model, onnxruntime-web and photographs, and takes what a page sends to `/results`.
+    """Serves the page with a model, onnxruntime-web and images, and takes what a page sends to `/results`.
 
     Attributes:
-        address: Where it listens; `/held.html` is the page, loading until it has shown the photograph it was given.
+        address: Where it listens; `/held.html` is the page, loading until it has shown the image it was given.
         results: What was sent, once `arrived` is set.
     """
 

@@ -26,7 +26,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def photos() -> list[Path]:
-    """The six photographs that ship with the repository."""
+    """The six images that ship with the repository."""
     return sorted((ROOT / "examples" / "photos").glob("*.jpg"))
 
 

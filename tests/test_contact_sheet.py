@@ -1,4 +1,4 @@
-"""The contact sheet: a row a photograph, its crops in the wanted ratios; broken files are named and left out."""
+"""The contact sheet: a row per image, its crops in the wanted ratios; broken files are named and left out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def crop(x1: int, y1: int, x2: int, y2: int, ratio: str) -> dict:
     return {"score": 0.5, "aspect_ratio": ratio, "box": {"xmin": x1, "ymin": y1, "xmax": x2, "ymax": y2}}
 
 
-def test_crops_stand_beside_their_photograph_at_one_height():
+def test_crops_stand_beside_their_image_at_one_height():
     photo = Image.new("RGB", (300, 200), "red")
     photo.paste("blue", (200, 0, 300, 200))
     # The copy has half the size of the image that the boxes are given in.

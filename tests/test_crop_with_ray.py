@@ -38,7 +38,7 @@ def test_two_workers_crop_a_folder_and_a_parquet_list_as_the_command_does(tiny_c
     assert command.returncode == 1
     example = ROOT / "examples" / "crop_with_ray.py"
     cluster = run(example, album, "--out", tmp_path / "two", "--manifest", tmp_path / "crops.csv", *options)
-    assert cluster.returncode == 1 and "12 crops of 7 photographs" in cluster.stdout, cluster.stderr[-3000:]
+    assert cluster.returncode == 1 and "12 crops of 7 images" in cluster.stdout, cluster.stderr[-3000:]
     assert "broken.jpg: not an image" in cluster.stderr
     for file in (tmp_path / "one").rglob("*.jpg"):
         assert (tmp_path / "two" / file.relative_to(tmp_path / "one")).read_bytes() == file.read_bytes()
@@ -51,4 +51,4 @@ def test_two_workers_crop_a_folder_and_a_parquet_list_as_the_command_does(tiny_c
     table = pyarrow.table({"path": [str(file) for file in sorted((album / "b").iterdir())]})
     parquet.write_table(table, tmp_path / "paths.parquet")
     listed = run(example, tmp_path / "paths.parquet", "--out", tmp_path / "three", *options)
-    assert listed.returncode == 0 and "6 crops of 3 photographs" in listed.stdout, listed.stderr[-3000:]
+    assert listed.returncode == 0 and "6 crops of 3 images" in listed.stdout, listed.stderr[-3000:]

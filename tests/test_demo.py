@@ -1,4 +1,4 @@
-"""The demo page in a real browser: a photograph goes in, crops come out. Skipped without Gradio and Chromium."""
+"""The demo page in a real browser: an image goes in, crops come out. Skipped without Gradio and Chromium."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def browser(tmp_path):
     driver.quit()
 
 
-def test_an_uploaded_photograph_comes_back_with_crops_to_download(address, browser, photos, tmp_path):
+def test_an_uploaded_image_comes_back_with_crops_to_download(address, browser, photos, tmp_path):
     browser.get(address)
     wait = WebDriverWait(browser, 120)
     wait.until(lambda page: page.find_elements(By.CSS_SELECTOR, "input[type=file]"))

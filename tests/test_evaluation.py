@@ -44,7 +44,7 @@ def make_labels(boxes: list[list[list[float]]], scores: list[list[float]] | None
 
 @pytest.fixture(scope="module")
 def photo_set(tmp_path_factory, photos) -> Path:
-    """Three small photographs of two shapes with crops and scores, as a plain folder."""
+    """Three small images of two shapes with crops and scores, as a plain folder."""
     root = tmp_path_factory.mktemp("photos")
     lines = []
     for index, photo in enumerate(photos[:3]):

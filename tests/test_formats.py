@@ -139,7 +139,7 @@ def test_suggest_prints_and_crop_writes_them(photos, tiny_checkpoint, tmp_path):
     assert width == height > 0
 
 
-def test_a_photograph_without_a_crop_is_an_error(photos, tiny_checkpoint):
+def test_an_image_without_a_crop_is_an_error(photos, tiny_checkpoint):
     arguments = ["suggest", str(photos[0]), "--model", str(tiny_checkpoint), "--threshold", "1", "--format", "css"]
     run = subprocess.run(
         [sys.executable, "-m", "modeling_setcrop.cli", *arguments], capture_output=True, text=True, cwd=ROOT

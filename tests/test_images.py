@@ -1,4 +1,4 @@
-"""Reading any photograph and writing crops of it."""
+"""Reading any image and writing crops of it."""
 
 from __future__ import annotations
 

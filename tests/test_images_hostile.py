@@ -1,4 +1,4 @@
-"""What photographs, disks and folders do to a run, one file at a time: nothing torn, nothing hung, nothing unnamed."""
+"""What images, disks and folders do to a run, one file at a time: nothing torn, nothing hung, nothing unnamed."""
 
 from __future__ import annotations
 

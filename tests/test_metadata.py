@@ -1,4 +1,4 @@
-"""Crops keep their photograph's credit, and say nothing that the crop makes wrong."""
+"""Crops keep their image's credit, and say nothing that the crop makes wrong."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def segment(marker: int, content: bytes) -> bytes:
 
 @pytest.fixture
 def credited(tmp_path):
-    """A photograph of 800 x 600 pixels with EXIF, IPTC-IIM, XMP and a colour profile."""
+    """An image of 800 x 600 pixels with EXIF, IPTC-IIM, XMP and a colour profile."""
     from PIL import ImageCms
 
     exif = Image.Exif()

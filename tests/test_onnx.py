@@ -37,7 +37,7 @@ def folder(report_and_folder) -> Path:
     return report_and_folder[1]
 
 
-def test_outputs_agree_on_photographs_of_several_sizes(report_and_folder):
+def test_outputs_agree_on_images_of_several_sizes(report_and_folder):
     report, _ = report_and_folder
     assert report["agreement"].keys() == {"logits", "pred_boxes", "pred_scores", "scores"}
     assert max(report["agreement"].values()) <= 1e-4
@@ -122,12 +122,12 @@ def test_missing_graphs_are_named(tiny_checkpoint):
         Cropper(tiny_checkpoint, "onnx")
 
 
-def test_photographs_are_needed(tiny_checkpoint, tmp_path):
+def test_images_are_needed(tiny_checkpoint, tmp_path):
     found = CliRunner().invoke(
         app, ["export", "onnx", str(tmp_path / "out"), "--model", str(tiny_checkpoint), "--photos", str(tmp_path)]
     )
     assert found.exit_code == 1
-    assert "photographs are needed" in found.output
+    assert "images are needed" in found.output
 
 
 def test_the_papers_model_on_a_resnet_exports_without_a_scorer(tiny_processor, tmp_path):

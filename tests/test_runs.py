@@ -36,7 +36,7 @@ def cropper(tiny_checkpoint):
 
 @pytest.fixture
 def album(tmp_path):
-    """Two folders of small photographs in two shapes, and one broken file."""
+    """Two folders of small images in two shapes, and one broken file."""
     folder = tmp_path / "album"
     for number in range(6):
         size = (90, 60) if number % 3 else (60, 90)
@@ -124,7 +124,7 @@ def test_names_that_clash_are_refused(cropper, album, tmp_path):
             CropPlan(tmp_path, template)
 
 
-def test_photographs_that_share_a_stem_keep_apart(tmp_path):
+def test_images_that_share_a_stem_keep_apart(tmp_path):
     for name in ("a/one.jpg", "a/one.png", "a/two.jpg", "b/two.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (8, 8)).save(tmp_path / name)
@@ -144,10 +144,10 @@ def test_the_output_folder_is_not_searched(album):
 def test_suggestions_do_not_depend_on_batches_or_threads(cropper, album):
     photos = list_sources([album], pytest.fail)
     options = {"aspect_ratio": ["4:5", "16:9"], "top_k": 2}
-    one = {s.photo: s.result for s in suggest_crops(cropper, photos, options, batch_size=1, workers=1)}
+    one = {s.source: s.result for s in suggest_crops(cropper, photos, options, batch_size=1, workers=1)}
     many = list(in_order(suggest_crops(cropper, photos, options, batch_size=4, workers=3), photos))
-    assert [s.photo for s in many] == photos
-    assert {s.photo: s.result for s in many} == one
+    assert [s.source for s in many] == photos
+    assert {s.source: s.result for s in many} == one
 
 
 def test_a_run_that_stops_early_records_what_it_wrote_and_goes_on(cropper, album, tmp_path):
@@ -244,7 +244,7 @@ def test_commands_end_to_end(tiny_checkpoint, photos, album, tmp_path):
     arguments = ["crop", album, "--out", out, "--aspect-ratio", "16:9,1:1", "--format", "webp", *model]
     cropped = command(*arguments, "--manifest", tmp_path / "crops.jsonl")
     assert cropped.returncode == 1
-    assert "12 crops of 6 photographs went to" in cropped.stdout and "1 failed" in cropped.stdout
+    assert "12 crops of 6 images went to" in cropped.stdout and "1 failed" in cropped.stdout
     assert "broken.jpg: not an image that can be read" in cropped.stderr
     assert "trip/photo1_16x9.webp" in files_below(out) and len(files_below(out)) == 13
     assert len((tmp_path / "crops.jsonl").read_text().splitlines()) == 13

@@ -150,10 +150,10 @@ def test_an_image_that_goes_or_changes_during_the_run_is_named(cropper, album, t
     write = cropping._write
 
     def meddle(suggestion, *arguments):
-        if suggestion.photo.stem == "photo1":
-            suggestion.photo.path.unlink()
-        if suggestion.photo.stem == "photo2":
-            photo(suggestion.photo.path, size=(91, 60))
+        if suggestion.source.stem == "photo1":
+            suggestion.source.path.unlink()
+        if suggestion.source.stem == "photo2":
+            photo(suggestion.source.path, size=(91, 60))
         return write(suggestion, *arguments)
 
     monkeypatch.setattr(cropping, "_write", meddle)
@@ -329,7 +329,7 @@ def test_crops_of_earlier_runs_inside_the_album_are_not_cropped(setcrop, album, 
     assert setcrop("crop", album, "--out", album / "crops").exit_code == 0
     photo(album / "crops" / "someones.jpg")
     result = setcrop("crop", album, "--out", album / "wide", "--aspect-ratio", "16:9")
-    assert "5 crops of 5 photographs" in result.stdout
+    assert "5 crops of 5 images" in result.stdout
     assert "4 left out: a crop that an earlier run wrote to" in result.stderr
     # Named outright, a crop is an image like any other.
     assert len(list_sources([album / "crops" / "photo0.jpg"], pytest.fail)) == 1
@@ -355,7 +355,7 @@ def test_images_of_kinds_that_are_not_read_are_counted_and_named(setcrop, album,
     assert "4 left out: .nef files are not read (DSC_1.NEF, DSC_2.nef, DSC_3.nef, ...)" in result.stderr
     assert "1 left out: .xcf files are not read (layers.xcf)" in result.stderr
     assert "1 left out: a link to a folder, which is not followed (elsewhere)" in result.stderr
-    assert "5 crops of 5 photographs" in result.stdout and result.exit_code == 0
+    assert "5 crops of 5 images" in result.stdout and result.exit_code == 0
     notes = [row["note"] for row in rows_of(manifest) if row["source"].lower().endswith(".nef")]
     assert notes == ["left out: .nef files are not read"] * 4
 

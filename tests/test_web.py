@@ -1,4 +1,4 @@
-"""The web page: its module gives Python's crops, in a browser, on photographs."""
+"""The web page: its module gives Python's crops, in a browser, on images."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ QUESTIONS = [
     ({"aspectRatio": 3, "keep": [[0, 0, 90, 150]]}, {"aspect_ratio": 3, "keep": [(0, 0, 90, 150)]}),
     ({"width": 5000, "height": 4000}, {"width": 5000, "height": 4000}),
 ]
-# Of photographs as they are, which browser and Python decode a little differently.
+# Of images as they are, which browser and Python decode a little differently.
 PHOTO_QUESTIONS = QUESTIONS[:3]
 EDGES = ("xmin", "ymin", "xmax", "ymax")
 
@@ -44,7 +44,7 @@ def cropper():
 
 @pytest.fixture(scope="module")
 def small(photos, tmp_path_factory) -> Path:
-    """The photographs at the model's own size, so that both see the same pixels."""
+    """The images at the model's own size, so that both see the same pixels."""
     folder = tmp_path_factory.mktemp("small")
     processor = AutoImageProcessor.from_pretrained(DEFAULT_CHECKPOINT)
     for photo in photos:
@@ -76,7 +76,7 @@ def test_the_search_is_pythons(small, cropper):
 
 
 @needs_browser
-def test_photographs_get_pythons_boxes_in_a_browser(photos, cropper):
+def test_images_get_pythons_boxes_in_a_browser(photos, cropper):
     """One of Python's crops, mostly the first to a hair: the two decode JPEG files a little differently."""
     names = [photo.name for photo in photos]
     task = {"photos": names, "options": [question for question, _ in PHOTO_QUESTIONS], "repeats": 1}

@@ -47,7 +47,7 @@ def held(crop, box) -> float:
     return across * max(0, min(y2, box[3]) - max(y1, box[1])) / ((box[2] - box[0]) * (box[3] - box[1]))
 
 
-def test_ratios_turn_with_the_photograph(cropper, photo):
+def test_ratios_turn_with_the_image(cropper, photo):
     upright = photo.transpose(Image.Transpose.ROTATE_90)
     for ratio in ("5:4", "4:5"):
         options = {"aspect_ratio": ratio, "follow_orientation": True, "top_k": 1}
@@ -91,7 +91,7 @@ def test_bars_mats_and_passepartouts_are_found(photo):
     assert content_box(Image.fromarray(noisy)) == (40, 40, 520, 360)
 
 
-def test_photographs_keep_their_skies_and_backdrops(photos):
+def test_images_keep_their_skies_and_backdrops(photos):
     for path in photos:
         with Image.open(path) as image:
             image.draft("RGB", (400, 400))
@@ -104,7 +104,7 @@ def test_photographs_keep_their_skies_and_backdrops(photos):
     assert content_box(Image.new("RGB", (1, 1))) == (0, 0, 1, 1)
 
 
-def test_trimmed_crops_are_those_of_the_photograph_alone(cropper, tiny_checkpoint, photo):
+def test_trimmed_crops_are_those_of_the_image_alone(cropper, tiny_checkpoint, photo):
     # Of sizes that are read at the same scale with and without the mat.
     photo = photo.resize((480, 384))
     mat = framed(photo, (32, "white"))
@@ -159,7 +159,7 @@ def test_enlarge_gives_the_exact_size(photo, tmp_path, tiny_checkpoint):
     assert "--enlarge needs" in run(*common, tmp_path / "none", "--enlarge").stderr
 
 
-def test_content_comes_from_a_file_for_each_photograph(photo, tmp_path, tiny_checkpoint):
+def test_content_comes_from_a_file_for_each_image(photo, tmp_path, tiny_checkpoint):
     for name in ("a.jpg", "b.jpg"):
         (tmp_path / "in" / "trip").mkdir(parents=True, exist_ok=True)
         photo.save(tmp_path / "in" / "trip" / name)

@@ -1,5 +1,5 @@
 /**
- * SetCrop in the browser and in Node: well-composed crops of a photograph, computed where the photograph is.
+ * SetCrop in the browser and in Node: well-composed crops of an image, computed where the image is.
  *
  *     import smartcrop from "./setcrop.js";                      // smartcrop.js's call
  *     const { topCrop } = await smartcrop.crop(image, { width: 400, height: 300 });

@@ -24,7 +24,7 @@ from .train import train
 
 app = typer.Typer(
     name="setcrop",
-    help="Diverse, well-composed crops of photographs, each with the probability that a person would call it good.",
+    help="Diverse, well-composed crops of images, each with the probability that a person would call it good.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     # Help in plain text: drawing it with Rich takes longer than all else that `--help` does.
@@ -45,7 +45,7 @@ def main(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and end.")
     ] = False,
 ) -> None:
-    """Diverse, well-composed crops of photographs, each with the probability that a person would call it good."""
+    """Diverse, well-composed crops of images, each with the probability that a person would call it good."""
     for stream in (sys.stdout, sys.stderr):
         # Names of files need not be text in the terminal's encoding.
         with suppress(AttributeError, OSError):

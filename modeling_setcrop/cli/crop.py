@@ -1,4 +1,4 @@
-"""`setcrop crop`: write the best crops of photographs, one or ten thousand, into a folder."""
+"""`setcrop crop`: write the best crops of images, one or ten thousand, into a folder."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 def crop(
     context: typer.Context,
-    photos: shared.Paths,
+    sources: shared.Paths,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the crops go; folders are mirrored there.")],
     top_k: shared.TopK = 1,
     aspect_ratio: shared.AspectRatio = None,
@@ -40,7 +40,7 @@ def crop(
         bool, typer.Option("--enlarge", help="Bring crops up to --width and --height too where they are smaller.")
     ] = False,
     format: Annotated[
-        str | None, typer.Option(help="jpg, png, webp, avif, tif, ...; by default each photograph's own.")
+        str | None, typer.Option(help="jpg, png, webp, avif, tif, ...; by default each image's own.")
     ] = None,
     quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEG, WebP and AVIF.")] = 92,
     name: Annotated[
@@ -56,14 +56,14 @@ def crop(
     ] = None,
     manifest_format: Annotated[
         Literal["sanity", "imgix", "thumbor", "css", "azure", "label-studio"] | None,
-        typer.Option(help="Write the manifest as another system's JSON instead, a line a photograph."),
+        typer.Option(help="Write the manifest as another system's JSON instead, a line per image."),
     ] = None,
     strip: Annotated[
         Literal["nothing", "location", "all"],
-        typer.Option(help="Metadata that crops lose: where a photograph was taken, or all but the colour profile."),
+        typer.Option(help="Metadata that crops lose: where an image was taken, or all but the colour profile."),
     ] = "nothing",
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Redo photographs that are done, and replace other files.")
+        bool, typer.Option("--overwrite", help="Redo images that are done, and replace other files.")
     ] = False,
     prune: Annotated[
         bool, typer.Option("--prune", help="Then remove earlier crops of images that are gone, after listing them.")
@@ -91,7 +91,7 @@ def crop(
     batch_size: shared.BatchSize = None,
     workers: shared.Workers = None,
 ) -> None:
-    """Crop photographs: the best crops of each, cut from the full file, into a folder; the originals stay as they are.
+    """Crop images: the best crops of each, cut from the full file, into a folder; the originals stay as they are.
 
     What is done already is skipped, so an interrupted run goes on where it stopped.
     """
@@ -113,12 +113,12 @@ def crop(
             raise ValueError("--manifest-format needs --manifest FILE, in JSON")
         if manifest is not None and manifest_format is None and manifest.suffix.lower() not in (".jsonl", ".csv"):
             raise ValueError(f"--manifest {manifest}: use .jsonl or .csv")
-        check_output(out, photos)
+        check_output(out, sources)
     except (shared.UsageError, ValueError) as error:
         raise shared.fail(f"setcrop crop: {error}") from None
 
     run = _Run()
-    found = list_sources(photos, run.fail, exclude=out, on_left_out=run.leave_out)
+    found = list_sources(sources, run.fail, exclude=out, on_left_out=run.leave_out)
     run.report_left_out()
     if found:
         try:
@@ -133,7 +133,7 @@ def crop(
         try:
             run.crop(cropper, found, plan, options, wishes, overwrite, dry_run, batch_size, workers)
             if prune and not run.interrupted:
-                run.prune([path for path in photos if path.is_dir()], found, dry_run)
+                run.prune([path for path in sources if path.is_dir()], found, dry_run)
         except ValueError as error:
             # Another run holds the folder, or it cannot be written.
             raise shared.fail(f"setcrop crop: {error}") from None
@@ -155,7 +155,7 @@ class _Run:
     def __init__(self) -> None:
         self.errors: list[ImageFileError] = []
         self.left_out: list[tuple[Path, str]] = []
-        self.photos = self.crops = self.skipped = 0
+        self.images = self.crops = self.skipped = 0
         self.interrupted = False
         self.seconds = 0.0
         self.journal: Journal
@@ -186,7 +186,7 @@ class _Run:
     def crop(
         self,
         cropper: Cropper,
-        photos: list[Source],
+        sources: list[Source],
         plan: CropPlan,
         options: CropOptions,
         content: Content,
@@ -201,7 +201,7 @@ class _Run:
         self.journal = Journal(plan.out, plan.signature(cropper.name, options.changed() | content.signature()))
         reports = crop_sources(
             cropper,
-            photos,
+            sources,
             plan,
             options,
             self.journal,
@@ -216,7 +216,7 @@ class _Run:
         previous = signal.signal(signal.SIGTERM, _interrupt)
         try:
             with closing(reports), _progress_bar() as self._progress:
-                task = self._progress.add_task("Cropping", total=len(photos))
+                task = self._progress.add_task("Cropping", total=len(sources))
                 for report in reports:
                     self._count(report, dry_run)
                     self._progress.advance(task)
@@ -232,7 +232,7 @@ class _Run:
             self.fail(report.error)
             return
         self.skipped += report.skipped
-        self.photos += not report.skipped
+        self.images += not report.skipped
         if report.image is None:
             return
         crops = report.image.crops
@@ -244,12 +244,12 @@ class _Run:
                 box = ",".join(map(str, crop.box))
                 print(f"{report.source.path.as_posix()} -> {crop.file}  {box}  {crop.score:.3f}")
 
-    def write_manifest(self, path: Path, photos: list[Source], format: str | None) -> None:
+    def write_manifest(self, path: Path, sources: list[Source], format: str | None) -> None:
         from modeling_setcrop.integrations.formats import write_formatted
         from modeling_setcrop.runs.manifest import write_manifest
 
         failed = {error.path for error in self.errors}
-        rows = self.journal.rows(photo for photo in photos if photo.path not in failed)
+        rows = self.journal.rows(source for source in sources if source.path not in failed)
         if format is None:
             left_out = ({"source": path.as_posix(), "note": f"left out: {why}"} for path, why in self.left_out)
             write_manifest(path, itertools.chain(rows, left_out), self.errors)
@@ -273,10 +273,10 @@ class _Run:
 
     def summarise(self, out: Path, dry_run: bool) -> None:
         """The run in one line, and where it stopped if it did."""
-        rate = f", {self.photos / self.seconds:.1f} photographs a second" if self.photos and self.seconds else ""
+        rate = f", {self.images / self.seconds:.1f} images a second" if self.images and self.seconds else ""
         verb = "would go" if dry_run else "went"
         print(
-            f"{self.crops} crops of {self.photos} photographs {verb} to {out}; "
+            f"{self.crops} crops of {self.images} images {verb} to {out}; "
             f"{self.skipped} were done before, {len(self.errors)} failed{rate}"
         )
         if self.interrupted:
@@ -293,7 +293,7 @@ def _progress_bar() -> Progress:
     from rich.text import Text
 
     class Rate(ProgressColumn):
-        """Photographs a second."""
+        """Images a second."""
 
         def render(self, task: Any) -> Text:
             speed = task.finished_speed or task.speed

@@ -15,7 +15,7 @@ def demo(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for other machines.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
 ) -> None:
-    """Open a page to try SetCrop on: drop a photograph, see its crops, download them."""
+    """Open a page to try SetCrop on: drop an image, see its crops, download them."""
     try:
         from modeling_setcrop.demo import build_demo
     except ImportError:

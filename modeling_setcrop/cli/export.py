@@ -68,9 +68,13 @@ def onnx(
     int8: Annotated[
         bool, typer.Option("--int8", help="Also write a quantised graph, and say what it changes.")
     ] = False,
-    photos: Annotated[
+    images: Annotated[
         Path | None,
-        typer.Option(help="Folder of photographs to check on and to calibrate int8 on (three that come along)."),
+        typer.Option(
+            "--images",
+            "--photos",
+            help="Folder of images to check on and to calibrate int8 on (three that come along).",
+        ),
     ] = None,
 ) -> None:
     """Write ONNX graphs for any batch, height and width, and check them against torch to 1e-4."""
@@ -80,7 +84,7 @@ def onnx(
     from modeling_setcrop.runs.sources import list_sources
 
     _quiet()
-    chosen = list(PHOTOS) if photos is None else [photo.path for photo in list_sources([photos], shared.report)]
+    chosen = list(PHOTOS) if images is None else [image.path for image in list_sources([images], shared.report)]
     try:
         report = export_onnx(model or DEFAULT_CHECKPOINT, folder, chosen, int8)
     except (OnnxMismatchError, OSError, ValueError, ImportError) as error:
@@ -88,7 +92,7 @@ def onnx(
     for name, size in report["sizes"].items():
         print(f"{folder / 'onnx' / name}  {size / 1e6:.1f} MB")
     worst = max(report["agreement"].values())
-    print(f"torch and onnxruntime agree to {worst:.1e} on {len(chosen)} photographs")
+    print(f"torch and onnxruntime agree to {worst:.1e} on {len(chosen)} images")
     if int8:
         found = report["int8"]
         print(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from modeling_setcrop.runs.content import Content
 
 Paths = Annotated[
-    list[Path], typer.Argument(metavar="PHOTO|FOLDER...", help="Photographs, and folders searched recursively.")
+    list[Path], typer.Argument(metavar="IMAGE|FOLDER...", help="Images, and folders searched recursively.")
 ]
 Model = Annotated[
     str | None, typer.Option(help="Checkpoint folder or name on the Hub; by default the one that comes with SetCrop.")
@@ -64,10 +64,10 @@ Avoid = Annotated[list[str] | None, typer.Option(metavar="X1,Y1,X2,Y2", help="Bo
 Strict = Annotated[bool, typer.Option("--strict", help="Fail rather than let a constraint give way.")]
 CropFormat = Annotated[
     Literal["sanity", "imgix", "thumbor", "css", "azure", "label-studio", "coco"] | None,
-    typer.Option("--format", help="Crops as another system writes them, a JSON line a photograph."),
+    typer.Option("--format", help="Crops as another system writes them, a JSON line per image."),
 ]
 FollowOrientation = Annotated[
-    bool, typer.Option("--follow-orientation", help="Turn aspect ratios with the photograph: 5:4 or, upright, 4:5.")
+    bool, typer.Option("--follow-orientation", help="Turn aspect ratios with the image: 5:4 or, upright, 4:5.")
 ]
 BestOf = Annotated[
     str | None, typer.Option(metavar="RATIOS", help="Of these aspect ratios the best crops over all, not of each.")
@@ -76,12 +76,12 @@ Trim = Annotated[bool, typer.Option("--trim", help="Leave out bars, mats and pas
 ContentFile = Annotated[
     Path | None,
     typer.Option(
-        "--content", metavar="FILE", help="JSON lines with what to keep and avoid in each photograph, with weights."
+        "--content", metavar="FILE", help="JSON lines with what to keep and avoid in each image, with weights."
     ),
 ]
 BatchSize = Annotated[
     int | None,
-    typer.Option(min=1, help="Photographs of one shape in one forward pass; by default 8 on a GPU, 1 on the CPU."),
+    typer.Option(min=1, help="Images of one shape in one forward pass; by default 8 on a GPU, 1 on the CPU."),
 ]
 Workers = Annotated[
     int | None, typer.Option(min=1, help="Threads to read and judge, as many to write; by default one a processor.")
@@ -105,7 +105,7 @@ def fail(message: str) -> typer.Exit:
 
 
 def report(error: ImageFileError) -> None:
-    """One line on stderr about one photograph."""
+    """One line on stderr about one image."""
     print(f"setcrop: {error}", file=sys.stderr)
 
 
@@ -141,7 +141,7 @@ def selection_options(params: Mapping[str, Any]) -> CropOptions:
 
 
 def content_options(params: Mapping[str, Any]) -> Content:
-    """What single photographs' crops must or had better keep and avoid, from a command's parameters.
+    """What single images' crops must or had better keep and avoid, from a command's parameters.
 
     Raises:
         UsageError: The file cannot be read, or faces cannot be found.

@@ -1,4 +1,4 @@
-"""`setcrop score`: the predicted human score of given crops of a photograph, or a map of where a crop goes best."""
+"""`setcrop score`: the predicted human score of given crops of an image, or a map of where a crop goes best."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _LISTED = 5
 
 
 def score(
-    photo: Annotated[Path, typer.Argument(help="A photograph.")],
+    image: Annotated[Path, typer.Argument(help="An image.")],
     box: Annotated[
-        list[str] | None, typer.Option(help="A crop as x1,y1,x2,y2 in pixels of the photograph; repeat for more.")
+        list[str] | None, typer.Option(help="A crop as x1,y1,x2,y2 in pixels of the image; repeat for more.")
     ] = None,
     grid: Annotated[bool, typer.Option("--grid", help="Score one size of crop at every place instead.")] = False,
     size: Annotated[
-        float, typer.Option(min=0.05, max=1.0, help="Share of the photograph's sides that crops of the grid have.")
+        float, typer.Option(min=0.05, max=1.0, help="Share of the image's sides that crops of the grid have.")
     ] = 0.7,
     heatmap: Annotated[
-        Path | None, typer.Option(help="With --grid: write the photograph coloured by the score of a crop there.")
+        Path | None, typer.Option(help="With --grid: write the image coloured by the score of a crop there.")
     ] = None,
     tightness: shared.Tightness = "default",
     model: shared.Model = None,
@@ -40,7 +40,7 @@ def score(
     trust_remote_code: shared.TrustRemoteCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Predict the score (1 to 5, as people rate) of any crop of a photograph."""
+    """Predict the score (1 to 5, as people rate) of any crop of an image."""
     try:
         if bool(box) == grid:
             raise ValueError("give either --box x1,y1,x2,y2 or --grid")
@@ -50,7 +50,7 @@ def score(
             raise ValueError(f"--heatmap {heatmap}: the map is a PNG file, name it so")
         boxes = [_parse_box(text) for text in box or []]
         cropper = shared.load_cropper(model, device, runtime, trust_remote_code, images=1)
-        rows = _score(cropper, photo, boxes, size, heatmap, tightness)
+        rows = _score(cropper, image, boxes, size, heatmap, tightness)
     except (shared.UsageError, ValueError) as error:
         raise shared.fail(f"setcrop score: {error}") from None
     if as_json:
@@ -59,7 +59,7 @@ def score(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("xmin", "ymin", "xmax", "ymax", "score", title=str(photo))
+    table = Table("xmin", "ymin", "xmax", "ymax", "score", title=str(image))
     for row in rows:
         table.add_row(*(str(value) for value in row["box"].values()), f"{row['score']:.2f}")
     Console().print(table)
@@ -78,7 +78,7 @@ def _parse_box(text: str) -> tuple[float, ...]:
 
 
 def _score(
-    cropper: Cropper, photo: Path, boxes: list[tuple[float, ...]], size: float, heatmap: Path | None, tightness: str
+    cropper: Cropper, image: Path, boxes: list[tuple[float, ...]], size: float, heatmap: Path | None, tightness: str
 ) -> list[dict[str, Any]]:
     """The crops with their ratings: those given, in order, or the best of a grid of places."""
     import numpy as np
@@ -88,7 +88,7 @@ def _score(
     from modeling_setcrop.image_reading import load_image_file
 
     source = cropper.source(CropOptions(tightness=tightness))
-    loaded = load_image_file(photo, cropper.short_side)
+    loaded = load_image_file(image, cropper.short_side)
     height, width = loaded.size
     if boxes:
         corners = np.array(boxes)
@@ -118,7 +118,7 @@ def _score(
 def _write_heatmap(
     image: Image.Image, corners: np.ndarray, scores: np.ndarray, image_size: tuple[int, int], path: Path
 ) -> None:
-    """The photograph in grey under a map from blue (worst place) to red (best) over the centres of the crops."""
+    """The image in grey under a map from blue (worst place) to red (best) over the centres of the crops."""
     import numpy as np
     from PIL import Image, ImageOps
 

@@ -1,4 +1,4 @@
-"""`setcrop suggest`: boxes and scores of the best crops, as a table, as JSON or drawn on the photograph."""
+"""`setcrop suggest`: boxes and scores of the best crops, as a table, as JSON or drawn on the image."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 
 def suggest(
     context: typer.Context,
-    photos: shared.Paths,
+    sources: shared.Paths,
     top_k: shared.TopK = 5,
     aspect_ratio: shared.AspectRatio = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON line a photograph instead of tables.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line per image instead of tables.")] = False,
     format: shared.CropFormat = None,
     annotate: Annotated[
         Path | None,
-        typer.Option(metavar="FILE|FOLDER", help="Also write the photograph with its crops drawn on it."),
+        typer.Option(metavar="FILE|FOLDER", help="Also write the image with its crops drawn on it."),
     ] = None,
     write_metadata: Annotated[
         str | None,
         typer.Option(
             metavar="sidecars|FOLDER",
-            help="Also write the crops as metadata: into XMP files beside the photographs, or into copies in FOLDER.",
+            help="Also write the crops as metadata: into XMP files beside the images, or into copies in FOLDER.",
         ),
     ] = None,
     threshold: shared.Threshold = 0.0,
@@ -61,7 +61,7 @@ def suggest(
     batch_size: shared.BatchSize = None,
     workers: shared.Workers = None,
 ) -> None:
-    """Suggest crops of photographs: ranked boxes with the probability that a person would call each one good."""
+    """Suggest crops of images: ranked boxes with the probability that a person would call each one good."""
     from modeling_setcrop.images.formats import format_of
 
     try:
@@ -83,9 +83,9 @@ def suggest(
         shared.report(error)
 
     suffixes = IMAGE_SUFFIXES if write_metadata is None else IMAGE_SUFFIXES | RAW_SUFFIXES
-    found = list_sources(photos, note, suffixes=suffixes)
+    found = list_sources(sources, note, suffixes=suffixes)
     if annotate is not None and annotate.suffix and len(found) > 1:
-        raise shared.fail(f"setcrop suggest: --annotate {annotate}: name a folder for {len(found)} photographs")
+        raise shared.fail(f"setcrop suggest: --annotate {annotate}: name a folder for {len(found)} images")
     if found:
         try:
             cropper = shared.load_cropper(model, device, runtime, trust_remote_code, len(found))
@@ -115,7 +115,7 @@ def answered(
         try:
             if suggestion.error is not None:
                 raise suggestion.error
-            drawn = None if annotate is None else annotate_photo(suggestion, annotate)
+            drawn = None if annotate is None else annotate_image(suggestion, annotate)
         except ImageFileError as error:
             note(error)
         else:
@@ -132,11 +132,11 @@ def with_metadata(
 
     writer = MetadataWriter(None if where == "sidecars" else Path(where))
     for suggestion, drawn in shown:
-        photo = suggestion.photo
-        rows = crop_rows(photo.path.as_posix(), suggestion.loaded.size, suggestion.result)
+        source = suggestion.source
+        rows = crop_rows(source.path.as_posix(), suggestion.loaded.size, suggestion.result)
         try:
             if rows:
-                writer.write(photo.path, photo.folder, rows)
+                writer.write(source.path, source.folder, rows)
         except ImageFileError as error:
             note(error)
         else:
@@ -146,12 +146,12 @@ def with_metadata(
 def rows_with_crops(
     shown: Iterable[tuple[Suggestion, Path | None]], note: Callable[[ImageFileError], None]
 ) -> Iterator[list[dict[str, Any]]]:
-    """Yield each photograph's rows; one without a crop is an error, since other systems have no form for it."""
+    """Yield each image's rows; one without a crop is an error, since other systems have no form for it."""
     from modeling_setcrop.image_reading import ImageFileError
     from modeling_setcrop.integrations.formats import crop_rows
 
     for suggestion, _ in shown:
-        path = suggestion.photo.path
+        path = suggestion.source.path
         rows = crop_rows(path.as_posix(), suggestion.loaded.size, suggestion.result)
         if rows:
             yield rows
@@ -160,10 +160,10 @@ def rows_with_crops(
 
 
 def show(suggestion: Suggestion, as_json: bool, drawn: Path | None = None) -> None:
-    """Print one photograph's crops."""
+    """Print one image's crops."""
     height, width = suggestion.loaded.size
     if as_json:
-        line = {"photo": suggestion.photo.path.as_posix(), "width": width, "height": height, **suggestion.result}
+        line = {"photo": suggestion.source.path.as_posix(), "width": width, "height": height, **suggestion.result}
         print(json.dumps(line, ensure_ascii=False), flush=True)
         return
     from rich.console import Console
@@ -176,7 +176,7 @@ def show(suggestion: Suggestion, as_json: bool, drawn: Path | None = None) -> No
 
 
 def crop_table(suggestion: Suggestion) -> Table:
-    """A photograph's crops, and what the model thinks of the whole image."""
+    """An image's crops, and what the model thinks of the whole image."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -186,7 +186,7 @@ def crop_table(suggestion: Suggestion) -> Table:
         f"whole image {result['keep_original']:.2f}, best crop {result['improves']:+.2f}, "
         f"focus point {focus['x']:.2f} {focus['y']:.2f}"
     )
-    title = escape(f"{suggestion.photo.path} ({width} x {height})")
+    title = escape(f"{suggestion.source.path} ({width} x {height})")
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
     several = any("aspect_ratio" in crop for crop in result["crops"])
     gave_way = any("gave_way" in crop for crop in result["crops"])
@@ -211,23 +211,23 @@ def _cells(crop: dict[str, Any], rank: int, image_area: int, several: bool, gave
     return cells + ([", ".join(crop.get("gave_way", []))] if gave_way else [])
 
 
-def annotate_photo(suggestion: Suggestion, target: Path) -> Path:
-    """Write the photograph with its crops drawn on it, to a file or into a folder, and return where.
+def annotate_image(suggestion: Suggestion, target: Path) -> Path:
+    """Write the image with its crops drawn on it, to a file or into a folder, and return where.
 
     Raises:
-        ImageFileError: The file cannot be written, or would replace the photograph.
+        ImageFileError: The file cannot be written, or would replace the image.
     """
     from modeling_setcrop.drawing import DRAWING_SIDE, draw_crops
     from modeling_setcrop.image_reading import ImageFileError, load_image_file
     from modeling_setcrop.images.atomic import atomic_writer
     from modeling_setcrop.images.formats import format_of, save_options
 
-    photo = suggestion.photo
+    source = suggestion.source
     if not target.suffix:
-        target = target / photo.folder / f"{photo.stem}_crops.jpg"
-    if target.exists() and target.samefile(photo.path):
-        raise ImageFileError(photo.path, "the drawing would overwrite the photograph itself")
-    loaded = load_image_file(photo.path, DRAWING_SIDE)
+        target = target / source.folder / f"{source.stem}_crops.jpg"
+    if target.exists() and target.samefile(source.path):
+        raise ImageFileError(source.path, "the drawing would overwrite the image itself")
+    loaded = load_image_file(source.path, DRAWING_SIDE)
     format = format_of(target)
     with atomic_writer(target) as file:
         drawn = draw_crops(loaded, suggestion.result["crops"])

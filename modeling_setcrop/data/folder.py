@@ -1,4 +1,4 @@
-"""A plain folder of photographs with a `metadata.jsonl`, for people's own data.
+"""A plain folder of images with a `metadata.jsonl`, for people's own data.
 
 Every line describes one image, in pixels of the image as displayed:
 
@@ -40,7 +40,7 @@ METADATA = "metadata.jsonl"
 def load_folder(
     path: str | os.PathLike, *, problems: Problems | None = None, rating_scale: Sequence[float] = RATING_SCALE
 ) -> DatasetDict:
-    """Reads a folder of photographs with a `metadata.jsonl` (see above).
+    """Reads a folder of images with a `metadata.jsonl` (see above).
 
     Args:
         path: the folder; `file_name`s are relative to it.

@@ -1,4 +1,4 @@
-"""What a crop's file says of the photograph besides its pixels: EXIF, IPTC-IIM and XMP, corrected for the crop."""
+"""What a crop's file says of the image besides its pixels: EXIF, IPTC-IIM and XMP, corrected for the crop."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from .xmp import Cut, Document, XmpError, crop_xmp, drop, drop_location, parse_x
 
 Strip = Literal["nothing", "location", "all"]
 STRIPS: tuple[Strip, ...] = get_args(Strip)
-"""What of a photograph's metadata its crops may lose: nothing, where it was taken, or all but the colour profile."""
+"""What of an image's metadata its crops may lose: nothing, where it was taken, or all but the colour profile."""
 
-# What describes the photograph rather than the bytes of its old file; sub-directories are handled apart.
+# What describes the image rather than the bytes of its old file; sub-directories are handled apart.
 _DESCRIPTIVE_TAGS = (
     ExifTags.Base.ImageDescription,
     ExifTags.Base.Make,
@@ -37,7 +37,7 @@ _FORMATS = frozenset({"JPEG", "PNG", "WEBP", "TIFF", "AVIF"})
 _TIFF_XMP = 700
 # What one JPEG segment holds of XMP.
 _MOST_JPEG_XMP = 65_502
-# Namespaces that tell how a photograph was worked on rather than what it is; they go where XMP would be too long.
+# Namespaces that tell how an image was worked on rather than what it is; they go where XMP would be too long.
 _HISTORY = ("crs", "xmpMM")
 
 
@@ -104,7 +104,7 @@ def _cropped_xmp(source: Image.Image, format: str, cut: Cut, strip: Strip, datas
 
 
 def _short_enough(document: Document) -> bytes | None:
-    """The packet, without the history of the photograph's making where it would not fit into a JPEG file."""
+    """The packet, without the history of the image's making where it would not fit into a JPEG file."""
     packet = write_xmp(document)
     for prefix in _HISTORY:
         if len(packet) > _MOST_JPEG_XMP and any(True for _ in properties(document, prefix)):

@@ -36,7 +36,7 @@ _EMPTY = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
     f'<rdf:RDF xmlns:rdf="{RDF}"><rdf:Description rdf:about=""/></rdf:RDF></x:xmpmeta><?xpacket end="w"?>'
 )
-# Where a photograph was taken, and what it shows of places.
+# Where an image was taken, and what it shows of places.
 _LOCATION = {
     "photoshop": ("City", "State", "Country"),
     "Iptc4xmpCore": ("Location", "CountryCode"),
@@ -215,7 +215,7 @@ def crop_xmp(document: Document, cut: Cut) -> None:
 
 
 def drop_location(document: Document) -> None:
-    """Remove where the photograph was taken and what places it names."""
+    """Remove where the image was taken and what places it names."""
     drop(document, "exif", lambda name: name.startswith("GPS"))
     for prefix, names in _LOCATION.items():
         drop(document, prefix, lambda name, names=names: name in names)

@@ -1,7 +1,7 @@
 """Crops without cutting: written as metadata that photographers' and newsrooms' programs read.
 
 Every crop becomes an IPTC image region with a cropping role; the best one also the crop of Adobe's raw settings, which
-Lightroom, Camera Raw and darktable apply when they show or export the photograph.
+Lightroom, Camera Raw and darktable apply when they show or export the image.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def set_regions(document: Document, rows: Sequence[Row]) -> None:
 
     Args:
         document: From `parse_xmp`; other regions in it stay.
-        rows: One photograph's crops, best first.
+        rows: One image's crops, best first.
     """
     bags = [
         bag
@@ -107,7 +107,7 @@ def set_raw_crop(document: Document, row: Row, image: Image.Image) -> None:
     Args:
         document: From `parse_xmp`.
         row: The crop.
-        image: The photograph, opened.
+        image: The image, opened.
     """
     size = (row["picture_height"], row["picture_width"])
     box = stored_box((row["xmin"], row["ymin"], row["xmax"], row["ymax"]), size, image)
@@ -124,12 +124,12 @@ def set_raw_crop(document: Document, row: Row, image: Image.Image) -> None:
 
 
 def write_sidecar(target: Path, rows: Sequence[Row], image: Image.Image) -> None:
-    """Write one photograph's crops into an XMP sidecar; what an existing one says otherwise stays.
+    """Write one image's crops into an XMP sidecar; what an existing one says otherwise stays.
 
     Args:
         target: The sidecar.
         rows: The crops, best first.
-        image: The photograph, opened.
+        image: The image, opened.
 
     Raises:
         ImageFileError: The sidecar exists and is not XMP or has a crop that somebody made, or cannot be written.
@@ -148,60 +148,60 @@ def write_sidecar(target: Path, rows: Sequence[Row], image: Image.Image) -> None
 
 
 class MetadataWriter:
-    """Writes photographs' crops as metadata: sidecars beside them, or copies in a folder.
+    """Writes images' crops as metadata: sidecars beside them, or copies in a folder.
 
     Args:
         folder: Where copies go, in the folders that were searched; what takes no XMP (all but JPEG, PNG and WebP)
-            gets a sidecar there. None for sidecars beside the photographs.
+            gets a sidecar there. None for sidecars beside the images.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         self._written: dict[Path, Path] = {}
 
-    def write(self, photo: Path, below: Path, rows: Sequence[Row]) -> Path:
-        """Write one photograph's crops and return the file.
+    def write(self, source: Path, below: Path, rows: Sequence[Row]) -> Path:
+        """Write one image's crops and return the file.
 
         Args:
-            photo: The photograph.
+            source: The image.
             below: Where it lies in the folder that was searched.
             rows: The crops, best first.
 
         Raises:
-            ImageFileError: The file is another photograph's or somebody's own, or cannot be written.
+            ImageFileError: The file is another image's or somebody's own, or cannot be written.
         """
-        with open_image(photo) as image:
+        with open_image(source) as image:
             copied = (
-                self.folder is not None and image.format in _EMBEDDING and photo.suffix.lower() not in RAW_SUFFIXES
+                self.folder is not None and image.format in _EMBEDDING and source.suffix.lower() not in RAW_SUFFIXES
             )
-            target = photo if self.folder is None else self.folder / below / photo.name
+            target = source if self.folder is None else self.folder / below / source.name
             target = target if copied else target.with_suffix(".xmp")
-            if self._written.setdefault(target, photo) != photo:
-                raise ImageFileError(photo, f"{target} is that of {self._written[target]}")
+            if self._written.setdefault(target, source) != source:
+                raise ImageFileError(source, f"{target} is that of {self._written[target]}")
             if not copied:
                 write_sidecar(target, rows, image)
                 return target
-        if target.exists() and target.samefile(photo):
-            raise ImageFileError(photo, "its copy would overwrite the photograph itself")
-        write_copy(photo, target, rows)
+        if target.exists() and target.samefile(source):
+            raise ImageFileError(source, "its copy would overwrite the image itself")
+        write_copy(source, target, rows)
         return target
 
 
-def write_copy(photo: Path, target: Path, rows: Sequence[Row]) -> None:
-    """Write a copy of a photograph with its crops as image regions; its pixels are not touched.
+def write_copy(source: Path, target: Path, rows: Sequence[Row]) -> None:
+    """Write a copy of an image with its crops as image regions; its pixels are not touched.
 
     Raises:
         ImageFileError: The file takes no XMP (only JPEG, PNG and WebP do), or cannot be read or written.
     """
     try:
-        content = photo.read_bytes()
-        with Image.open(photo) as image:
+        content = source.read_bytes()
+        with Image.open(source) as image:
             packet = image.info.get("xmp")
         document = parse_xmp(packet)
         set_regions(document, rows)
         content = with_xmp(content, write_xmp(document))
     except (OSError, XmpError, EmbeddingError) as error:
-        raise ImageFileError(photo, f"cannot be given image regions ({error})") from None
+        raise ImageFileError(source, f"cannot be given image regions ({error})") from None
     _write(target, content)
 
 

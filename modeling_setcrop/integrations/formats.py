@@ -1,6 +1,6 @@
-"""A photograph's crops in the words of the systems that show or label them.
+"""An image's crops in the words of the systems that show or label them.
 
-Every function takes the rows of one photograph, best crop first, as the manifest of `setcrop crop` has them:
+Every function takes the rows of one image, best crop first, as the manifest of `setcrop crop` has them:
 `source`, `rank`, `score` in 0..1, `xmin`, `ymin`, `xmax`, `ymax` in pixels of the image as displayed,
 `aspect_ratio` where it was asked for, `picture_width` and `picture_height` in pixels, `focus_x` and `focus_y` in 0..1.
 """
@@ -32,7 +32,7 @@ LABEL_STUDIO_CONFIG = """\
 
 
 def crop_rows(source: str, size: tuple[int, int], result: dict[str, Any]) -> list[Row]:
-    """Return the rows of one photograph.
+    """Return the rows of one image.
 
     Args:
         source: The file's path, as it is to be named.
@@ -212,18 +212,18 @@ FORMATS: dict[str, Callable[[Sequence[Row]], Any]] = {
 """What `setcrop suggest --format` and `setcrop crop --manifest-format` know, by name."""
 
 
-def format_lines(name: str, photos: Iterable[Sequence[Row]]) -> Iterator[str]:
-    """Yield lines of text with photographs' crops in a format, each as soon as its photograph comes.
+def format_lines(name: str, images: Iterable[Sequence[Row]]) -> Iterator[str]:
+    """Yield lines of text with images' crops in a format, each as soon as its image comes.
 
-    A line a photograph: `{"photo": source, "crops": [...]}`, or for `azure` and `label-studio` their own form; Label
+    A line per image: `{"photo": source, "crops": [...]}`, or for `azure` and `label-studio` their own form; Label
     Studio reads lists, so there all lines together are one; for `coco` all lines together are one list of results.
 
     Args:
         name: A key of `FORMATS`.
-        photos: The rows of each photograph, at least one.
+        images: The rows of each image, at least one.
     """
     as_list, first = name in ("label-studio", "coco"), True
-    for rows in photos:
+    for rows in images:
         value = FORMATS[name](rows)
         if name == "coco":
             yield ("[" if first else ",") + ",\n".join(map(json.dumps, value))
@@ -237,19 +237,19 @@ def format_lines(name: str, photos: Iterable[Sequence[Row]]) -> Iterator[str]:
 
 
 def write_formatted(path: Path, rows: Iterable[Row], name: str) -> None:
-    """Write every photograph's crops in a format.
+    """Write every image's crops in a format.
 
     Args:
         path: The file.
-        rows: Rows of many photographs, those of one together.
+        rows: Rows of many images, those of one together.
         name: A key of `FORMATS`.
 
     Raises:
         ImageFileError: The file cannot be written.
     """
-    photos = (list(group) for _, group in itertools.groupby(rows, key=lambda row: row["source"]))
+    images = (list(group) for _, group in itertools.groupby(rows, key=lambda row: row["source"]))
     with atomic_writer(path) as file:
-        for line in format_lines(name, photos):
+        for line in format_lines(name, images):
             file.write(line.encode() + b"\n")
 
 

@@ -16,7 +16,7 @@ from ..images.writing import stored_box
 from .shared_cropper import shared_cropper
 
 # The largest share of an image that its focal content may be: Wagtail makes it a fifth larger on both axes, and then a
-# rendition of 2:3 of a photograph of 3:2 can still hold it.
+# rendition of 2:3 of an image of 3:2 can still hold it.
 _MOST = 1 / 6
 
 

@@ -1,4 +1,4 @@
-"""What each photograph's crops must or had better keep and avoid: from a file, and the faces in it."""
+"""What each image's crops must or had better keep and avoid: from a file, and the faces in it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ FACE_WEIGHT = 0.5
 
 @dataclass(frozen=True)
 class Content:
-    """Options for one photograph after another.
+    """Options for one image after another.
 
     Attributes:
-        by_name: `keep` and `avoid` of a photograph, by its path as the file has it.
+        by_name: `keep` and `avoid` of an image, by its path as the file has it.
         faces: Whether faces are kept too.
         digest: Of the file, so that a run knows when it has changed.
     """
@@ -32,7 +32,7 @@ class Content:
 
     @classmethod
     def read(cls, file: Path | None, faces: bool = False) -> Content:
-        """Read a JSON-lines file with a line a photograph.
+        """Read a JSON-lines file with a line per image.
 
         `{"photo": "trip/beach.jpg", "keep": [[x1, y1, x2, y2], {"box": [...], "weight": 0.6}], "avoid": [...]}`, as
         the options of the same names; `photo` is the path below the searched folder, or as given to the command.
@@ -61,12 +61,12 @@ class Content:
         """What decides about crops, for a run's record."""
         return {"content": self.digest, "faces": self.faces} if self else {}
 
-    def options(self, options: CropOptions, photo: Source, loaded: LoadedImage) -> CropOptions:
-        """Return options with what is to be kept and avoided in one photograph.
+    def options(self, options: CropOptions, source: Source, loaded: LoadedImage) -> CropOptions:
+        """Return options with what is to be kept and avoided in one image.
 
         Faces are wishes, or with `strict` must not be cut.
         """
-        own = self.by_name.get((photo.folder / photo.path.name).as_posix(), self.by_name.get(photo.path.as_posix()))
+        own = self.by_name.get((source.folder / source.path.name).as_posix(), self.by_name.get(source.path.as_posix()))
         keep = list(options.keep) + list((own or {}).get("keep", ()))
         if self.faces:
             from ..images.faces import find_faces
@@ -77,7 +77,7 @@ class Content:
 
 
 def _entry(line: str) -> tuple[str, dict[str, Any]]:
-    """A photograph and its options."""
+    """An image and its options."""
     try:
         entry = json.loads(line)
     except ValueError as error:

@@ -53,7 +53,7 @@ class SourceReport:
 
 def crop_sources(
     cropper: CroppingBase,
-    photos: Sequence[Source],
+    sources: Sequence[Source],
     plan: CropPlan,
     options: CropOptions,
     journal: Journal,
@@ -71,16 +71,16 @@ def crop_sources(
 
     Args:
         cropper: A `Cropper`, or the "image-cropping" pipeline.
-        photos: As `list_sources` gives them.
+        sources: As `list_sources` gives them.
         plan: Names and formats.
         options: What to ask of crops.
         journal: The output folder's record.
         overwrite: Do everything again, and replace files that no earlier run has written.
         dry_run: Write nothing.
-        batch_size: Photographs of one shape in one forward pass; by default 8 on an accelerator and 1 on the CPU,
+        batch_size: Images of one shape in one forward pass; by default 8 on an accelerator and 1 on the CPU,
             where more gain little speed and cost memory.
         workers: Threads for reading and judging, and again for writing; by default as many as there are processors.
-        content: What single photographs' crops must or had better keep and avoid.
+        content: What single images' crops must or had better keep and avoid.
 
     Raises:
         FolderInUse: Another run writes into the folder.
@@ -93,11 +93,11 @@ def crop_sources(
             journal.load()
             journal.sweep()
         todo = []
-        for photo in photos:
-            if not overwrite and not dry_run and journal.is_done(photo):
-                yield SourceReport(photo, skipped=True)
+        for source in sources:
+            if not overwrite and not dry_run and journal.is_done(source):
+                yield SourceReport(source, skipped=True)
             else:
-                todo.append(photo)
+                todo.append(source)
         workers = workers or os.cpu_count() or 1
         run = _Run(plan, journal, overwrite, workers)
         suggestions = suggest_crops(
@@ -146,7 +146,7 @@ class _Run:
                 pass
 
     def _plan(self, suggestion: Suggestion) -> SourceReport:
-        source = suggestion.photo
+        source = suggestion.source
         try:
             if suggestion.error is not None:
                 raise suggestion.error
@@ -194,7 +194,7 @@ def _write(
     suggestion: Suggestion, image: CroppedImage, plan: CropPlan, budget: MemoryBudget
 ) -> tuple[FileState, list[int]]:
     """Cut and write an image's crops; return the file as it was and the bytes of each crop."""
-    path = suggestion.photo.path
+    path = suggestion.source.path
     crops = [crop.to_write(plan.out) for crop in image.crops]
     with open_regular_file(path) as file:
         state = FileState.of(file, with_content=True)

@@ -38,10 +38,10 @@ class CropPlan:
         format: File format, or None for each image's own.
         quality: 1..100, for JPEG, WebP and AVIF.
         width, height: Pixels to which crops are brought down; smaller crops stay as they are.
-        strip: What of the photograph's metadata its crops lose.
+        strip: What of the image's metadata its crops lose.
         ratio: The aspect ratio of crops that do not say theirs, as it was asked for; None for none.
         enlarge: Bring smaller crops up to that size too.
-        follow_orientation: Width and height are turned with the photograph.
+        follow_orientation: Width and height are turned with the image.
 
     Raises:
         ValueError: The template names an unknown field, or the format is unknown.
@@ -118,7 +118,7 @@ class CropPlan:
         Raises:
             ImageFileError: Two crops would have the same name, or one cannot have the name it would.
         """
-        source, result, loaded = suggestion.photo, suggestion.result, suggestion.loaded
+        source, result, loaded = suggestion.source, suggestion.result, suggestion.loaded
         suffix = output_suffix("", self.format) if self.format else suggestion.suffix
         ranks: Counter[str] = Counter()
         crops = []

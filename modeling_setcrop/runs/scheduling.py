@@ -1,4 +1,4 @@
-"""Many photographs through one model: read and judged in threads, in batches of one shape.
+"""Many images through one model: read and judged in threads, in batches of one shape.
 
 A bounded window of them is in flight, however many there are, and large ones wait for each other (`MemoryBudget`).
 """
@@ -41,10 +41,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Suggestion:
-    """What the model says of one photograph, or why it could not be read.
+    """What the model says of one image, or why it could not be read.
 
     Attributes:
-        photo: The photograph.
+        source: The image.
         loaded: Its reduced copy and its size; None with an error.
         result: The pipeline's answer with `details=True`; empty with an error.
         error: Why there is no answer.
@@ -53,7 +53,7 @@ class Suggestion:
         note: What a person should know of the file, or None.
     """
 
-    photo: Source
+    source: Source
     loaded: LoadedImage | None
     result: dict[str, Any]
     error: ImageFileError | None = None
@@ -85,7 +85,7 @@ class MemoryBudget:
 
 def suggest_crops(
     cropper: CroppingBase,
-    photos: Iterable[Source],
+    sources: Iterable[Source],
     options: CropOptions | Mapping[str, Any],
     *,
     batch_size: int | None = None,
@@ -93,17 +93,17 @@ def suggest_crops(
     budget: MemoryBudget | None = None,
     content: Content | None = None,
 ) -> Iterator[Suggestion]:
-    """Suggest crops in threads that read and judge; photographs come back when they are done, not in order.
+    """Suggest crops in threads that read and judge; images come back when they are done, not in order.
 
     Args:
         cropper: A `Cropper`, or the "image-cropping" pipeline.
-        photos: Photographs, taken only as fast as they are needed.
+        sources: Images, taken only as fast as they are needed.
         options: What to ask; `details` is asked always.
-        batch_size: Photographs of one shape in one forward pass; by default 8 on an accelerator and 1 on the CPU,
+        batch_size: Images of one shape in one forward pass; by default 8 on an accelerator and 1 on the CPU,
             where more gain little speed and cost memory.
         workers: Threads; by default as many as there are processors.
         budget: Bounds the memory of images that are decoded at once.
-        content: What single photographs' crops must or had better keep and avoid.
+        content: What single images' crops must or had better keep and avoid.
     """
     workers = workers or os.cpu_count() or 1
     batch_size = batch_size or cropper.default_batch_size
@@ -113,11 +113,11 @@ def suggest_crops(
     budget = budget or MemoryBudget()
     # Enough for every thread to have a batch while the next ones are being read.
     window = 2 * (workers + 1) * batch_size
-    source = enumerate(photos)
+    numbered = enumerate(sources)
     in_use = cropper.workers()
     pool = ThreadPoolExecutor(workers, "suggest", in_use.__enter__())
     reading: deque[tuple[int, Source, Future[_Decoded]]] = deque()
-    # Photographs that wait for others of their shape; the number says how long.
+    # Images that wait for others of their shape; the number says how long.
     groups: dict[tuple[int, ...], list[tuple[int, Source, _Decoded]]] = {}
     judging: dict[Future[list[Suggestion]], int] = {}
 
@@ -126,29 +126,29 @@ def suggest_crops(
 
     def refill() -> None:
         room = window - len(reading) - waiting() - sum(judging.values())
-        for number, photo in itertools.islice(source, max(room, 0)):
-            reading.append((number, photo, pool.submit(_read, cropper, photo, budget, options, content)))
+        for number, source in itertools.islice(numbered, max(room, 0)):
+            reading.append((number, source, pool.submit(_read, cropper, source, budget, options, content)))
 
     try:
         refill()
         while reading or groups or judging:
             if reading:
-                number, photo, future = reading.popleft()
+                number, source, future = reading.popleft()
                 try:
                     decoded = future.result()
                 except ImageFileError as error:
-                    yield Suggestion(photo, None, {}, error)
+                    yield Suggestion(source, None, {}, error)
                 except Exception as error:
                     # One odd image must not end the run.
-                    yield Suggestion(photo, None, {}, unexpected(photo, error))
+                    yield Suggestion(source, None, {}, unexpected(source, error))
                 else:
-                    groups.setdefault(decoded.pixels.shape, []).append((number, photo, decoded))
+                    groups.setdefault(decoded.pixels.shape, []).append((number, source, decoded))
             ready = next((shape for shape, members in groups.items() if len(members) >= batch_size), None)
             # Two batches' worth may wait for company; the rest of the window keeps the threads busy.
             if ready is None and groups and (not reading or waiting() > 2 * batch_size):
                 ready = min(groups, key=lambda shape: groups[shape][0][0])
             if ready is not None:
-                members = [(photo, decoded) for _, photo, decoded in groups.pop(ready)]
+                members = [(source, decoded) for _, source, decoded in groups.pop(ready)]
                 judging[pool.submit(_suggest_each, cropper, members)] = len(members)
             if judging and not reading:
                 wait(judging, return_when=FIRST_COMPLETED)
@@ -161,16 +161,16 @@ def suggest_crops(
         in_use.__exit__(None, None, None)
 
 
-def in_order(suggestions: Iterable[Suggestion], photos: Iterable[Source]) -> Iterator[Suggestion]:
-    """Suggestions in the order of their photographs, each as soon as those before it are there."""
+def in_order(suggestions: Iterable[Suggestion], sources: Iterable[Source]) -> Iterator[Suggestion]:
+    """Suggestions in the order of their images, each as soon as those before it are there."""
     arrived: dict[Source, Suggestion] = {}
-    expected = iter(photos)
-    photo = next(expected, None)
+    expected = iter(sources)
+    source = next(expected, None)
     for suggestion in suggestions:
-        arrived[suggestion.photo] = suggestion
-        while photo in arrived:
-            yield arrived.pop(photo)
-            photo = next(expected, None)
+        arrived[suggestion.source] = suggestion
+        while source in arrived:
+            yield arrived.pop(source)
+            source = next(expected, None)
 
 
 class _Decoded(NamedTuple):
@@ -186,20 +186,20 @@ def unexpected(source: Source, error: Exception) -> ImageFileError:
 
 
 def _read(
-    cropper: CroppingBase, photo: Source, budget: MemoryBudget, options: CropOptions, content: Content | None
+    cropper: CroppingBase, source: Source, budget: MemoryBudget, options: CropOptions, content: Content | None
 ) -> _Decoded:
-    with open_regular_file(photo.path) as file:
+    with open_regular_file(source.path) as file:
         state = FileState.of(file, with_content=False)
-        with open_image(file, str(photo.path)) as image, decoding(photo.path):
+        with open_image(file, str(source.path)) as image, decoding(source.path):
             pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
             note = f"page 1 of {pages}" if pages > 1 else None
-            facts = {"suffix": own_suffix(photo.path, image), "state": state, "note": note}
+            facts = {"suffix": own_suffix(source.path, image), "state": state, "note": note}
             with budget(decoding_bytes(image)):
                 loaded = decode_image(image, cropper.short_side, draft=True)
     if options.trim:
         loaded = trimmed(loaded)
     if content:
-        options = content.options(options, photo, loaded)
+        options = content.options(options, source, loaded)
     return _Decoded(loaded, cropper.prepare(loaded), options, facts)
 
 
@@ -209,22 +209,22 @@ def _suggest_each(cropper: CroppingBase, members: list[tuple[Source, _Decoded]])
         return _suggest_batch(cropper, members)
     except Exception as error:
         if len(members) == 1:
-            photo, decoded = members[0]
-            return [Suggestion(photo, decoded.loaded, {}, unexpected(photo, error))]
+            source, decoded = members[0]
+            return [Suggestion(source, decoded.loaded, {}, unexpected(source, error))]
         return [suggestion for member in members for suggestion in _suggest_each(cropper, [member])]
 
 
 def _suggest_batch(cropper: CroppingBase, members: list[tuple[Source, _Decoded]]) -> list[Suggestion]:
     # What one image is asked and not another concerns its crops alone, never the eye that sees them.
-    source = cropper.source(members[0][1].options)
-    encodings = cropper.encode([decoded.pixels for _, decoded in members], source)
+    eye = cropper.source(members[0][1].options)
+    encodings = cropper.encode([decoded.pixels for _, decoded in members], eye)
     suggestions = []
-    for (photo, decoded), encoded in zip(members, encodings, strict=True):
+    for (source, decoded), encoded in zip(members, encodings, strict=True):
         try:
             loaded = decoded.loaded
             result = cropper.answer(encoded, loaded.size, decoded.options, loaded.inside)
-            suggestions.append(Suggestion(photo, decoded.loaded, result, **decoded.facts))
+            suggestions.append(Suggestion(source, decoded.loaded, result, **decoded.facts))
         except ValueError as error:
             # A constraint that cannot hold for this image: a box outside it, or `strict`.
-            suggestions.append(Suggestion(photo, decoded.loaded, {}, ImageFileError(photo.path, one_line(error))))
+            suggestions.append(Suggestion(source, decoded.loaded, {}, ImageFileError(source.path, one_line(error))))
     return suggestions
