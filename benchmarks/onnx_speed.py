@@ -22,9 +22,9 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection
 from transformers.utils import logging
 
 from modeling_setcrop import DEFAULT_CHECKPOINT
+from modeling_setcrop.export.onnx_export import export_onnx
 from modeling_setcrop.image_preprocessing import ImagePreprocessing
 from modeling_setcrop.image_reading import load_image_file
-from modeling_setcrop.onnx_export import export_onnx
 from modeling_setcrop.runtime.checkpoint import INT8_GRAPH
 from modeling_setcrop.runtime.onnx_engine import OnnxEngine
 

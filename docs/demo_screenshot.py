@@ -16,7 +16,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from modeling_setcrop.cli.options import load_cropper
-from modeling_setcrop.demo import build_demo
+from modeling_setcrop.integrations.gradio_demo import build_demo
 
 DOCS = Path(__file__).parent
 PHOTO = DOCS.parent / "examples" / "photos" / "kitten-on-lawn.jpg"

@@ -12,9 +12,9 @@ from pathlib import Path
 from PIL import Image
 
 from modeling_setcrop.cli.options import load_cropper
-from modeling_setcrop.drawing import DRAWING_SIDE, contact_sheet
 from modeling_setcrop.image_reading import ImageFileError, decode_image
 from modeling_setcrop.images.atomic import atomic_writer
+from modeling_setcrop.images.drawing import DRAWING_SIDE, contact_sheet
 from modeling_setcrop.runs.scheduling import in_order, suggest_crops
 from modeling_setcrop.runs.sources import list_sources
 

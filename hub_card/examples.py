@@ -8,9 +8,9 @@ from PIL import Image
 from transformers import pipeline
 
 import modeling_setcrop  # noqa: F401  (registers the pipeline)
-from modeling_setcrop.drawing import draw_crops
 from modeling_setcrop.image_reading import decode_image
 from modeling_setcrop.images.atomic import atomic_writer
+from modeling_setcrop.images.drawing import draw_crops
 
 # Images by Budgie Backgrounds, CC0; small copies of those in examples/photos.
 PHOTOS = tuple(sorted(Path(__file__).with_name("photos").glob("*.jpg")))

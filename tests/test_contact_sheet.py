@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from modeling_setcrop.drawing import contact_sheet
 from modeling_setcrop.image_reading import LoadedImage
+from modeling_setcrop.images.drawing import contact_sheet
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "contact_sheet.py"
 

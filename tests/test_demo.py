@@ -18,7 +18,7 @@ if not (shutil.which("chromium") and shutil.which("chromedriver")):
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
-from modeling_setcrop.demo import build_demo  # noqa: E402
+from modeling_setcrop.integrations.gradio_demo import build_demo  # noqa: E402
 
 FLAGS = (
     "--headless",

@@ -12,7 +12,7 @@ from transformers import pipeline
 gradio = pytest.importorskip("gradio")
 gradio_client = pytest.importorskip("gradio_client")
 
-from modeling_setcrop.demo import MAX_UPLOAD, build_demo  # noqa: E402
+from modeling_setcrop.integrations.gradio_demo import MAX_UPLOAD, build_demo  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from hub_card.examples import PHOTOS
 from hub_card.publishing import plan_upload, upload
 from hub_card.results import CardError, comparison_table, read_evaluations, results_table
 from modeling_setcrop.cli import app
-from modeling_setcrop.hub_export import export_hub
+from modeling_setcrop.export.hub_export import export_hub
 
 EVALUATION = {
     "data": "flms43",

@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 
 from modeling_setcrop import SetCropConfig, SetCropForImageCropping
 from modeling_setcrop.cli import app
+from modeling_setcrop.export.hub_export import export_hub
 from modeling_setcrop.hub_code import code_files
-from modeling_setcrop.hub_export import export_hub
 
 # What transformers and torch bring along is there; what only SetCrop asks for is not.
 ABSENT = """

@@ -16,14 +16,14 @@ from hub_card.examples import PHOTOS
 from modeling_setcrop import Cropper, SetCropConfig, SetCropForImageCropping
 from modeling_setcrop.cli import app
 from modeling_setcrop.cli.options import UsageError, load_cropper
-from modeling_setcrop.hub_export import export_hub
+from modeling_setcrop.export.hub_export import export_hub
 from modeling_setcrop.runtime.checkpoint import CheckpointError
 from modeling_setcrop.runtime.onnx_engine import OnnxEngine
 
 pytest.importorskip("onnxscript")
 onnx = pytest.importorskip("onnx")
 
-from modeling_setcrop.onnx_export import OnnxMismatchError, check_agreement, compare_int8, export_onnx  # noqa: E402
+from modeling_setcrop.export.onnx_export import OnnxMismatchError, check_agreement, compare_int8, export_onnx  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_a_folder_with_another_model_is_left_alone(tiny_checkpoint, tmp_path):
 
 
 def test_graphs_can_join_an_exported_folder(folder, tiny_checkpoint, tmp_path):
-    from modeling_setcrop.onnx_export import check_same_model
+    from modeling_setcrop.export.onnx_export import check_same_model
 
     export_hub(tiny_checkpoint, tmp_path / "hub")
     check_same_model(tmp_path / "hub", pipeline("image-cropping", model=str(tiny_checkpoint)).model)

@@ -7,7 +7,7 @@ import os
 from transformers import pipeline
 
 import modeling_setcrop
-from modeling_setcrop.demo import build_demo
+from modeling_setcrop.integrations.gradio_demo import build_demo
 
 MODEL = os.environ.get("SETCROP_MODEL", modeling_setcrop.DEFAULT_CHECKPOINT)
 

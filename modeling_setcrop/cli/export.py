@@ -33,7 +33,7 @@ def hub(
     from hub_card.card import write_card
     from hub_card.results import CardError
     from modeling_setcrop import DEFAULT_CHECKPOINT
-    from modeling_setcrop.hub_export import export_hub
+    from modeling_setcrop.export.hub_export import export_hub
 
     _quiet()
     try:
@@ -80,7 +80,7 @@ def onnx(
     """Write ONNX graphs for any batch, height and width, and check them against torch to 1e-4."""
     from hub_card.examples import PHOTOS
     from modeling_setcrop import DEFAULT_CHECKPOINT
-    from modeling_setcrop.onnx_export import OnnxMismatchError, export_onnx
+    from modeling_setcrop.export.onnx_export import OnnxMismatchError, export_onnx
     from modeling_setcrop.runs.sources import list_sources
 
     _quiet()

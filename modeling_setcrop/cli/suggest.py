@@ -217,9 +217,9 @@ def annotate_image(suggestion: Suggestion, target: Path) -> Path:
     Raises:
         ImageFileError: The file cannot be written, or would replace the image.
     """
-    from modeling_setcrop.drawing import DRAWING_SIDE, draw_crops
     from modeling_setcrop.image_reading import ImageFileError, load_image_file
     from modeling_setcrop.images.atomic import atomic_writer
+    from modeling_setcrop.images.drawing import DRAWING_SIDE, draw_crops
     from modeling_setcrop.images.formats import format_of, save_options
 
     source = suggestion.source

@@ -41,7 +41,7 @@ def publish(folder: Path, repository: str, api: HfApi | None = None) -> bool:
     from hub_card.card import write_card
     from hub_card.publishing import plan_upload, upload
 
-    from ..hub_export import export_hub
+    from ..export.hub_export import export_hub
 
     try:
         with tempfile.TemporaryDirectory() as work:

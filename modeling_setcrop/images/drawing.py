@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .image_reading import LoadedImage
+from ..image_reading import LoadedImage
 
 # Okabe and Ito's colours, which people with any colour vision can tell apart, brightest first.
 COLOURS = ("#F0E442", "#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#0072B2", "#FFFFFF")

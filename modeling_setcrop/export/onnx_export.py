@@ -17,12 +17,12 @@ import torch
 from torch import nn
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
-from .crop_geometry import box_iou
-from .image_preprocessing import ImagePreprocessing
-from .image_reading import load_image_file
-from .modeling_setcrop import SetCropForImageCropping
-from .runtime.checkpoint import GRAPH_FOLDER, INT8_GRAPH, MODEL_GRAPH, SCORER_GRAPH
-from .runtime.onnx_engine import SCORER_BOXES, OnnxEngine
+from ..crop_geometry import box_iou
+from ..image_preprocessing import ImagePreprocessing
+from ..image_reading import load_image_file
+from ..modeling_setcrop import SetCropForImageCropping
+from ..runtime.checkpoint import GRAPH_FOLDER, INT8_GRAPH, MODEL_GRAPH, SCORER_GRAPH
+from ..runtime.onnx_engine import SCORER_BOXES, OnnxEngine
 
 TOLERANCE = 1e-4
 # Sizes that an export is traced with. A graph is for all sizes; the tracer must only not mistake one for a constant.

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from .drawing import DRAWING_SIDE, draw_crops
-from .image_reading import load_image_file, one_line
-from .images.formats import output_suffix
-from .images.writing import CropFile, write_crops
+from ..image_reading import load_image_file, one_line
+from ..images.drawing import DRAWING_SIDE, draw_crops
+from ..images.formats import output_suffix
+from ..images.writing import CropFile, write_crops
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from .pipeline_image_cropping import ImageCroppingPipeline
+    from ..pipeline_image_cropping import ImageCroppingPipeline
 
 RATIOS = ("free", "original", "1:1", "4:5", "3:2", "16:9", "9:16")
 _HEADERS = ["rank", "score", "left", "top", "right", "bottom", "size"]

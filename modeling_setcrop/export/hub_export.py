@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
-from .hub_code import AUTO_CLASSES, IMAGE_PROCESSORS
+from ..hub_code import AUTO_CLASSES, IMAGE_PROCESSORS
 
 # What a checkpoint folder may hold beside the model, for its card.
 _TRAINING, _EVALUATION, _EVALUATION_FILE = "training.json", "evaluation", "evaluation.json"

@@ -1,0 +1,1 @@
+"""Checkpoints in the forms that others take: ONNX graphs, and a folder for the Hub."""
