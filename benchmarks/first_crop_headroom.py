@@ -4,7 +4,7 @@
 
 The model's scores of the labelled crops are mixed with the labels themselves, in growing shares, and the first crop of
 each mixture is measured beside the best constant box: an imagined model that ranks better and better.
-"Lost" is the mean difference in human score between an image's best crop and the labelled crop nearest to the first.
+"Lost" is the mean difference in rating between an image's best crop and the labelled crop nearest to the first.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--aspect-ratio", default="", help="one, or several with commas")
     parser.add_argument("--top-k", type=int, default=1, help="crops of each ratio")
     parser.add_argument("--format", help="file format; by default each image's own")
-    parser.add_argument("--width", type=int, help="bring crops down to so many pixels across")
+    parser.add_argument("--width", type=int, help="largest width of a written crop in pixels")
     parser.add_argument("--manifest", type=Path, help=".jsonl or .csv file with every crop")
     parser.add_argument("--overwrite", action="store_true", help="redo what is done")
     parser.add_argument("--model", help="checkpoint; by default the one that comes with SetCrop")

@@ -49,7 +49,7 @@ class SetCropConfig(ConditionalDetrConfig):
         smoothing_upper_bound (`float`, defaults to 0.5):
             The paper's mu in [0, 1]: the largest soft label that quality guidance gives.
         quality_lower, quality_upper (`float`, defaults to 2.0 and 3.5):
-            The paper's s_l and s_u: the human scores that map to 0 and to mu.
+            The paper's s_l and s_u: the ratings that map to 0 and to mu.
         quality_iou_threshold (`float`, defaults to 0.85):
             A rated crop speaks for an anchor only when their IoU is at least this.
         distillation_momentum (`float`, defaults to 0.5):
@@ -67,7 +67,7 @@ class SetCropConfig(ConditionalDetrConfig):
             Give every anchor a learnable size beside its learnable centre. Off in the paper's model; with it anchors
             can start from given crops ([`SetCropForImageCropping.initialize_anchors`]).
         crop_scoring (`bool`, defaults to `False`):
-            Add the head that predicts the human score of any box from the same encoded image.
+            Add the head that predicts the rating of any box from the same encoded image.
         crop_scoring_dim (`int`, defaults to 192):
             Width of that head's hidden layers.
         crop_scoring_detail (`bool`, defaults to `False`):
@@ -146,7 +146,7 @@ class SetCropConfig(ConditionalDetrConfig):
 
     @property
     def default_source(self) -> int:
-        """Index, among `rating_sources`, of whose eye a caller gets who asks for none."""
+        """Index, among `rating_sources`, of the ratings that a caller gets who asks for none."""
         sources = self.rating_sources or []
         chosen = (self.tightness_sources or {}).get("default")
         return sources.index(chosen) if chosen in sources else 0

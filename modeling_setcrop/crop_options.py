@@ -74,7 +74,7 @@ class CropOptions:
         trim: Bars, mats and passepartouts around the image are no part of any crop.
         strict: Raise where no crop satisfies everything, instead of letting constraints give way.
         details: Also say whether cropping improves the image, and where its weight lies.
-        tightness: "loose", "default" or "tight": whose eye the ratings are, for models that learned several.
+        tightness: "loose", "default" or "tight": whose ratings are predicted, for models that learned several sources.
 
     Raises:
         ValueError: An option is out of its range, naming it.

@@ -42,7 +42,7 @@ class CroppingBase:
         raise NotImplementedError
 
     def encode(self, images: Sequence[np.ndarray], source: int | None = None) -> list[Any]:
-        """Run the network over prepared images (3, H, W), with the eye that [`source`] says.
+        """Run the network over prepared images (3, H, W), for the source of ratings that [`source`] says.
 
         Each result has `prediction(image_size)`, which makes a [`Prediction`].
         """
@@ -84,7 +84,7 @@ class CroppingBase:
         return answer_outside(answer, inside, image_size)
 
     def source(self, options: CropOptions) -> int | None:
-        """Whose eye the ratings are, as an index of the config's `rating_sources`; None for models that have one.
+        """Return whose ratings are predicted, as an index of `rating_sources`; None for models with one source.
 
         Raises:
             ValueError: The model has no such tightness.
@@ -94,6 +94,6 @@ class CroppingBase:
         wanted = eyes.get(options.tightness)
         if wanted is None:
             if options.tightness != "default":
-                raise ValueError(f"this model has no tightness {options.tightness!r}: its ratings are one eye's")
+                raise ValueError(f"this model has no tightness {options.tightness!r}: its ratings have one source")
             return None
         return sources.index(wanted) if wanted in sources else int(wanted)

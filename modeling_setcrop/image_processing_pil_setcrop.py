@@ -45,7 +45,7 @@ class CropProcessingMixin:
         Args:
             images: an image or a list of them (PIL, NumPy or torch).
             annotations: a dict per image with `boxes` (S, 4) corner format in pixels of that image, `scores` (S,)
-                human scores or None, and `good` (S,) booleans: the crops to be proposed; or COCO's form, a dict with
+                ratings or None, and `good` (S,) booleans: the crops to be proposed; or COCO's form, a dict with
                 `annotations`, see [`crops_of_coco`].
             **kwargs: as upstream's Conditional DETR processor.
 

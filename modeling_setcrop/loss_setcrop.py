@@ -109,7 +109,7 @@ def quality_targets(
     Args:
         boxes: (L, B, N, 4) anchors' boxes, cxcywh in [0, 1].
         scored_boxes: (B, S, 4) rated crops, cxcywh in [0, 1].
-        scores: (B, S) their human scores.
+        scores: (B, S) their ratings.
         rated: (B, S) False where the entry is padding.
         config: gives mu, s_l, s_u and the IoU threshold.
 
@@ -283,7 +283,7 @@ def crop_scoring_loss(
     """Regression and ranking losses of the scoring head on all rated crops.
 
     The regression is the mean over images of the mean squared error. The ranking term is the logistic loss of every
-    pair of crops of one image (RankNet, Burges et al., 2005), weighted by the difference of their human scores, so
+    pair of crops of one image (RankNet, Burges et al., 2005), weighted by the difference of their ratings, so
     that ties weigh nothing.
 
     Args:

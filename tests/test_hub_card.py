@@ -189,6 +189,16 @@ def test_bad_evaluations_are_named(tmp_path, content, message):
         read_evaluations(tmp_path)
 
 
+def test_keys_of_older_files_are_still_read(checkpoint, tmp_path):
+    older = tmp_path / "tiny"
+    shutil.copytree(checkpoint, older)
+    for name, content in (("training.json", TRAINING), ("evaluation/flms43.json", EVALUATION)):
+        text = json.dumps(content).replace('"images"', '"pictures"').replace("less_best_baseline", "less_best_blind")
+        assert '"pictures"' in text
+        (older / name).write_text(text)
+    assert build_card(older).text == build_card(checkpoint).text
+
+
 def test_bad_training_facts_are_named(checkpoint, tmp_path):
     folder = tmp_path / "tiny"
     shutil.copytree(checkpoint, folder)

@@ -776,7 +776,7 @@ export function use(setcrop) {
 /**
  * smartcrop.js's call: the best crop of width : height.
  *
- * width, height: the aspect ratio (1:1 without them); minScale (1): least size in parts of the largest crop; boost:
+ * width, height: the aspect ratio (1:1 without them); minScale (1): least size as a fraction of the largest crop; boost:
  * [{ x, y, width, height, weight }] parts to keep or, with a negative weight, to leave out.
  */
 export async function crop(image, options = {}) {

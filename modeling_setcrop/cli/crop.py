@@ -34,7 +34,7 @@ def crop(
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the crops go; folders are mirrored there.")],
     top_k: shared.TopK = 1,
     aspect_ratio: shared.AspectRatio = None,
-    width: Annotated[int | None, typer.Option(min=1, help="Bring crops down to so many pixels across.")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Largest width of a crop in pixels.")] = None,
     height: Annotated[int | None, typer.Option(min=1, help="Pixels down; with --width the aspect ratio.")] = None,
     enlarge: Annotated[
         bool, typer.Option("--enlarge", help="Bring crops up to --width and --height too where they are smaller.")

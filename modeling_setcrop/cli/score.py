@@ -1,4 +1,4 @@
-"""`setcrop score`: the predicted human score of given crops of an image, or a map of where a crop goes best."""
+"""`setcrop score`: the predicted rating of given crops of an image, or a map of where a crop goes best."""
 
 from __future__ import annotations
 

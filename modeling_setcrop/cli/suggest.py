@@ -41,7 +41,7 @@ def suggest(
     nms_iou: shared.NmsIou = 0.8,
     diversity: shared.Diversity = None,
     as_set: shared.AsSet = False,
-    width: Annotated[int | None, typer.Option(min=1, help="Pixels across at which crops will be shown.")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Width in pixels at which crops will be shown.")] = None,
     height: Annotated[int | None, typer.Option(min=1, help="Pixels down; with --width the aspect ratio.")] = None,
     min_area: shared.MinArea = None,
     max_area: shared.MaxArea = None,
@@ -108,7 +108,7 @@ def suggest(
 def answered(
     suggestions: Iterable[Suggestion], annotate: Path | None, note: Callable[[ImageFileError], None]
 ) -> Iterator[tuple[Suggestion, Path | None]]:
-    """Yield the suggestions that are no errors, and the file that each is drawn in."""
+    """Yield the suggestions that are no errors, and the file that each is drawn to."""
     from modeling_setcrop.image_reading import ImageFileError
 
     for suggestion in suggestions:

@@ -3,7 +3,7 @@ et al., ACM Multimedia 2014), as distributed: `image/NAME.jpg` and `500_image_da
 
 The MATLAB file holds the struct array `img_gt`: the first field is the file name, the second the annotators' crops,
 one row `y1 x1 y2 x2` each, negative where an annotator failed. Coordinates are taken as they stand: of the 4,988 crops
-927 start at 0 and 13 at 1, so they count from 0. Some crops reach over the image's edge: they are drawn in.
+927 start at 0 and 13 at 1, so they count from 0. Some crops reach over the image's edge: they are clipped.
 """
 
 from __future__ import annotations

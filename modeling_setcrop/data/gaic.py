@@ -40,7 +40,7 @@ _V2_SPLITS = {"train": "train", "val": "validation", "test": "test"}
 
 
 def load_gaic(path: str | os.PathLike, *, problems: Problems | None = None) -> DatasetDict:
-    """Reads GAIC version 1 or 2, told apart by whether `annotations` has a folder for each split.
+    """Reads GAIC version 1 or 2, which differ in whether `annotations` has a folder for each split.
 
     Good crops are those with a mean opinion score of at least 4; an image that has none takes its best-scored crops
     (as in the authors' release; the paper names the threshold alone, section 4.3). Crops scored -2 ("not rated") are

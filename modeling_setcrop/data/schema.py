@@ -58,7 +58,7 @@ _CACHE_VERSION = 3
 _ROWS_PER_BATCH = 1000
 LARGEST_ANNOTATION = 10_000_000
 """Bytes of one image's annotation, beyond which it is a mistake: GAIC's largest file has 4,000."""
-# Annotation tools round: a corner this far outside (pixels) is drawn in without a word.
+# Annotation tools round: a corner up to this far outside (pixels) is clipped and not reported.
 _ROUNDING = 1.0
 
 

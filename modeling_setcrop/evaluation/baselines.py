@@ -85,7 +85,7 @@ def frequent_set(train: Labels, count: int = 90) -> tuple[np.ndarray, np.ndarray
 
 
 def mean_score_set(train: Labels) -> tuple[np.ndarray, np.ndarray]:
-    """Every box of the lattice that training images have a crop at, scored by its mean human score there.
+    """Every box of the lattice that training images have a crop at, scored by its mean rating there.
 
     Rank given crops without looking at the image: each takes the mean score of the place that it overlaps most.
 

@@ -15,7 +15,7 @@ from datasets import Dataset
 class Labels:
     """The labels of I images; boxes are corners normalised to [0, 1], where IoU is the same as in pixels.
 
-    image_ids: (I,) names; sizes: (I, 2) width and height in pixels; boxes: (S, 4) per image; scores: (S,) human scores
+    image_ids: (I,) names; sizes: (I, 2) width and height in pixels; boxes: (S, 4) per image; scores: (S,) ratings
     an image, or None where the data set has none; good: (S,) flags per image.
     """
 

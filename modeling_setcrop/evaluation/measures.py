@@ -50,7 +50,7 @@ class Resampled(NamedTuple):
 def measure(labels: Labels, predictions: Predictions) -> dict[str, Measured]:
     """Every measure that the labels allow, by name.
 
-    With human scores (GAIC, CPC): `iou` (first crop with the best-rated one), `acc_1/N@eps`, both again as `iou_any`
+    With ratings (GAIC, CPC): `iou` (first crop with the best-rated one), `acc_1/N@eps`, both again as `iou_any`
     and `acc_1/N_any@eps` (any of the crops that share the highest score), `acc_N/1@eps` (the transpose), `ap_K@eps`,
     `ap_release_K@eps` (matched as in the authors' code), `srcc` and `acc_K/N` over the labelled crops. Without (FLMS,
     FCDB): `iou`, `iou_mean`, `bde`, `bde_mean` of the first crop with the nearest annotator and with all of them, and
@@ -67,7 +67,7 @@ def measure(labels: Labels, predictions: Predictions) -> dict[str, Measured]:
 
 
 def measure_ranking(labels: Labels, candidate_scores: list[np.ndarray]) -> dict[str, Measured]:
-    """`srcc` and `acc_K/N` of a method's scores of the labelled crops (which need human scores)."""
+    """`srcc` and `acc_K/N` of a method's scores of the labelled crops (which need ratings)."""
     found: dict[str, Measured] = {"srcc": metrics.spearman(candidate_scores, labels.scores)}
     for n in (5, 10):
         for k in (1, 2, 3, 4):

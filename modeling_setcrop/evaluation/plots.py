@@ -27,7 +27,7 @@ _COLOURS = ((0, 158, 115), (230, 159, 0), (86, 180, 233), (204, 121, 167), (0, 1
 
 
 def quality_validity(labels: Labels, predictions: Predictions) -> Figure:
-    """Validity of each predicted crop against the human score of the labelled crop it overlaps most (paper, Fig. 7).
+    """Validity of each predicted crop against the rating of the labelled crop it overlaps most (paper, Fig. 7).
 
     Predictions that overlap no labelled crop by 0.85 IoU have no known quality and are left out.
     """
@@ -48,7 +48,7 @@ def quality_validity(labels: Labels, predictions: Predictions) -> Figure:
     if centres:
         axes.plot(*zip(*centres, strict=True), color="#d55e00", marker="o", markersize=4, label="mean")
         axes.legend(frameon=False)
-    axes.set(xlabel="human score of the nearest labelled crop", ylabel="predicted validity")
+    axes.set(xlabel="rating of the nearest labelled crop", ylabel="predicted validity")
     axes.set_title(f"Quality and validity, {len(quality)} predictions")
     return figure
 
@@ -57,7 +57,7 @@ def score_calibration(labels: Labels, predictions: Predictions) -> Figure:
     """Mean labelled score of the crops that a model gives about the same score, and how many there are.
 
     Args:
-        labels: with human scores.
+        labels: with ratings.
         predictions: with `candidate_scores`.
     """
     predicted, rated = np.concatenate(predictions.candidate_scores), np.concatenate(labels.scores)
@@ -78,7 +78,7 @@ def score_calibration(labels: Labels, predictions: Predictions) -> Figure:
 
 
 def smoothing_map(config: object) -> Figure:
-    """The map M of quality guidance (paper, Fig. 6a): soft label by human score and IoU of the nearest rated crop.
+    """The map M of quality guidance (paper, Fig. 6a): soft label by rating and IoU of the nearest rated crop.
 
     Args:
         config: gives `smoothing_upper_bound`, `quality_lower`, `quality_upper` and `quality_iou_threshold`.
@@ -93,10 +93,10 @@ def smoothing_map(config: object) -> Figure:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     curve, area = figure.subplots(1, 2)
     curve.plot(scores, labels[:, -1], color="#0072b2")
-    curve.set(xlabel="human score", ylabel="soft label", ylim=(-0.02, 1), title="where the crops coincide")
+    curve.set(xlabel="rating", ylabel="soft label", ylim=(-0.02, 1), title="where the crops coincide")
     extent = (overlaps[0], overlaps[-1], scores[0], scores[-1])
     shown = area.imshow(labels, origin="lower", aspect="auto", extent=extent, vmin=0, vmax=1)
-    area.set(xlabel="IoU with the nearest rated crop", ylabel="human score", title="by overlap")
+    area.set(xlabel="IoU with the nearest rated crop", ylabel="rating", title="by overlap")
     figure.colorbar(shown, ax=area, label="soft label")
     return figure
 

@@ -108,15 +108,15 @@ def export_graphs(model: SetCropForImageCropping, folder: Path) -> None:
     height = torch.export.Dim("height", min=_SMALLEST, max=_LARGEST)
     width = torch.export.Dim("width", min=_SMALLEST, max=_LARGEST)
     several = bool(getattr(model.config, "rating_sources", None))
-    eye, any_eye = ({"source": torch.tensor(0)}, {"source": None}) if several else ({}, {})
+    source, any_source = ({"source": torch.tensor(0)}, {"source": None}) if several else ({}, {})
     pixels = torch.randn(_BATCH, model.config.num_channels, _HEIGHT, _WIDTH)
     with torch.no_grad():
         encoded = _encoding(model(pixels).encoder_outputs)
     proposer = _Proposer(model, encoded).eval()
     _write_graph(
         proposer,
-        {"pixel_values": pixels, **eye},
-        ({0: batch, 2: height, 3: width}, *any_eye.values()),
+        {"pixel_values": pixels, **source},
+        ({0: batch, 2: height, 3: width}, *any_source.values()),
         proposer.output_names,
         folder / MODEL_GRAPH,
     )
@@ -133,8 +133,8 @@ def export_graphs(model: SetCropForImageCropping, folder: Path) -> None:
         "detail": {0: batch, 2: cells("detail_rows"), 3: cells("detail_columns")},
     }
     given = {"boxes": torch.full((_BATCH, _BOXES, 4), 0.5), **encoded}
-    inputs = {name: given[name] for name in shapes if name in given} | eye
-    dynamic = (tuple({**shapes, **any_eye}[name] for name in inputs),)
+    inputs = {name: given[name] for name in shapes if name in given} | source
+    dynamic = (tuple({**shapes, **any_source}[name] for name in inputs),)
     _write_graph(_Scorer(model, list(inputs)).eval(), inputs, dynamic, ["scores"], folder / SCORER_GRAPH)
 
 

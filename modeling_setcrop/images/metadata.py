@@ -85,7 +85,7 @@ def prepare_metadata(source: Image.Image, format: str, cut: Cut, strip: Strip = 
 
 
 def _cropped_xmp(source: Image.Image, format: str, cut: Cut, strip: Strip, datasets: Datasets) -> bytes | None:
-    """The source's XMP as it is right for a crop; None where there is nothing to say."""
+    """Return the source's XMP packet corrected for a crop, or None where it has none."""
     packet = source.info.get("xmp")
     try:
         document = parse_xmp(packet)

@@ -5,7 +5,7 @@ and labels share (pixels, or normalised to [0, 1]):
 
 - `pred_boxes`: (N, 4) predicted crops, in any order; `pred_scores`: (N,) their validity, higher is better. N may
   differ from image to image. Equal scores keep their order.
-- `boxes`: (S, 4) labelled crops; `scores`: (S,) their human scores; `good`: (S,) flags of the good crops.
+- `boxes`: (S, 4) labelled crops; `scores`: (S,) their ratings; `good`: (S,) flags of the good crops.
 
 A measure that is a mean over images comes as its value for each image, (I,), so that means, intervals and worst
 cases are the caller's. Average precision pools all images and comes as one number.
@@ -25,7 +25,7 @@ RECALL_LEVELS = np.linspace(0.0, 1.0, 101)
 
 
 class Matches(NamedTuple):
-    """The K most valid crops of I images told into hits and misses, for precision and recall.
+    """The K most valid crops of I images as hits and misses, for precision and recall.
 
     scores: (I, K) validity, -inf where an image has fewer crops; hit: (I, K) whether the crop was matched to a good
     crop; positives: (I,) number of good crops.
@@ -61,12 +61,12 @@ def ranked(pred_boxes: Arrays, pred_scores: Arrays, k: int | None = None) -> tup
 
 
 def best_rated(boxes: Arrays, scores: Arrays) -> np.ndarray:
-    """(I, 4) the crop with the highest human score of each image, the first one of equals."""
+    """(I, 4) the crop with the highest rating of each image, the first one of equals."""
     return ranked(boxes, scores, 1)[0][:, 0]
 
 
 def has_equals(scores: Arrays) -> np.ndarray:
-    """(I,) whether several crops of an image share its highest human score, so that no single one is the best.
+    """(I,) whether several crops of an image share its highest rating, so that no single one is the best.
 
     Means of a few votes often coincide: 77 of the 200 test images of GAIC version 1 are such.
     """
@@ -124,7 +124,7 @@ def candidate_accuracy(candidate_scores: Arrays, scores: Arrays, k: int = 1, n: 
 
     Args:
         candidate_scores: (S,) predicted score of each labelled crop.
-        scores: (S,) its human score.
+        scores: (S,) its rating.
     """
     longest = max((len(values) for values in scores), default=0)
     predicted = _padded(candidate_scores, longest, -np.inf)
@@ -139,10 +139,10 @@ def candidate_accuracy(candidate_scores: Arrays, scores: Arrays, k: int = 1, n: 
 
 
 def spearman(candidate_scores: Arrays, scores: Arrays) -> np.ndarray:
-    """SRCC: (I,) Spearman's rank correlation, in [-1, 1], of predicted and human scores of an image's candidates.
+    """SRCC: (I,) Spearman's rank correlation, in [-1, 1], of predicted and ratings of an image's candidates.
 
     Equal values share their mean rank. A prediction that is the same for all candidates ranks nothing and gets 0; a
-    image whose human scores are all equal cannot be ranked and gets NaN (take `numpy.nanmean`). Zeng et al. (GAIC,
+    image whose ratings are all equal cannot be ranked and gets NaN (take `numpy.nanmean`). Zeng et al. (GAIC,
     CVPR 2019) report the mean over images.
     """
     return np.array(
@@ -180,7 +180,7 @@ def match(
     In order of validity, a crop takes the free good crop with the highest IoU, if that is at least `eps`.
 
     Args:
-        release_scores: (S,) human scores; given, crops are matched as in the evaluation code that Jia et al. (CVPR
+        release_scores: (S,) ratings; given, crops are matched as in the evaluation code that Jia et al. (CVPR
             2022) released: of the free good crops with IoU >= eps, whatever the IoU, the lowest-rated one.
     """
     top, scores = ranked(pred_boxes, pred_scores, k)

@@ -215,9 +215,9 @@ def _suggest_each(cropper: CroppingBase, members: list[tuple[Source, _Decoded]])
 
 
 def _suggest_batch(cropper: CroppingBase, members: list[tuple[Source, _Decoded]]) -> list[Suggestion]:
-    # What one image is asked and not another concerns its crops alone, never the eye that sees them.
-    eye = cropper.source(members[0][1].options)
-    encodings = cropper.encode([decoded.pixels for _, decoded in members], eye)
+    # What one image is asked and not another concerns its crops alone, never whose ratings rank them.
+    ratings_of = cropper.source(members[0][1].options)
+    encodings = cropper.encode([decoded.pixels for _, decoded in members], ratings_of)
     suggestions = []
     for (source, decoded), encoded in zip(members, encodings, strict=True):
         try:

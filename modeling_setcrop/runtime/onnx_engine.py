@@ -78,7 +78,7 @@ class OnnxEngine:
         Args:
             boxes: Any number M of them.
             encoded: The model graph's outputs for the images.
-            source: Whose eye the ratings are; None for the model's default.
+            source: Whose ratings are predicted; None for the model's default.
 
         Raises:
             ValueError: The model has no scoring head.

@@ -22,8 +22,8 @@ _CITATION = """\
 """
 _INPUTS = """\
 predictions: one dict per image: "boxes" (corners x1, y1, x2, y2), "scores" (validity of each).
-references: one dict per image: "boxes" in the same unit, "scores" (human score of each).
-n: numbers of crops looked at. eps: IoU at which a crop is met. equals: of crops that share the highest human score,
+references: one dict per image: "boxes" in the same unit, "scores" (rating of each).
+n: numbers of crops looked at. eps: IoU at which a crop is met. equals: of crops that share the highest rating,
 count each as the best one, not the first alone (the transpose stays as it is).
 """
 

@@ -9,7 +9,7 @@ import numpy as np
 from modeling_setcrop.metrics import functional
 
 _DESCRIPTION = """\
-Spearman's rank correlation and Acc_{K/N} of predicted with human scores of an image's candidate crops, means over
+Spearman's rank correlation and Acc_{K/N} of predicted with ratings of an image's candidate crops, means over
 images (Zeng et al., CVPR 2019).
 """
 _CITATION = """\
@@ -22,12 +22,12 @@ _CITATION = """\
 """
 _INPUTS = """\
 predictions: one list per image, the predicted score of each candidate.
-references: one list per image, its human score.
+references: one list per image, its rating.
 """
 
 
 class CropRanking(evaluate.Metric):
-    """`srcc` (over the images whose human scores differ) and `accuracy_{k}/{n}`."""
+    """`srcc` (over the images whose ratings differ) and `accuracy_{k}/{n}`."""
 
     def _info(self) -> evaluate.MetricInfo:
         scores = datasets.List(datasets.Value("float64"))
