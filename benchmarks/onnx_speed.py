@@ -25,7 +25,7 @@ from modeling_setcrop import DEFAULT_CHECKPOINT
 from modeling_setcrop.export.onnx_export import export_onnx
 from modeling_setcrop.image_preprocessing import ImagePreprocessing
 from modeling_setcrop.image_reading import load_image_file
-from modeling_setcrop.runtime.checkpoint import INT8_GRAPH
+from modeling_setcrop.runtime.checkpoint import QUANTIZED_GRAPH
 from modeling_setcrop.runtime.onnx_engine import OnnxEngine
 
 PHOTOS = sorted((Path(__file__).resolve().parents[1] / "examples" / "photos").glob("*.jpg"))
@@ -67,7 +67,7 @@ def median_times(runtimes: dict[str, Callable], inputs: dict[str, torch.Tensor],
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=DEFAULT_CHECKPOINT)
-    parser.add_argument("--onnx", type=Path, help="exported with --int8; made in a temporary folder when left out")
+    parser.add_argument("--onnx", type=Path, help="of setcrop export onnx; made in a temporary folder when left out")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--data", type=Path)
@@ -79,12 +79,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         if args.onnx is None:
             args.onnx = Path(work)
-            print(export_onnx(args.model, args.onnx, PHOTOS, int8=True))
+            print(export_onnx(args.model, args.onnx, PHOTOS, ["fp32", "q8"]))
         processor = AutoImageProcessor.from_pretrained(args.model)
         models = {
             "torch": AutoModelForObjectDetection.from_pretrained(args.model).eval(),
             "onnxruntime": OnnxAsModel(OnnxEngine(args.onnx, threads=args.threads)),
-            "onnxruntime int8": OnnxAsModel(OnnxEngine(args.onnx, INT8_GRAPH, threads=args.threads)),
+            "onnxruntime int8": OnnxAsModel(OnnxEngine(args.onnx, QUANTIZED_GRAPH, threads=args.threads)),
         }
     with torch.inference_mode():
         for count in (1, 8):

@@ -90,6 +90,8 @@ def build_card(folder: str | Path, repo_id: str | None = None) -> ModelCard:
         size=_image_size(folder),
         training=training,
         custom_code=custom_code,
+        graphs=(folder / "onnx" / "model.onnx").is_file(),
+        merit="pred_scores" if config.rerank else "logits",
         trust=", trust_remote_code=True" if custom_code else "",
         examples=[f"{_EXAMPLES}/{path.name}" for path in sorted((folder / _EXAMPLES).glob("*.jpg"))],
         evaluations=[

@@ -112,6 +112,15 @@ def test_card_has_its_pattern(exported):
     assert "|\n\n|" not in re.sub(r"\n\n\| (standard|less)", "", card.text)
 
 
+def test_the_card_shows_javascript_where_there_are_graphs(exported, tmp_path):
+    assert "transformers.js" not in ModelCard.load(exported / "README.md").text
+    folder = shutil.copytree(exported, tmp_path / "tiny-crop")
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "model.onnx").touch()
+    text = build_card(folder, "somebody/tiny-crop").text
+    assert 'AutoModel.from_pretrained("somebody/tiny-crop");' in text and "highest of pred_scores (1, 12)" in text
+
+
 def test_card_says_what_the_model_was_trained_on(exported):
     text = ModelCard.load(exported / "README.md").text
     assert "| Meadow views | 1,234 | CC BY 4.0 |" in text

@@ -3,33 +3,88 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import ResNetConfig, pipeline
+from PIL import Image
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection, ResNetConfig, pipeline
 from typer.testing import CliRunner
 
 from hub_card.examples import PHOTOS
-from modeling_setcrop import Cropper, SetCropConfig, SetCropForImageCropping
+from modeling_setcrop import (
+    DEFAULT_CHECKPOINT,
+    Cropper,
+    SetCropConfig,
+    SetCropForImageCropping,
+    SetCropImageProcessorPil,
+)
 from modeling_setcrop.cli import app
 from modeling_setcrop.cli.options import UsageError, load_cropper
+from modeling_setcrop.crop_geometry import box_iou, cxcywh_to_xyxy
 from modeling_setcrop.export.hub_export import export_hub
+from modeling_setcrop.export.transformers_js import write_transformers_js_config
 from modeling_setcrop.runtime.checkpoint import CheckpointError
 from modeling_setcrop.runtime.onnx_engine import OnnxEngine
 
 pytest.importorskip("onnxscript")
 onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
 
-from modeling_setcrop.export.onnx_export import OnnxMismatchError, check_agreement, compare_int8, export_onnx  # noqa: E402
+from modeling_setcrop.export.onnx_export import (  # noqa: E402
+    OnnxMismatchError,
+    check_agreement,
+    check_same_model,
+    compare_graph,
+    export_onnx,
+)
+
+WEB = Path(__file__).with_name("web")
+MISSING = None
+if shutil.which("node") is None:
+    MISSING = "needs Node (apt-get install nodejs npm)"
+elif not (WEB / "node_modules" / "@huggingface" / "transformers").is_dir():
+    MISSING = "needs @huggingface/transformers (npm install --ignore-scripts --prefix tests/web)"
+needs_transformers_js = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+
+
+def ask_transformers_js(folder: Path, images: list[Path], dtype: str | None = None) -> dict:
+    question = json.dumps({"folder": str(folder), "dtype": dtype, "images": [str(path) for path in images]})
+    command = ["node", str(WEB / "transformers.mjs")]
+    found = subprocess.run(command, input=question, capture_output=True, text=True, timeout=300)
+    assert found.returncode == 0, found.stderr
+    return json.loads(found.stdout)
 
 
 @pytest.fixture(scope="module")
-def report_and_folder(tiny_checkpoint, tmp_path_factory) -> tuple[dict, Path]:
-    folder = tmp_path_factory.mktemp("onnx") / "tiny"
-    return export_onnx(tiny_checkpoint, folder, PHOTOS, int8=True), folder
+def model(tiny_model) -> SetCropForImageCropping:
+    """The tiny model with two annotators' eyes, the second of them the default, and another box head."""
+    eyes = {"rating_sources": ["first", "second"], "tightness_sources": {"default": "second"}}
+    model = SetCropForImageCropping(SetCropConfig.from_dict({**tiny_model.config.to_dict(), **eyes})).eval()
+    model.load_state_dict(tiny_model.state_dict(), strict=False)
+    torch.manual_seed(0)
+    # So that the image and the eye move every bounding box.
+    for layer in (model.model.source_embeddings, model.crop_scorer.source, model.bbox_predictor.layers[-1]):
+        torch.nn.init.normal_(layer.weight, std=0.3)
+    return model
+
+
+@pytest.fixture(scope="module")
+def checkpoint(model, tiny_processor, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("onnx") / "checkpoint"
+    model.save_pretrained(folder)
+    tiny_processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report_and_folder(checkpoint) -> tuple[dict, Path]:
+    folder = checkpoint.with_name("graphs")
+    return export_onnx(checkpoint, folder, PHOTOS), folder
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +99,11 @@ def test_outputs_agree_on_images_of_several_sizes(report_and_folder):
 
 
 @pytest.mark.parametrize("shape", [(1, 64, 64), (3, 97, 128), (2, 111, 75)])
-def test_batch_height_and_width_are_free(folder, tiny_model, shape):
+def test_batch_height_and_width_are_free(folder, model, shape):
     batch, height, width = shape
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randn(batch, 3, height, width, generator=generator)
-    reference = copy.deepcopy(tiny_model).half().float()
+    reference = copy.deepcopy(model).half().float()
     with torch.inference_mode():
         expected = reference(pixels)
         boxes = torch.rand(batch, 7, 4, generator=generator) / 2 + 0.25
@@ -60,18 +115,35 @@ def test_batch_height_and_width_are_free(folder, tiny_model, shape):
     np.testing.assert_allclose(graphs.rate(boxes.numpy(), found), scores.numpy(), atol=1e-4)
 
 
-def test_weights_are_stored_in_half_precision_and_say_nothing_of_their_making(folder, tiny_checkpoint):
+@pytest.mark.parametrize("graph", ["model.onnx", "model_fp16.onnx", "model_quantized.onnx"])
+def test_a_graph_needs_only_pixels_and_has_the_default_eye(folder, model, graph):
+    session = onnxruntime.InferenceSession(folder / "onnx" / graph)
+    assert [entry.name for entry in session.get_inputs()] == ["pixel_values"]
+    assert [entry.type for entry in (*session.get_inputs(), *session.get_outputs())] == ["tensor(float)"] * (
+        1 + len(session.get_outputs())
+    )
+    pixels = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(0))
+    boxes = {}
+    for asked in ({}, {"source": 0}, {"source": 1}):
+        given = {name: np.array(value) for name, value in asked.items()}
+        (found,) = session.run(["pred_boxes"], {"pixel_values": pixels.numpy(), **given})
+        with torch.inference_mode():
+            expected = model(pixels, **asked).pred_boxes.numpy()
+        np.testing.assert_allclose(found, expected, atol=1e-3 if graph == "model.onnx" else 0.05)
+        boxes[asked.get("source")] = found
+    assert (boxes[None] == boxes[1]).all() and (boxes[None] != boxes[0]).any()
+
+
+def test_weights_are_stored_in_half_precision_and_say_nothing_of_their_making(folder, checkpoint):
     graph = onnx.load(folder / "onnx" / "model.onnx")
     halves = sum(t.data_type == onnx.TensorProto.FLOAT16 for t in graph.graph.initializer)
     assert halves > 10 and not graph.graph.value_info and not graph.metadata_props
     assert all(not node.metadata_props and not node.doc_string for node in graph.graph.node)
-    assert (folder / "onnx" / "model.onnx").stat().st_size < 0.7 * (
-        tiny_checkpoint / "model.safetensors"
-    ).stat().st_size
+    assert (folder / "onnx" / "model.onnx").stat().st_size < 0.7 * (checkpoint / "model.safetensors").stat().st_size
 
 
-def test_the_pipeline_gives_the_same_crops(folder, tiny_checkpoint, photos):
-    torch_crops, onnx_crops = pipeline("image-cropping", model=str(tiny_checkpoint)), Cropper(folder)
+def test_the_pipeline_gives_the_same_crops(folder, checkpoint, photos):
+    torch_crops, onnx_crops = pipeline("image-cropping", model=str(checkpoint)), Cropper(folder)
     assert onnx_crops.runtime == "onnx"
     for options in ({}, {"nms_iou": None, "top_k": 3}, {"details": True}):
         expected, found = (cropper(str(photos[0]), **options) for cropper in (torch_crops, onnx_crops))
@@ -83,20 +155,22 @@ def test_the_pipeline_gives_the_same_crops(folder, tiny_checkpoint, photos):
     assert onnx_crops(both, batch_size=2) == [onnx_crops(photo) for photo in both]
 
 
-def test_int8_is_smaller_and_its_loss_is_measured(report_and_folder, tmp_path):
+def test_what_other_precisions_change_is_measured(report_and_folder, tmp_path):
     report, folder = report_and_folder
-    assert report["sizes"]["model_int8.onnx"] < report["sizes"]["model.onnx"]
-    assert report["int8"]["probability"] > 0
+    assert report["sizes"]["model_quantized.onnx"] < report["sizes"]["model.onnx"]
+    assert 0 <= report["fp16"]["probability"] < 1e-3 and 0 < report["q8"]["probability"] < 0.1
+    halves = onnx.load(folder / "onnx" / "model_fp16.onnx").graph.node
+    assert not any(node.op_type == "Cast" and node.input[0].endswith(".half") for node in halves)
     # A graph that is not quantised loses nothing.
     same = shutil.copytree(folder, tmp_path / "same")
-    (graph,) = same.rglob("model.onnx")
-    shutil.copy(graph, graph.with_name("model_int8.onnx"))
-    assert compare_int8(same, PHOTOS) == {"first_crop_iou": 1, "same_first_crop": 1, "probability": 0}
+    shutil.copy(same / "onnx" / "model.onnx", same / "onnx" / "model_quantized.onnx")
+    nothing = {"first_crop_iou": 1, "same_first_crop": 1, "probability": 0}
+    assert compare_graph(same, "model_quantized.onnx", PHOTOS) == nothing
     assert Cropper(folder, "onnx-int8")(str(PHOTOS[0]), top_k=1)
 
 
-def test_graphs_of_another_model_are_refused(folder, tiny_model, tiny_processor):
-    other = copy.deepcopy(tiny_model)
+def test_graphs_of_another_model_are_refused(folder, model, tiny_processor):
+    other = copy.deepcopy(model)
     with torch.no_grad():
         other.class_labels_classifier.bias += 0.01
     with pytest.raises(OnnxMismatchError, match="logits"):
@@ -110,11 +184,45 @@ def test_a_folder_with_another_model_is_left_alone(tiny_checkpoint, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
-def test_graphs_can_join_an_exported_folder(folder, tiny_checkpoint, tmp_path):
-    from modeling_setcrop.export.onnx_export import check_same_model
-
+def test_graphs_travel_with_their_weights_and_not_with_others(folder, checkpoint, tiny_checkpoint, tmp_path):
+    """Into a folder for the Hub, where the image processor is still ours in Python."""
+    made = shutil.copytree(checkpoint, tmp_path / "made")
+    shutil.copytree(folder / "onnx", made / "onnx")
+    export_hub(made, tmp_path / "hub", half=True)
+    assert {path.name for path in (tmp_path / "hub" / "onnx").iterdir()} == {
+        *("model.onnx", "model_fp16.onnx", "model_quantized.onnx", "scorer.onnx", "report.json")
+    }
+    check_same_model(tmp_path / "hub", pipeline("image-cropping", model=str(checkpoint)).model)
+    assert Cropper(tmp_path / "hub").runtime == "onnx"
     export_hub(tiny_checkpoint, tmp_path / "hub")
-    check_same_model(tmp_path / "hub", pipeline("image-cropping", model=str(tiny_checkpoint)).model)
+    assert not (tmp_path / "hub" / "onnx").exists()
+
+
+@pytest.mark.parametrize("export", ["hub", "onnx", "both"])
+def test_what_transformers_js_reads_leaves_python_the_same(folder, checkpoint, tmp_path, export):
+    target = folder
+    if export != "onnx":
+        made = shutil.copytree(checkpoint, tmp_path / "made")
+        if export == "both":
+            shutil.copytree(folder / "onnx", made / "onnx")
+            write_transformers_js_config(made)
+        target = tmp_path / "hub"
+        export_hub(made, target)
+    settings = json.loads((target / "preprocessor_config.json").read_text())
+    # The only names under which transformers.js 4 finds a class for it.
+    assert settings["feature_extractor_type"] == "DetrFeatureExtractor" and "image_processor_type" not in settings
+    assert json.loads((target / "config.json").read_text())["transformers.js_config"] == {"dtype": "fp32"}
+    processor, plain = AutoImageProcessor.from_pretrained(target), AutoImageProcessor.from_pretrained(checkpoint)
+    assert type(processor) is SetCropImageProcessorPil
+    assert processor.size == plain.size and processor.resample == plain.resample
+    assert type(AutoConfig.from_pretrained(target)) is SetCropConfig
+    # Saved again it is an ordinary checkpoint's, and loads.
+    processor.save_pretrained(tmp_path / "again")
+    AutoConfig.from_pretrained(checkpoint).save_pretrained(tmp_path / "again")
+    assert type(AutoImageProcessor.from_pretrained(tmp_path / "again")) is SetCropImageProcessorPil
+    # And without the code it is what any other checkpoint of the package is.
+    export_hub(made if export != "onnx" else checkpoint, tmp_path / "plain", code=False)
+    assert "SetCropImageProcessor" in (tmp_path / "plain" / "preprocessor_config.json").read_text()
 
 
 def test_missing_graphs_are_named(tiny_checkpoint):
@@ -146,8 +254,8 @@ def test_the_papers_model_on_a_resnet_exports_without_a_scorer(tiny_processor, t
     )
     SetCropForImageCropping(config).save_pretrained(tmp_path / "resnet")
     tiny_processor.save_pretrained(tmp_path / "resnet")
-    report = export_onnx(tmp_path / "resnet", tmp_path / "graphs", PHOTOS)
-    assert report["agreement"].keys() == {"logits", "pred_boxes"}
+    report = export_onnx(tmp_path / "resnet", tmp_path / "graphs", PHOTOS, ["fp32"])
+    assert report["agreement"].keys() == {"logits", "pred_boxes"} and report["sizes"].keys() == {"model.onnx"}
     assert not (tmp_path / "graphs" / "onnx" / "scorer.onnx").exists()
     assert Cropper(tmp_path / "graphs")(str(PHOTOS[0]), top_k=1)
 
@@ -162,3 +270,42 @@ def test_commands_take_the_runtime(folder, photos, tmp_path):
         load_cropper(str(folder), "cuda", "onnx")
     with pytest.raises(UsageError, match="no such ONNX graph"):
         load_cropper(None, None, "onnx-int8")
+
+
+@needs_transformers_js
+@pytest.mark.parametrize(("dtype", "pixels"), [(None, 2), ("fp16", 2), ("q8", 20)])
+def test_transformers_js_gives_pythons_boxes(folder, model, tiny_processor, photos, tmp_path, dtype, pixels):
+    """On the same pixels, in those of the photo, with the default dtype; quantised a little farther off."""
+    sizes, expected = [], []
+    for photo in photos:
+        with Image.open(photo) as opened:
+            image = opened.convert("RGB")
+        sizes.append(image.size)
+        height, width = tiny_processor(image, return_tensors="pt")["pixel_values"].shape[-2:]
+        image = image.resize((width, height))
+        image.save(tmp_path / f"{photo.stem}.png")
+        with torch.inference_mode():
+            expected.append(model(**tiny_processor(image, return_tensors="pt")))
+    found = ask_transformers_js(folder, [tmp_path / f"{photo.stem}.png" for photo in photos], dtype)
+    assert found["classes"] == ["DetrFeatureExtractor", "PreTrainedModel"]
+    for result, output, (width, height) in zip(found["results"], expected, sizes, strict=True):
+        assert result["pixelSizes"][0] == result["pixelSizes"][1]
+        difference = np.abs(np.array(result["outputs"]["pred_boxes"]) - output.pred_boxes.numpy())
+        assert (difference * [width, height, width, height]).max() <= pixels
+        if dtype is None:
+            np.testing.assert_allclose(result["outputs"]["pred_scores"], output.pred_scores, atol=1e-2)
+
+
+@needs_transformers_js
+def test_transformers_js_reads_photos_much_as_python_does(photos, tmp_path):
+    """It makes them smaller without averaging and rounds sides down, so that boxes differ by a few parts in 1000."""
+    export_hub(DEFAULT_CHECKPOINT, tmp_path / "hub")
+    model = AutoModelForObjectDetection.from_pretrained(DEFAULT_CHECKPOINT).eval()
+    processor = AutoImageProcessor.from_pretrained(DEFAULT_CHECKPOINT)
+    found = ask_transformers_js(tmp_path / "hub", photos)
+    for photo, result in zip(photos, found["results"], strict=True):
+        with Image.open(photo) as image, torch.inference_mode():
+            output = model(**processor(image, return_tensors="pt"))
+        best = int(output.pred_scores.argmax())
+        expected, box = output.pred_boxes[0, best].numpy(), np.array(result["outputs"]["pred_boxes"])[0, best]
+        assert box_iou(cxcywh_to_xyxy(expected)[None], cxcywh_to_xyxy(box)[None])[0, 0] > 0.95, photo.name

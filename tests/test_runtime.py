@@ -104,7 +104,10 @@ def test_the_packaged_graphs_are_of_the_packaged_weights():
     folder = Path(DEFAULT_CHECKPOINT)
     report = json.loads((folder / "onnx" / "report.json").read_text())
     weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    assert report["weights"] == weights, "export them anew: setcrop export onnx DIR --model DIR"
+    assert report["weights"] == weights, "export them anew: setcrop export onnx DIR --model DIR --dtype fp32"
+    graphs = list((folder / "onnx").glob("*.onnx"))
+    assert {path.name for path in graphs} == {"model.onnx", "scorer.onnx"}
+    assert sum(path.stat().st_size for path in graphs) < 10e6
 
 
 @pytest.mark.parametrize("number", range(6))

@@ -728,9 +728,10 @@ export class SetCrop {
 
   constructor(ort, config, settings, proposer, scorer) {
     Object.assign(this, { ort, config, settings, proposer, scorer });
-    const sources = config.rating_sources ?? [];
-    const usual = sources.indexOf(config.tightness_sources?.default);
-    this.source = sources.length ? { source: new ort.Tensor("int64", [BigInt(Math.max(usual, 0))], []) } : {};
+    // Whose ratings: graphs of before ask for it, the others know the default.
+    const eye = (config.rating_sources ?? []).indexOf(config.tightness_sources?.default);
+    const asked = proposer.inputNames.includes("source");
+    this.source = asked ? { source: new ort.Tensor("int64", [BigInt(Math.max(eye, 0))], []) } : {};
   }
 
   /**

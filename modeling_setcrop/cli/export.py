@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,8 @@ from . import options as shared
 
 export = typer.Typer(help="Write a checkpoint for the Hub or for onnxruntime, or its card.", no_args_is_help=True)
 
+# What graphs compute in, by transformers.js' names; the option's choices.
+Dtype = StrEnum("Dtype", ["fp32", "fp16", "q8"])
 RepoId = Annotated[str | None, typer.Option(help="Name on the Hub for the card's examples (the folder's name).")]
 
 
@@ -65,40 +68,45 @@ def card(
 def onnx(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write; the graphs go to DIR/onnx.")],
     model: shared.Model = None,
-    int8: Annotated[
-        bool, typer.Option("--int8", help="Also write a quantised graph, and say what it changes.")
-    ] = False,
+    dtype: Annotated[
+        list[Dtype] | None,
+        typer.Option(help="Graph to write beside model.onnx, which is fp32; repeatable (all of them)."),
+    ] = None,
     images: Annotated[
         Path | None,
         typer.Option(
             "--images",
             "--photos",
-            help="Folder of images to check on and to calibrate int8 on (three that come along).",
+            help="Folder of images to check on and to calibrate q8 on (three that come along).",
         ),
     ] = None,
 ) -> None:
-    """Write ONNX graphs for any batch, height and width, and check them against torch to 1e-4."""
+    """Write ONNX graphs for any batch, height and width, and check them against torch to 1e-4.
+
+    In the layout of transformers.js: model.onnx, model_fp16.onnx (for graphics processors) and model_quantized.onnx
+    (q8: the backbone in int8); and scorer.onnx, which rates any bounding box.
+    """
     from hub_card.examples import PHOTOS
     from modeling_setcrop import DEFAULT_CHECKPOINT
-    from modeling_setcrop.export.onnx_export import OnnxMismatchError, export_onnx
+    from modeling_setcrop.export.onnx_export import GRAPHS, OnnxMismatchError, export_onnx
     from modeling_setcrop.runs.sources import list_sources
 
     _quiet()
     chosen = list(PHOTOS) if images is None else [image.path for image in list_sources([images], shared.report)]
     try:
-        report = export_onnx(model or DEFAULT_CHECKPOINT, folder, chosen, int8)
+        report = export_onnx(model or DEFAULT_CHECKPOINT, folder, chosen, [str(d) for d in dtype or GRAPHS])
     except (OnnxMismatchError, OSError, ValueError, ImportError) as error:
         raise shared.fail(f"setcrop export onnx: {error}") from None
     for name, size in report["sizes"].items():
         print(f"{folder / 'onnx' / name}  {size / 1e6:.1f} MB")
     worst = max(report["agreement"].values())
     print(f"torch and onnxruntime agree to {worst:.1e} on {len(chosen)} images")
-    if int8:
-        found = report["int8"]
-        print(
-            f"int8: first crop overlaps the float model's by IoU {found['first_crop_iou']:.3f}, the same crop wins on "
-            f"{found['same_first_crop']:.0%}, probabilities move by {found['probability']:.3f}"
-        )
+    for name in ("fp16", "q8"):
+        if found := report.get(name):
+            print(
+                f"{name}: first crop overlaps that of model.onnx by IoU {found['first_crop_iou']:.3f}, the same crop "
+                f"wins on {found['same_first_crop']:.0%}, probabilities move by {found['probability']:.3f}"
+            )
 
 
 def _quiet() -> None:

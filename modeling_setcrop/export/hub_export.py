@@ -14,10 +14,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from ..hub_code import AUTO_CLASSES, IMAGE_PROCESSORS
+from ..runtime.checkpoint import GRAPH_FOLDER, WEIGHTS, weights_hash
+from .transformers_js import write_transformers_js_config
 
 # What a checkpoint folder may hold beside the model, for its card.
 _TRAINING, _EVALUATION, _EVALUATION_FILE = "training.json", "evaluation", "evaluation.json"
-_WEIGHTS = "model.safetensors"
+_REPORT = "report.json"
 
 
 def export_hub(
@@ -31,7 +33,7 @@ def export_hub(
 
     `pipeline("image-cropping", model=target, trust_remote_code=True)` then works without this package, and where
     `modeling_setcrop` is imported it works without the flag. What the card is made from comes along from a local
-    checkpoint.
+    checkpoint, and its ONNX graphs where they are of the same weights; with these, transformers.js loads the folder.
 
     Args:
         checkpoint: folder, as a training's output is, or Hub name of a model and image processor.
@@ -57,21 +59,28 @@ def export_hub(
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as work:
         folder = Path(work)
         for holder, classes in ((model.config, AUTO_CLASSES), (processor, {"AutoImageProcessor": IMAGE_PROCESSORS})):
-            vars(holder).pop("auto_map", None)
+            for name in ("auto_map", "feature_extractor_type"):
+                vars(holder).pop(name, None)
             if code:
                 holder.auto_map = dict(classes)
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
-        stored = Path(checkpoint) / _WEIGHTS
+        stored = Path(checkpoint) / WEIGHTS
         if half:
-            weights = {name: _half(value) for name, value in load_file(folder / _WEIGHTS).items()}
-            save_file(weights, folder / _WEIGHTS, metadata={"format": "pt"})
+            weights = {name: _half(value) for name, value in load_file(folder / WEIGHTS).items()}
+            save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
         elif stored.is_file():  # as they are: weights may be stored in another precision than they are computed in
-            shutil.copyfile(stored, folder / _WEIGHTS)
+            shutil.copyfile(stored, folder / WEIGHTS)
+        if code:
+            write_transformers_js_config(folder)
         _bring_record(Path(checkpoint), folder, evaluations)
+        _bring_graphs(Path(checkpoint), folder)
         if evaluations and (target / _EVALUATION).is_dir():
             shutil.rmtree(target / _EVALUATION)
-        return _move_files(folder, target)
+        written = _move_files(folder, target)
+    if (target / GRAPH_FOLDER).is_dir() and not _graphs_match(target):
+        shutil.rmtree(target / GRAPH_FOLDER)  # of what the folder held before
+    return written
 
 
 def _is_export(folder: Path, code: bool) -> bool:
@@ -103,6 +112,22 @@ def _bring_record(checkpoint: Path, folder: Path, evaluations: Sequence[str | Pa
         place = folder / _EVALUATION / f"{found['data']}_{found['split']}"
         place.mkdir(parents=True)
         shutil.copyfile(source, place / _EVALUATION_FILE)
+
+
+def _bring_graphs(checkpoint: Path, folder: Path) -> None:
+    """Copy a local checkpoint's ONNX graphs, if they are of its weights and not of earlier ones."""
+    if not _graphs_match(checkpoint):
+        return
+    shutil.copytree(checkpoint / GRAPH_FOLDER, folder / GRAPH_FOLDER)
+    report = folder / GRAPH_FOLDER / _REPORT
+    content = json.loads(report.read_text(encoding="utf-8")) | {"weights": weights_hash(folder)}
+    report.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _graphs_match(folder: Path) -> bool:
+    """Whether a folder has graphs that were made of its weights."""
+    report, weights = folder / GRAPH_FOLDER / _REPORT, weights_hash(folder)
+    return report.is_file() and json.loads(report.read_text(encoding="utf-8")).get("weights") == weights is not None
 
 
 def _move_files(source: Path, target: Path) -> list[Path]:

@@ -1,8 +1,7 @@
-"""Writes a model as ONNX graphs for any batch and image size, checks them on images, and quantises them."""
+"""Writes a model as ONNX graphs for any batch and image size, in three precisions, and checks them on images."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -10,7 +9,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,10 +20,14 @@ from ..crop_geometry import box_iou
 from ..image_preprocessing import ImagePreprocessing
 from ..image_reading import load_image_file
 from ..modeling_setcrop import SetCropForImageCropping
-from ..runtime.checkpoint import GRAPH_FOLDER, INT8_GRAPH, MODEL_GRAPH, SCORER_GRAPH
+from ..runtime.checkpoint import FP16_GRAPH, GRAPH_FOLDER, MODEL_GRAPH, QUANTIZED_GRAPH, SCORER_GRAPH, weights_hash
 from ..runtime.onnx_engine import SCORER_BOXES, OnnxEngine
+from .transformers_js import write_transformers_js_config
 
 TOLERANCE = 1e-4
+Dtype = Literal["fp32", "fp16", "q8"]
+# Precisions by transformers.js' names, and the file that it looks for.
+GRAPHS: dict[Dtype, str] = {"fp32": MODEL_GRAPH, "fp16": FP16_GRAPH, "q8": QUANTIZED_GRAPH}
 # Sizes that an export is traced with. A graph is for all sizes; the tracer must only not mistake one for a constant.
 _BATCH, _HEIGHT, _WIDTH, _BOXES = 2, 176, 208, 5
 _SMALLEST, _LARGEST = 64, 8192
@@ -33,7 +36,9 @@ _LEAST_HALVED = 64
 # The backbone's: convolutions and what stands between them.
 _INT8_OPERATORS = ["Conv", "Clip", "Relu", "Pad", "MaxPool"]
 # What another export of the same model may say differently in its config.
-_NOT_ARCHITECTURE = {"auto_map", "custom_pipelines", "transformers_version", "_name_or_path"}
+_NOT_ARCHITECTURE = {
+    "auto_map", "custom_pipelines", "transformers_version", "_name_or_path", "transformers.js_config"
+}  # fmt: skip
 
 
 class OnnxMismatchError(RuntimeError):
@@ -41,24 +46,26 @@ class OnnxMismatchError(RuntimeError):
 
 
 def export_onnx(
-    checkpoint: str | Path, target: str | Path, images: Sequence[str | Path], int8: bool = False
+    checkpoint: str | Path, target: str | Path, images: Sequence[str | Path], dtypes: Sequence[Dtype] = tuple(GRAPHS)
 ) -> dict[str, Any]:
     """Writes `config.json`, `preprocessor_config.json` and the graphs in `onnx/`, and checks them.
 
-    `onnx/model.onnx` takes `pixel_values` (B, 3, H, W), images of one shape without padding; `onnx/scorer.onnx`, where
-    the model has a scoring head, takes boxes and the model graph's encoding. Weights are stored in half precision and
-    computed with in single precision. `onnx/report.json` holds what is returned.
+    The layout is that of transformers.js, which loads the folder as it is. `onnx/model.onnx` takes `pixel_values`
+    (B, 3, H, W), images of one shape without padding, and, if given, `source`; `onnx/scorer.onnx`, where the model has
+    a scoring head, takes boxes and the model graph's encoding. Weights are stored in half precision and computed with
+    in single precision. `onnx/model_fp16.onnx` computes in half precision, for graphics processors;
+    `onnx/model_quantized.onnx` has a backbone in int8. `onnx/report.json` holds what is returned.
 
     Args:
         checkpoint: folder or Hub name of the model.
         target: folder to write; it may hold the same model, for example `setcrop export hub`'s.
         images: images that the graphs are checked on, and that int8 ranges are calibrated on.
-        int8: also write `onnx/model_int8.onnx`.
+        dtypes: the graphs to write beside `model.onnx`, which is always written.
 
     Returns:
-        `agreement`: the largest absolute difference of each output between torch and onnxruntime; with `int8`,
-        `int8`: what quantising changes on the images, see [`compare_int8`]; `weights`: SHA-256 of the
-        checkpoint's weights; `sizes`: bytes of each graph.
+        `agreement`: the largest absolute difference of each output between torch and onnxruntime; `fp16` and `q8`,
+        where written: what that precision changes on the images, see [`compare_graph`]; `weights`: SHA-256 of
+        the checkpoint's weights; `sizes`: bytes of each graph.
 
     Raises:
         OnnxMismatchError: an output differs by more than 1e-4; the target is left as it was.
@@ -82,10 +89,13 @@ def export_onnx(
         export_graphs(model, graphs)
         report: dict[str, Any] = {"images": [Path(image).name for image in images]}
         report["agreement"] = check_agreement(model, processor, folder, images)
-        if int8:
-            quantize(processor, graphs / MODEL_GRAPH, graphs / INT8_GRAPH, images)
-            report["int8"] = compare_int8(folder, images)
-        report["weights"] = _weights_hash(checkpoint)
+        if "fp16" in dtypes:
+            halve(graphs / MODEL_GRAPH, graphs / FP16_GRAPH)
+        if "q8" in dtypes:
+            quantize(processor, graphs / MODEL_GRAPH, graphs / QUANTIZED_GRAPH, images)
+        for dtype in sorted(set(dtypes) - {"fp32"}):
+            report[dtype] = compare_graph(folder, GRAPHS[dtype], images)
+        report["weights"] = weights_hash(checkpoint)
         report["sizes"] = {path.name: path.stat().st_size for path in sorted(graphs.glob("*.onnx"))}
         (graphs / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         (target / GRAPH_FOLDER).mkdir(exist_ok=True)
@@ -93,13 +103,10 @@ def export_onnx(
             place = target / path.relative_to(folder)
             if place.parent != target or not place.exists():
                 os.replace(path, place)
+        for stale in {*GRAPHS.values(), SCORER_GRAPH} - report["sizes"].keys():
+            (target / GRAPH_FOLDER / stale).unlink(missing_ok=True)
+    write_transformers_js_config(target)
     return report
-
-
-def _weights_hash(checkpoint: str | Path) -> str | None:
-    """SHA-256 of a local checkpoint's weights, by which its graphs are known for its own."""
-    weights = Path(checkpoint) / "model.safetensors"
-    return hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
 
 
 def export_graphs(model: SetCropForImageCropping, folder: Path) -> None:
@@ -108,7 +115,8 @@ def export_graphs(model: SetCropForImageCropping, folder: Path) -> None:
     height = torch.export.Dim("height", min=_SMALLEST, max=_LARGEST)
     width = torch.export.Dim("width", min=_SMALLEST, max=_LARGEST)
     several = bool(getattr(model.config, "rating_sources", None))
-    source, any_source = ({"source": torch.tensor(0)}, {"source": None}) if several else ({}, {})
+    # Who gives no source gets the default one.
+    source, any_source = ({"source": model.model.source_index(None)}, {"source": None}) if several else ({}, {})
     pixels = torch.randn(_BATCH, model.config.num_channels, _HEIGHT, _WIDTH)
     with torch.no_grad():
         encoded = _encoding(model(pixels).encoder_outputs)
@@ -198,9 +206,19 @@ def _write_graph(
             written = torch.onnx.export(
                 program, dynamo=True, input_names=list(inputs), output_names=outputs, verbose=False
             )
-            onnx.save(_compact(written.model_proto), path)
+            graph = _compact(written.model_proto)
+            if "source" in inputs:
+                _make_optional(graph, "source", inputs["source"].numpy())
+            onnx.save(graph, path)
     finally:
         registration.setLevel(level)
+
+
+def _make_optional(graph: Any, name: str, default: np.ndarray) -> None:
+    """Give a graph's input a value that holds where none is given; programs then do not list it as an input."""
+    from onnx import numpy_helper
+
+    graph.graph.initializer.append(numpy_helper.from_array(default, name))
 
 
 def _compact(graph: Any) -> Any:
@@ -278,6 +296,14 @@ def check_agreement(
     return worst
 
 
+def halve(source: Path, target: Path) -> None:
+    """Writes the graph with its computations in half precision; inputs and outputs stay in single precision."""
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    onnx.save(convert_float_to_float16(_expanded(onnx.load(source)), keep_io_types=True), target)
+
+
 def quantize(processor: Any, source: Path, target: Path, images: Sequence[str | Path]) -> None:
     """Writes the graph with a backbone in int8, the ranges of its activations calibrated on images.
 
@@ -313,18 +339,23 @@ def quantize(processor: Any, source: Path, target: Path, images: Sequence[str | 
         logging.disable(disabled)
 
 
-def compare_int8(folder: Path, images: Sequence[str | Path]) -> dict[str, float]:
-    """What quantising changes on images.
+def compare_graph(folder: Path, graph: str, images: Sequence[str | Path]) -> dict[str, float]:
+    """What another precision's graph changes on images.
+
+    Args:
+        folder: with the graphs in `onnx/`.
+        graph: name of the one that is compared with `model.onnx`.
+        images: files.
 
     Returns:
-        `first_crop_iou`: mean IoU of the first crop with the float model's; `same_first_crop`: share of images on
-        which the same anchor wins; `probability`: mean absolute difference of the crops' probabilities.
+        `first_crop_iou`: mean IoU of the first crop with that of `model.onnx`; `same_first_crop`: share of images
+        on which the same anchor wins; `probability`: mean absolute difference of the crops' probabilities.
     """
-    exact, quantized = OnnxEngine(folder), OnnxEngine(folder, INT8_GRAPH)
+    exact, other = OnnxEngine(folder), OnnxEngine(folder, graph)
     ious, same, differences = [], [], []
     for image in images:
         found = []
-        for engine in (exact, quantized):
+        for engine in (exact, other):
             loaded = load_image_file(image, engine.preprocessing.short_side)
             prediction = engine.encode([engine.preprocessing(loaded.image)])[0].prediction(loaded.size)
             found.append((prediction.boxes, prediction.score(prediction.set_merit)))

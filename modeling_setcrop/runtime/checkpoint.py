@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,8 +11,10 @@ from typing import Any
 from ..image_preprocessing import ImagePreprocessing
 
 GRAPH_FOLDER = "onnx"
-MODEL_GRAPH, INT8_GRAPH, SCORER_GRAPH = "model.onnx", "model_int8.onnx", "scorer.onnx"
-CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+# The files that transformers.js looks for, and one more.
+MODEL_GRAPH, FP16_GRAPH, QUANTIZED_GRAPH = "model.onnx", "model_fp16.onnx", "model_quantized.onnx"
+SCORER_GRAPH = "scorer.onnx"
+CONFIG, PREPROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
 
 _FLAGS = ("crop_scoring", "rerank", "anchor_sizes", "auxiliary_loss", "distillation_halved", "is_encoder_decoder")
 _COUNTS = (
@@ -27,6 +30,12 @@ class CheckpointError(ValueError):
 def has_graphs(folder: Path) -> bool:
     """Whether a folder holds graphs for onnxruntime."""
     return (folder / GRAPH_FOLDER / MODEL_GRAPH).is_file()
+
+
+def weights_hash(checkpoint: str | Path) -> str | None:
+    """Return the SHA-256 of a local checkpoint's weights, by which its graphs are known for its own, or None."""
+    weights = Path(checkpoint) / WEIGHTS
+    return hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
 
 
 def read_config(path: Path) -> SimpleNamespace:

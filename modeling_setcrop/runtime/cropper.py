@@ -14,7 +14,7 @@ from ..cropping import CroppingBase
 from ..image_preprocessing import ImagePreprocessing
 from ..image_sources import read_any_image
 from ..image_trimming import trimmed
-from .checkpoint import GRAPH_FOLDER, INT8_GRAPH, MODEL_GRAPH, CheckpointError, has_graphs
+from .checkpoint import GRAPH_FOLDER, MODEL_GRAPH, QUANTIZED_GRAPH, CheckpointError, has_graphs
 
 Runtime = Literal["torch", "onnx", "onnx-int8"]
 RUNTIMES: tuple[Runtime, ...] = ("torch", "onnx", "onnx-int8")
@@ -75,7 +75,7 @@ class Cropper(CroppingBase):
 
         if device not in (None, "cpu"):
             raise CheckpointError(f"runtime {self.runtime} runs on the CPU, not on {device}")
-        graph = INT8_GRAPH if self.runtime == "onnx-int8" else MODEL_GRAPH
+        graph = QUANTIZED_GRAPH if self.runtime == "onnx-int8" else MODEL_GRAPH
         return OnnxEngine(_local_folder(self.name), graph, threads, few)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -33,7 +33,7 @@ class OnnxEngine:
 
     Args:
         folder: A folder with `config.json`, `preprocessor_config.json` and the graphs in `onnx/`.
-        graph: Which of them proposes crops, `"model.onnx"` or `"model_int8.onnx"`.
+        graph: Which of them proposes crops, `"model.onnx"`, `"model_quantized.onnx"` or `"model_fp16.onnx"`.
         threads: Of onnxruntime for one image; many images fill the processors with one each.
         few: A few images are to come: ready in half the time, each then takes a quarter longer.
 
