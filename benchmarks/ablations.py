@@ -41,6 +41,7 @@ from modeling_setcrop.data import load
 from modeling_setcrop.data.collation import AspectRatioBatchSampler, CropCollator, CropDataset
 from modeling_setcrop.evaluation import Labels, Predictions, baselines
 from modeling_setcrop.evaluation.tables import write_text
+from modeling_setcrop.images.atomic import atomic_files
 from modeling_setcrop.metrics import functional
 from modeling_setcrop.modeling_setcrop import SetCropEncoderOutput
 from modeling_setcrop.training.averaging import moving_average
@@ -166,9 +167,8 @@ class Cache:
             values["rated_crops"] = torch.tensor([len(label["scores"]) for label in labels])
             values["indices"] = batch["indices"]
             tensors |= {f"{number}.{name}": value.contiguous() for name, value in values.items()}
-        unfinished = file.with_suffix(".unfinished")
-        save_file(tensors, unfinished)
-        unfinished.replace(file)
+        with atomic_files(file.parent) as work:
+            save_file(tensors, work / file.name)
 
 
 def new_model(

@@ -16,7 +16,8 @@ from modeling_setcrop import SetCropImageProcessorPil
 from modeling_setcrop.crop_geometry import cxcywh_to_xyxy
 from modeling_setcrop.data.augmentation import jitter, mirror, photometric_distortion
 from modeling_setcrop.data.collation import AspectRatioBatchSampler, CropCollator, CropDataset, Draw
-from modeling_setcrop.data.schema import FEATURES, displayed_size
+from modeling_setcrop.data.reading import displayed_size
+from modeling_setcrop.data.schema import FEATURES
 from modeling_setcrop.image_reading import READ_FACTOR
 from modeling_setcrop.image_sources import read_any_image
 from modeling_setcrop.metrics import pairwise_iou

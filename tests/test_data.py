@@ -23,8 +23,9 @@ from modeling_setcrop.cli import app
 from modeling_setcrop.data import FEATURES, DataError, Problems, gaic, load
 from modeling_setcrop.data import cpc as cpc_reader
 from modeling_setcrop.data.inspect import check, summarise
+from modeling_setcrop.data.reading import boxes_inside, held_out
 from modeling_setcrop.data.saved import save
-from modeling_setcrop.data.schema import boxes_inside, good_or_best, held_out
+from modeling_setcrop.data.schema import good_or_best
 
 
 @pytest.fixture(autouse=True)

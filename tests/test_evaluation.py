@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import datasets
@@ -321,7 +322,8 @@ def test_report_is_one_page_with_everything_in_it(photo_set, tiny_checkpoint, tm
         assert Image.open(out / f"{name}.png").size[0] > 300
     page = (out / "index.html").read_text()
     assert page.count("data:image/png;base64,") == len(figures)
-    assert "http" not in page and "whole image" in page and "scoring head" in page
+    # Nothing is fetched from elsewhere; the figures' own letters may say anything.
+    assert "http" not in re.sub(r"base64,[^\"]*", "", page) and "whole image" in page and "scoring head" in page
     # Two images side by side, labels and predictions of each.
     assert Image.open(out / "contact_sheet.png").size[0] > 4 * 160
 

@@ -12,7 +12,14 @@ import pytest
 from PIL import ExifTags, Image, ImageChops, ImageOps
 
 from modeling_setcrop.image_reading import ImageFileError, decode_image, load_image_file, open_image, to_rgb
-from modeling_setcrop.images.atomic import FileWriteError, atomic_folder, atomic_writer
+from modeling_setcrop.images.atomic import (
+    OLD_PREFIX,
+    FileWriteError,
+    atomic_files,
+    atomic_folder,
+    atomic_writer,
+    sweep_parts,
+)
 from modeling_setcrop.images.formats import own_suffix
 from modeling_setcrop.images.writing import CropFile, write_crops
 
@@ -78,7 +85,39 @@ def test_atomic_files_and_folders_are_whole_or_not_there(tmp_path):
     with atomic_folder(tmp_path / "folder") as work:
         (work / "new").touch()
     assert [file.name for file in (tmp_path / "folder").iterdir()] == ["new"]
+    with atomic_folder(tmp_path / "folder", keep_existing=True) as work:
+        (work / "late").touch()
+    assert [file.name for file in (tmp_path / "folder").iterdir()] == ["new"]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["folder", "new"]
+
+
+def test_files_go_into_a_folder_when_all_of_them_are_written(tmp_path):
+    target = tmp_path / "target"
+    with pytest.raises(KeyError), atomic_files(target) as work:
+        (work / "half").touch()
+        raise KeyError
+    assert not target.exists()
+    target.mkdir()
+    (target / "kept").write_text("kept")
+    (target / "changed").write_text("old")
+    with atomic_files(target) as work:
+        (work / "changed").write_text("new")
+        (work / "below").mkdir()
+        (work / "below" / "added").touch()
+        assert (target / "changed").read_text() == "old"
+    found = sorted(path.relative_to(target).as_posix() for path in target.rglob("*"))
+    assert found == ["below", "below/added", "changed", "kept"] and (target / "changed").read_text() == "new"
+
+
+def test_a_folder_that_was_being_replaced_comes_back_and_halves_go(tmp_path):
+    for name in (f"{OLD_PREFIX}moved", f"{OLD_PREFIX}replaced", "replaced", ".setcrop-1-1-1.part"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "of").write_text(name)
+    (tmp_path / ".setcrop-1-1-2.part").touch()
+    sweep_parts(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["moved", "replaced"]
+    assert (tmp_path / "moved" / "of").read_text() == f"{OLD_PREFIX}moved"
+    assert (tmp_path / "replaced" / "of").read_text() == "replaced"
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -24,6 +24,7 @@ from training_data import write_cpc, write_folder, write_gaic, write_tiny_start
 
 from modeling_setcrop import SetCropConfig, SetCropForImageCropping
 from modeling_setcrop.data import load
+from modeling_setcrop.images.atomic import OLD_PREFIX
 from modeling_setcrop.training import checkpointing, engine
 from modeling_setcrop.training.arguments import CropTrainingArguments, parse_arguments
 from modeling_setcrop.training.averaging import moving_average
@@ -366,9 +367,9 @@ class TestResume:
         args = arguments(max_steps=1)
         CropTraining(args).train()
         out = Path(args.output_dir)
-        (out / "checkpoint-1").rename(out / ".old-checkpoint-1-abcd")
-        for name in (".checkpoint-2-efgh", ".old-checkpoint-9-half", ".new-ijkl"):
-            (out / name).mkdir()
+        (out / "checkpoint-1").rename(out / f"{OLD_PREFIX}checkpoint-1")
+        (out / ".setcrop-17-1-0.part").mkdir()
+        (out / ".setcrop-17-1-1.part").write_bytes(b"half a fi")
         resumed = CropTraining(arguments(max_steps=2, resume_from_checkpoint="latest"))
         assert resumed.resume_folder == out / "checkpoint-1"
         assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []

@@ -18,14 +18,14 @@ from . import options as shared
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from modeling_setcrop import Cropper
-    from modeling_setcrop.crop_options import CropOptions
-    from modeling_setcrop.image_reading import ImageFileError
-    from modeling_setcrop.runs.content import Content
-    from modeling_setcrop.runs.cropping import SourceReport
-    from modeling_setcrop.runs.journal import Journal
-    from modeling_setcrop.runs.naming import CropPlan
-    from modeling_setcrop.runs.sources import Source
+    from .. import Cropper
+    from ..crop_options import CropOptions
+    from ..image_reading import ImageFileError
+    from ..runs.content import Content
+    from ..runs.cropping import SourceReport
+    from ..runs.journal import Journal
+    from ..runs.naming import CropPlan
+    from ..runs.sources import Source
 
 
 def crop(
@@ -95,10 +95,10 @@ def crop(
 
     What is done already is skipped, so an interrupted run goes on where it stopped.
     """
-    from modeling_setcrop.image_reading import ImageFileError
-    from modeling_setcrop.runs.naming import CropPlan, default_name
-    from modeling_setcrop.runs.output import check_output
-    from modeling_setcrop.runs.sources import list_sources
+    from ..image_reading import ImageFileError
+    from ..runs.naming import CropPlan, default_name
+    from ..runs.output import check_output
+    from ..runs.sources import list_sources
 
     try:
         options, wishes = shared.selection_options(context.params), shared.content_options(context.params)
@@ -195,8 +195,8 @@ class _Run:
         batch_size: int | None,
         workers: int | None,
     ) -> None:
-        from modeling_setcrop.runs.cropping import crop_sources
-        from modeling_setcrop.runs.journal import Journal
+        from ..runs.cropping import crop_sources
+        from ..runs.journal import Journal
 
         self.journal = Journal(plan.out, plan.signature(cropper.name, options.changed() | content.signature()))
         reports = crop_sources(
@@ -245,8 +245,8 @@ class _Run:
                 print(f"{report.source.path.as_posix()} -> {crop.file}  {box}  {crop.score:.3f}")
 
     def write_manifest(self, path: Path, sources: list[Source], format: str | None) -> None:
-        from modeling_setcrop.integrations.formats import write_formatted
-        from modeling_setcrop.runs.manifest import write_manifest
+        from ..integrations.formats import write_formatted
+        from ..runs.manifest import write_manifest
 
         failed = {error.path for error in self.errors}
         rows = self.journal.rows(source for source in sources if source.path not in failed)
@@ -258,8 +258,8 @@ class _Run:
 
     def prune(self, roots: list[Path], found: list[Source], dry_run: bool) -> None:
         """List crops whose image is gone, and remove them."""
-        from modeling_setcrop.runs.output import lock_folder
-        from modeling_setcrop.runs.pruning import remove_crops, stale_crops
+        from ..runs.output import lock_folder
+        from ..runs.pruning import remove_crops, stale_crops
 
         # A folder without any image may be a disk that is not there today.
         searched = [root for root in roots if any(root in source.path.parents for source in found)]

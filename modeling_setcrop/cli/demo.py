@@ -17,7 +17,7 @@ def demo(
 ) -> None:
     """Open a page to try SetCrop on: drop an image, see its crops, download them."""
     try:
-        from modeling_setcrop.integrations.gradio_demo import build_demo
+        from ..integrations.gradio_demo import build_demo
     except ImportError:
         raise shared.fail("setcrop demo: needs Gradio: pip install 'setcrop[demo]'") from None
     try:

@@ -13,9 +13,9 @@ from .data_options import RatingScale, needs_extra, parse_rating_scale
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from modeling_setcrop.data import Problems
-    from modeling_setcrop.evaluation.labels import Labels
-    from modeling_setcrop.evaluation.run import Evaluation
+    from ..data import Problems
+    from ..evaluation.labels import Labels
+    from ..evaluation.run import Evaluation
 
 Model = Annotated[
     str | None, typer.Option(help="Checkpoint folder or Hub name (the packaged one), or 'none': baselines alone.")
@@ -141,7 +141,7 @@ def run_evaluation(
 def _rows(data: Path, layout: str, split: str, problems: Problems, scale: tuple[float, float] | None) -> Dataset:
     from datasets import concatenate_datasets
 
-    from modeling_setcrop.data import DataError, load
+    from ..data import DataError, load
 
     splits = load(layout, data, problems=problems, rating_scale=scale)
     if split == "all":
@@ -159,8 +159,8 @@ def _train_labels(
     train_layout: str | None,
     scale: tuple[float, float] | None,
 ) -> Labels | None:
-    from modeling_setcrop.data import DataError, Problems, load
-    from modeling_setcrop.evaluation.labels import Labels
+    from ..data import DataError, Problems, load
+    from ..evaluation.labels import Labels
 
     if train_data is None and split not in ("validation", "test"):
         return None  # the data set's own train split is among what is evaluated
@@ -181,7 +181,7 @@ def _load_model(model: str | None) -> tuple[Any, Any, str]:
     from transformers import AutoImageProcessor, AutoModelForObjectDetection
     from transformers.utils import logging
 
-    from modeling_setcrop import DEFAULT_CHECKPOINT
+    from .. import DEFAULT_CHECKPOINT
 
     logging.disable_progress_bar()
     checkpoint = model or DEFAULT_CHECKPOINT

@@ -35,8 +35,9 @@ def hub(
     """
     from hub_card.card import write_card
     from hub_card.results import CardError
-    from modeling_setcrop import DEFAULT_CHECKPOINT
-    from modeling_setcrop.export.hub_export import export_hub
+
+    from .. import DEFAULT_CHECKPOINT
+    from ..export.hub_export import export_hub
 
     _quiet()
     try:
@@ -87,9 +88,10 @@ def onnx(
     (q8: the backbone in int8); and scorer.onnx, which rates any bounding box.
     """
     from hub_card.examples import PHOTOS
-    from modeling_setcrop import DEFAULT_CHECKPOINT
-    from modeling_setcrop.export.onnx_export import GRAPHS, OnnxMismatchError, export_onnx
-    from modeling_setcrop.runs.sources import list_sources
+
+    from .. import DEFAULT_CHECKPOINT
+    from ..export.onnx_export import GRAPHS, OnnxMismatchError, export_onnx
+    from ..runs.sources import list_sources
 
     _quiet()
     chosen = list(PHOTOS) if images is None else [image.path for image in list_sources([images], shared.report)]

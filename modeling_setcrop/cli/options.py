@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
-    from modeling_setcrop import Cropper
-    from modeling_setcrop.crop_options import CropOptions
-    from modeling_setcrop.image_reading import ImageFileError
-    from modeling_setcrop.runs.content import Content
+    from .. import Cropper
+    from ..crop_options import CropOptions
+    from ..image_reading import ImageFileError
+    from ..runs.content import Content
 
 Paths = Annotated[
     list[Path], typer.Argument(metavar="IMAGE|FOLDER...", help="Images, and folders searched recursively.")
@@ -118,7 +118,7 @@ def selection_options(params: Mapping[str, Any]) -> CropOptions:
     Raises:
         UsageError: An option cannot be read or is out of range, naming it.
     """
-    from modeling_setcrop.crop_options import CropOptions
+    from ..crop_options import CropOptions
 
     options = {field.name: params[field.name] for field in fields(CropOptions) if params.get(field.name) is not None}
     if isinstance(options.get("best_of"), str):
@@ -146,12 +146,12 @@ def content_options(params: Mapping[str, Any]) -> Content:
     Raises:
         UsageError: The file cannot be read, or faces cannot be found.
     """
-    from modeling_setcrop.runs.content import Content
+    from ..runs.content import Content
 
     faces = FACES in (params.get("keep") or [])
     try:
         if faces:
-            from modeling_setcrop.images.faces import check_faces
+            from ..images.faces import check_faces
 
             check_faces()
         return Content.read(params.get("content"), faces)
@@ -186,8 +186,8 @@ def load_cropper(
     Raises:
         UsageError: The checkpoint, the device or the runtime cannot be used.
     """
-    from modeling_setcrop.image_reading import lift_pixel_limit
-    from modeling_setcrop.runtime.cropper import Cropper
+    from ..image_reading import lift_pixel_limit
+    from ..runtime.cropper import Cropper
 
     lift_pixel_limit()
     try:

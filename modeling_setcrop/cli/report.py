@@ -37,7 +37,7 @@ def report(
 ) -> None:
     """Evaluate and write one self-contained HTML page: tables, curves and a contact sheet."""
     try:
-        from modeling_setcrop.evaluation.page import write_report
+        from ..evaluation.page import write_report
     except ModuleNotFoundError as error:
         print(f"setcrop report: needs {error.name}: pip install 'setcrop[evaluate]'", file=sys.stderr)
         raise typer.Exit(1) from error

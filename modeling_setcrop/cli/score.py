@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-    from modeling_setcrop import Cropper
+    from .. import Cropper
 
 # The grid has this many places along the longer way; the best of them are listed.
 _PLACES = 40
@@ -83,9 +83,9 @@ def _score(
     """The crops with their ratings: those given, in order, or the best of a grid of places."""
     import numpy as np
 
-    from modeling_setcrop.crop_geometry import candidate_grid, rank, xyxy_to_cxcywh
-    from modeling_setcrop.crop_options import CropOptions
-    from modeling_setcrop.image_reading import load_image_file
+    from ..crop_geometry import candidate_grid, rank, xyxy_to_cxcywh
+    from ..crop_options import CropOptions
+    from ..image_reading import load_image_file
 
     source = cropper.source(CropOptions(tightness=tightness))
     loaded = load_image_file(image, cropper.short_side)
@@ -122,7 +122,7 @@ def _write_heatmap(
     import numpy as np
     from PIL import Image, ImageOps
 
-    from modeling_setcrop.images.atomic import atomic_writer
+    from ..images.atomic import atomic_writer
 
     xs, column = np.unique(corners[:, 0], return_inverse=True)
     ys, row = np.unique(corners[:, 1], return_inverse=True)

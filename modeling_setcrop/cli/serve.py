@@ -30,7 +30,7 @@ def serve(
     try:
         import uvicorn
 
-        from modeling_setcrop.integrations.server import ServerSettings, create_app
+        from ..integrations.server import ServerSettings, create_app
     except ImportError:
         raise shared.fail("setcrop serve: needs FastAPI and uvicorn: pip install 'setcrop[serve]'") from None
     limits = {"max_bytes": max_bytes, "max_pixels": max_pixels, "timeout": timeout, "queue": queue, "model": model}

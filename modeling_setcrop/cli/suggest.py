@@ -15,8 +15,8 @@ from . import options as shared
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from modeling_setcrop.image_reading import ImageFileError
-    from modeling_setcrop.runs.scheduling import Suggestion
+    from ..image_reading import ImageFileError
+    from ..runs.scheduling import Suggestion
 
 
 def suggest(
@@ -62,7 +62,7 @@ def suggest(
     workers: shared.Workers = None,
 ) -> None:
     """Suggest crops of images: ranked boxes with the probability that a person would call each one good."""
-    from modeling_setcrop.images.formats import format_of
+    from ..images.formats import format_of
 
     try:
         options, wishes = shared.selection_options(context.params), shared.content_options(context.params)
@@ -70,11 +70,11 @@ def suggest(
             format_of(annotate)
     except (shared.UsageError, ValueError) as error:
         raise shared.fail(f"setcrop suggest: {error}") from None
-    from modeling_setcrop.image_reading import RAW_SUFFIXES
-    from modeling_setcrop.images.finding import IMAGE_SUFFIXES
-    from modeling_setcrop.integrations.formats import format_lines
-    from modeling_setcrop.runs.scheduling import in_order, suggest_crops
-    from modeling_setcrop.runs.sources import list_sources
+    from ..image_reading import RAW_SUFFIXES
+    from ..images.finding import IMAGE_SUFFIXES
+    from ..integrations.formats import format_lines
+    from ..runs.scheduling import in_order, suggest_crops
+    from ..runs.sources import list_sources
 
     failed: list[ImageFileError] = []
 
@@ -109,7 +109,7 @@ def answered(
     suggestions: Iterable[Suggestion], annotate: Path | None, note: Callable[[ImageFileError], None]
 ) -> Iterator[tuple[Suggestion, Path | None]]:
     """Yield the suggestions that are no errors, and the file that each is drawn to."""
-    from modeling_setcrop.image_reading import ImageFileError
+    from ..image_reading import ImageFileError
 
     for suggestion in suggestions:
         try:
@@ -126,9 +126,9 @@ def with_metadata(
     shown: Iterable[tuple[Suggestion, Path | None]], where: str, note: Callable[[ImageFileError], None]
 ) -> Iterator[tuple[Suggestion, Path | None]]:
     """Yield what comes after its crops have been written as metadata."""
-    from modeling_setcrop.image_reading import ImageFileError
-    from modeling_setcrop.integrations.crop_metadata import MetadataWriter
-    from modeling_setcrop.integrations.formats import crop_rows
+    from ..image_reading import ImageFileError
+    from ..integrations.crop_metadata import MetadataWriter
+    from ..integrations.formats import crop_rows
 
     writer = MetadataWriter(None if where == "sidecars" else Path(where))
     for suggestion, drawn in shown:
@@ -147,8 +147,8 @@ def rows_with_crops(
     shown: Iterable[tuple[Suggestion, Path | None]], note: Callable[[ImageFileError], None]
 ) -> Iterator[list[dict[str, Any]]]:
     """Yield each image's rows; one without a crop is an error, since other systems have no form for it."""
-    from modeling_setcrop.image_reading import ImageFileError
-    from modeling_setcrop.integrations.formats import crop_rows
+    from ..image_reading import ImageFileError
+    from ..integrations.formats import crop_rows
 
     for suggestion, _ in shown:
         path = suggestion.source.path
@@ -217,10 +217,10 @@ def annotate_image(suggestion: Suggestion, target: Path) -> Path:
     Raises:
         ImageFileError: The file cannot be written, or would replace the image.
     """
-    from modeling_setcrop.image_reading import ImageFileError, load_image_file
-    from modeling_setcrop.images.atomic import atomic_writer
-    from modeling_setcrop.images.drawing import DRAWING_SIDE, draw_crops
-    from modeling_setcrop.images.formats import format_of, save_options
+    from ..image_reading import ImageFileError, load_image_file
+    from ..images.atomic import atomic_writer
+    from ..images.drawing import DRAWING_SIDE, draw_crops
+    from ..images.formats import format_of, save_options
 
     source = suggestion.source
     if not target.suffix:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .schema import Problems, Row, boxes_inside, image_size
+from .reading import boxes_inside, image_size
+from .schema import Problems, Row
 
 _TOLERANCE = 1.5
 

@@ -26,7 +26,9 @@ from PIL import Image
 
 from ..coco_annotations import CATEGORIES, GOOD, REJECTED, coco_box, coco_image_id, crops_of_coco
 from ..images.atomic import atomic_folder
-from .schema import RATING_SCALE, DataError, Problems, Row, boxes_inside, build, image_size
+from .cache import build
+from .reading import boxes_inside, image_size
+from .schema import RATING_SCALE, DataError, Problems, Row
 
 _ANNOTATIONS = "annotations"
 _BESIDE = "_annotations.coco.json"

@@ -17,18 +17,9 @@ import numpy as np
 from datasets import DatasetDict
 
 from ..crop_geometry import nms
-from .schema import (
-    DataError,
-    Problems,
-    Row,
-    boxes_inside,
-    build,
-    files_in,
-    good_or_best,
-    held_out,
-    image_size,
-    read_annotation_text,
-)
+from .cache import build
+from .reading import boxes_inside, files_in, held_out, image_size, read_annotation_text
+from .schema import DataError, Problems, Row, good_or_best
 
 GOOD_SCORE = 2.0
 VOTE_SCALE = (0.0, 4.0)

@@ -14,7 +14,8 @@ from xml.etree import ElementTree
 from datasets import DatasetDict
 
 from .annotations import Region, annotated_row, find_image
-from .schema import RATING_SCALE, DataError, Problems, Row, build
+from .cache import build
+from .schema import RATING_SCALE, DataError, Problems, Row
 
 ANNOTATIONS = "annotations.xml"
 

@@ -18,7 +18,9 @@ import numpy as np
 from datasets import DatasetDict
 
 from .any_box_rating import CropLabels
-from .schema import DataError, Problems, Row, build, image_size
+from .cache import build
+from .reading import image_size
+from .schema import DataError, Problems, Row
 
 LABEL_FILES = ("labels.jsonl", "labels.jsonl.gz")
 _SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}

@@ -16,7 +16,9 @@ from pathlib import Path
 import numpy as np
 from datasets import DatasetDict
 
-from .schema import DataError, Problems, Row, boxes_inside, build, image_size
+from .cache import build
+from .reading import boxes_inside, image_size
+from .schema import DataError, Problems, Row
 
 LABELS = {"train": "cropping_training_set.json", "test": "cropping_testing_set.json"}
 

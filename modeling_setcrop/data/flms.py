@@ -16,7 +16,9 @@ import numpy as np
 from datasets import DatasetDict
 from scipy.io import loadmat
 
-from .schema import DataError, Problems, Row, boxes_inside, build, image_size
+from .cache import build
+from .reading import boxes_inside, image_size
+from .schema import DataError, Problems, Row
 
 LABELS = "500_image_dataset.mat"
 

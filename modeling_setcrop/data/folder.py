@@ -22,17 +22,9 @@ from typing import Any
 import numpy as np
 from datasets import DatasetDict
 
-from .schema import (
-    LARGEST_ANNOTATION,
-    RATING_SCALE,
-    SPLITS,
-    DataError,
-    Problems,
-    Row,
-    boxes_inside,
-    build,
-    image_size,
-)
+from .cache import build
+from .reading import LARGEST_ANNOTATION, boxes_inside, image_size
+from .schema import RATING_SCALE, SPLITS, DataError, Problems, Row
 
 METADATA = "metadata.jsonl"
 

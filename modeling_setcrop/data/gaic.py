@@ -15,20 +15,9 @@ from pathlib import Path
 import numpy as np
 from datasets import DatasetDict
 
-from .schema import (
-    GOOD_RATING,
-    DataError,
-    Problems,
-    Row,
-    boxes_inside,
-    build,
-    files_in,
-    good_or_best,
-    held_out,
-    image_size,
-    images_by_stem,
-    read_annotation_text,
-)
+from .cache import build
+from .reading import boxes_inside, files_in, held_out, image_size, images_by_stem, read_annotation_text
+from .schema import GOOD_RATING, DataError, Problems, Row, good_or_best
 
 NOT_RATED = -2.0
 LOWEST_SCORE, HIGHEST_SCORE = 1.0, 5.0

@@ -20,8 +20,9 @@ from typing import Any
 from datasets import DatasetDict
 
 from ..coco_annotations import corners
+from .cache import build
 from .folder import METADATA, entry_row
-from .schema import RATING_SCALE, DataError, Problems, Row, build
+from .schema import RATING_SCALE, DataError, Problems, Row
 
 _SPLIT_FOLDERS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 

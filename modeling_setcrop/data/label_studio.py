@@ -18,7 +18,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from datasets import DatasetDict
 
 from .annotations import Region, annotated_row, find_image
-from .schema import RATING_SCALE, SPLITS, DataError, Problems, Row, build
+from .cache import build
+from .schema import RATING_SCALE, SPLITS, DataError, Problems, Row
 
 # What Label Studio puts in front of the name of an uploaded file.
 _UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")

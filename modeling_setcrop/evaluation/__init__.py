@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from modeling_setcrop.evaluation.labels import Labels, Predictions
-from modeling_setcrop.evaluation.measures import Estimate, estimate, measure
-from modeling_setcrop.evaluation.predict import predict
+from .labels import Labels, Predictions
+from .measures import Estimate, estimate, measure
+from .predict import predict
 
 __all__ = ["Estimate", "Labels", "Predictions", "estimate", "measure", "predict"]

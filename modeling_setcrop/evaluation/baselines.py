@@ -9,8 +9,8 @@ import numpy as np
 from datasets import Dataset
 from PIL import Image
 
-from modeling_setcrop.evaluation.labels import Labels, Predictions
-from modeling_setcrop.metrics import best_rated, pairwise_iou
+from ..metrics import best_rated, pairwise_iou
+from .labels import Labels, Predictions
 
 # Corners of constant boxes lie on multiples of a twenty-fourth: GAIC's grid has its corners on the odd ones.
 LATTICE = 24

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from modeling_setcrop import metrics
-from modeling_setcrop.evaluation.labels import Labels, Predictions
+from .. import metrics
+from .labels import Labels, Predictions
 
 EPS = (0.85, 0.90)
 RESAMPLES = 1000

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from modeling_setcrop.evaluation import baselines, plots, tables
-from modeling_setcrop.evaluation.labels import Labels, Predictions
-from modeling_setcrop.evaluation.run import Evaluation
+from . import baselines, plots, tables
+from .labels import Labels, Predictions
+from .run import Evaluation
 
 _HEADINGS = {
     "contact_sheet": "Images",

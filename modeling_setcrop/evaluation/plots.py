@@ -10,11 +10,11 @@ from datasets import Dataset
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
-from modeling_setcrop import metrics
-from modeling_setcrop.evaluation.labels import Labels, Predictions
-from modeling_setcrop.evaluation.measures import EPS
-from modeling_setcrop.loss_setcrop import quality_targets
-from modeling_setcrop.metrics.functional import RECALL_LEVELS
+from .. import metrics
+from ..loss_setcrop import quality_targets
+from ..metrics.functional import RECALL_LEVELS
+from .labels import Labels, Predictions
+from .measures import EPS
 
 _QUALITY_IOU = 0.85
 _SCORE_BIN = 0.25

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from datasets import Dataset
 
-from modeling_setcrop.data.schema import DataError, Problems
-from modeling_setcrop.evaluation import baselines
-from modeling_setcrop.evaluation.labels import Labels, Predictions
-from modeling_setcrop.evaluation.measures import (
+from ..data.schema import DataError, Problems
+from ..metrics import has_equals
+from . import baselines
+from .labels import Labels, Predictions
+from .measures import (
     EPS,
     Estimate,
     Resampled,
@@ -24,8 +25,7 @@ from modeling_setcrop.evaluation.measures import (
     measure_ranking,
     resample,
 )
-from modeling_setcrop.evaluation.predict import predict, suppress
-from modeling_setcrop.metrics import has_equals
+from .predict import predict, suppress
 
 # The model's crops are measured as ranked, and again with crops left out that nearly repeat a better one: crops that
 # overlap by more than this serve as one another's substitute in every measure.

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from modeling_setcrop.coco_annotations import coco_prediction
-from modeling_setcrop.evaluation.measures import RESAMPLES, Estimate
-from modeling_setcrop.evaluation.run import Comparison, Evaluation
-from modeling_setcrop.images.atomic import atomic_writer
+from ..coco_annotations import coco_prediction
+from ..images.atomic import atomic_writer
+from .measures import RESAMPLES, Estimate
+from .run import Comparison, Evaluation
 
 EDGES = ("left", "top", "right", "bottom")
 # What a reader looks at first; the files hold every measure.

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from ..hub_code import AUTO_CLASSES, IMAGE_PROCESSORS
+from ..images.atomic import atomic_files
 from ..runtime.checkpoint import GRAPH_FOLDER, WEIGHTS, weights_hash
 from .transformers_js import write_transformers_js_config
 
@@ -55,9 +54,7 @@ def export_hub(
         raise FileExistsError(f"{target}: not empty and not an earlier export")
     model = AutoModelForObjectDetection.from_pretrained(checkpoint, trust_remote_code=False)
     processor = AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as work:
-        folder = Path(work)
+    with atomic_files(target) as folder:
         for holder, classes in ((model.config, AUTO_CLASSES), (processor, {"AutoImageProcessor": IMAGE_PROCESSORS})):
             for name in ("auto_map", "feature_extractor_type"):
                 vars(holder).pop(name, None)
@@ -77,7 +74,7 @@ def export_hub(
         _bring_graphs(Path(checkpoint), folder)
         if evaluations and (target / _EVALUATION).is_dir():
             shutil.rmtree(target / _EVALUATION)
-        written = _move_files(folder, target)
+        written = [target / path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
     if (target / GRAPH_FOLDER).is_dir() and not _graphs_match(target):
         shutil.rmtree(target / GRAPH_FOLDER)  # of what the folder held before
     return written
@@ -128,14 +125,3 @@ def _graphs_match(folder: Path) -> bool:
     """Whether a folder has graphs that were made of its weights."""
     report, weights = folder / GRAPH_FOLDER / _REPORT, weights_hash(folder)
     return report.is_file() and json.loads(report.read_text(encoding="utf-8")).get("weights") == weights is not None
-
-
-def _move_files(source: Path, target: Path) -> list[Path]:
-    """Moves every file of one folder into another on the same disk, each replaced in one step."""
-    moved = []
-    for path in sorted(p for p in source.rglob("*") if p.is_file()):
-        place = target / path.relative_to(source)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(path, place)
-        moved.append(place)
-    return moved

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +17,7 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection
 from ..crop_geometry import box_iou
 from ..image_preprocessing import ImagePreprocessing
 from ..image_reading import load_image_file
+from ..images.atomic import atomic_files
 from ..modeling_setcrop import SetCropForImageCropping
 from ..runtime.checkpoint import FP16_GRAPH, GRAPH_FOLDER, MODEL_GRAPH, QUANTIZED_GRAPH, SCORER_GRAPH, weights_hash
 from ..runtime.onnx_engine import SCORER_BOXES, OnnxEngine
@@ -79,9 +78,7 @@ def export_onnx(
     model = AutoModelForObjectDetection.from_pretrained(checkpoint, trust_remote_code=False).eval().half().float()
     processor = AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False)
     check_same_model(target, model)
-    target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".onnx-", dir=target) as work:
-        folder = Path(work)
+    with atomic_files(target) as folder:
         graphs = folder / GRAPH_FOLDER
         graphs.mkdir()
         model.config.save_pretrained(folder)
@@ -98,13 +95,12 @@ def export_onnx(
         report["weights"] = weights_hash(checkpoint)
         report["sizes"] = {path.name: path.stat().st_size for path in sorted(graphs.glob("*.onnx"))}
         (graphs / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        (target / GRAPH_FOLDER).mkdir(exist_ok=True)
-        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-            place = target / path.relative_to(folder)
-            if place.parent != target or not place.exists():
-                os.replace(path, place)
-        for stale in {*GRAPHS.values(), SCORER_GRAPH} - report["sizes"].keys():
-            (target / GRAPH_FOLDER / stale).unlink(missing_ok=True)
+        for path in folder.iterdir():
+            # The checkpoint's own configuration stays.
+            if path.is_file() and (target / path.name).exists():
+                path.unlink()
+    for stale in {*GRAPHS.values(), SCORER_GRAPH} - report["sizes"].keys():
+        (target / GRAPH_FOLDER / stale).unlink(missing_ok=True)
     write_transformers_js_config(target)
     return report
 

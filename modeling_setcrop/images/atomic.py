@@ -16,7 +16,10 @@ from typing import IO
 from ..image_reading import ImageFileError
 
 PART_PREFIX, PART_SUFFIX = ".setcrop-", ".part"
-"""How unfinished files are named; a run that was killed may leave some."""
+"""How unfinished files and folders are named; a run that was killed may leave some."""
+
+OLD_PREFIX = ".setcrop-old-"
+"""What is put before the name of a folder while another takes its place."""
 
 _numbers = itertools.count()
 
@@ -62,36 +65,75 @@ def atomic_writer(target: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_folder(target: str | os.PathLike[str], keep_existing: bool = False) -> Iterator[Path]:
     """Give a folder that takes the target's place only when the block ends well; otherwise nothing is left behind.
 
-    An older folder of that name goes; its files stay reachable until the new one is complete.
+    Args:
+        target: An older folder of that name goes; it is moved aside until the new one is in its place, and
+            `sweep_parts` brings it back should the process be killed between the two.
+        keep_existing: A folder that another process has put there meanwhile stays, and the new one goes.
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    work, old = _part_of(target), _part_of(target)
+    work, old = _part_of(target), target.with_name(f"{OLD_PREFIX}{target.name}")
     work.mkdir()
     try:
         yield work
+        if keep_existing and target.is_dir():
+            return
         if target.exists():
             os.replace(target, old)
         os.replace(work, target)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
     finally:
-        if old.exists():
-            if target.exists():
-                shutil.rmtree(old, ignore_errors=True)
-            else:
-                os.replace(old, target)
+        shutil.rmtree(work, ignore_errors=True)
+        _settle(old, target)
+
+
+@contextmanager
+def atomic_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a folder whose files go into another one, each in one step, when the block ends well.
+
+    Files of that name are replaced and others stay. When the block fails the folder is as it was.
+    """
+    folder = Path(folder)
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    # Inside, since the folder may be a link to another disk.
+    work = _part_of(folder / "files")
+    work.mkdir()
+    try:
+        yield work
+        for path in sorted(path for path in work.rglob("*") if path.is_file()):
+            place = folder / path.relative_to(work)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, place)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        if is_new:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def sweep_parts(folder: Path) -> None:
-    """Remove what killed runs left half written in a folder; only while no other run writes there."""
+    """Remove what killed runs left half written in a folder; only while no other run writes there.
+
+    A folder that was being replaced comes back.
+    """
+    for old in folder.glob(f"{OLD_PREFIX}*"):
+        _settle(old, folder / old.name.removeprefix(OLD_PREFIX))
     for part in folder.glob(f"{PART_PREFIX}*{PART_SUFFIX}"):
         with suppress(OSError):
-            part.unlink()
+            shutil.rmtree(part) if part.is_dir() else part.unlink()
+
+
+def _settle(old: Path, target: Path) -> None:
+    """Bring a folder that was moved aside back, or remove it where another has taken its place."""
+    if not old.exists():
+        return
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.replace(old, target)
 
 
 def _part_of(target: Path) -> Path:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL import Image
 
-    from modeling_setcrop import Cropper
+    from .. import Cropper
 
 _lock = threading.Lock()
 _croppers: dict[str, Cropper] = {}
@@ -22,7 +22,7 @@ def shared_cropper(model: str | None = None) -> Cropper:
         model: Checkpoint folder or name on the Hub; None for what the environment variable SETCROP_MODEL names, or the
             one that comes with SetCrop.
     """
-    from modeling_setcrop import DEFAULT_CHECKPOINT, Cropper
+    from .. import DEFAULT_CHECKPOINT, Cropper
 
     name = model or os.environ.get("SETCROP_MODEL") or DEFAULT_CHECKPOINT
     with _lock:

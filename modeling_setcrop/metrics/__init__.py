@@ -16,7 +16,7 @@ Each folder beside is the same for `evaluate.load`: `crop_accuracy`, `crop_avera
 
 from __future__ import annotations
 
-from modeling_setcrop.metrics.functional import (
+from .functional import (
     Matches,
     accuracy,
     average_precision,

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,40 +16,6 @@ _PREFIX = "checkpoint-"
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be found or continued."""
-
-
-def write_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """Makes folder `target` by `write(temporary folder)` and a rename, so that it exists whole or not at all.
-
-    Raises OSError (a full disk, say) with nothing left behind.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        write(work)
-        work.chmod(0o755)
-        if target.exists():
-            # A folder cannot be replaced in one step: the old one stays beside until the new one is in its place.
-            old = Path(tempfile.mkdtemp(prefix=f".old-{target.name}-", dir=target.parent))
-            os.replace(target, old)
-            os.replace(work, target)
-            shutil.rmtree(old)
-        else:
-            os.replace(work, target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def replace_files(folder: Path, write: Callable[[Path], None]) -> None:
-    """Puts the files that `write(temporary folder)` makes into `folder`, each replaced in one step."""
-    folder.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=".new-", dir=folder))
-    try:
-        write(work)
-        for file in work.iterdir():
-            os.replace(file, folder / file.name)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def checkpoint_folder(output_dir: Path, step: int) -> Path:
@@ -95,18 +59,6 @@ def find_checkpoint(name: str, output_dir: Path) -> Path:
     if not (folder / "progress.json").is_file():
         raise CheckpointError(f"{folder}: not a training checkpoint (it has no progress.json)")
     return folder
-
-
-def sweep(output_dir: Path) -> None:
-    """Remove what a killed run left half written, and give back its name to a checkpoint that was being replaced."""
-    for folder in output_dir.glob(f".old-{_PREFIX}*"):
-        # .old-checkpoint-STEP-RANDOM, whole: it was moved aside by a rename.
-        target = output_dir / folder.name.removeprefix(".old-").rpartition("-")[0]
-        if not target.exists() and (folder / "progress.json").is_file():
-            os.replace(folder, target)
-    for pattern in (f".old-{_PREFIX}*", f".{_PREFIX}*", ".new-*"):
-        for folder in output_dir.glob(pattern):
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def cut_log(path: Path, size: int) -> None:

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from ..data import load
 from ..data.collation import AspectRatioBatchSampler, CropCollator, CropDataset
+from ..images.atomic import atomic_files, atomic_folder, sweep_parts
 from .arguments import CropTrainingArguments, parse_arguments
 from .averaging import AveragedModel, moving_average
 from .checkpointing import (
@@ -36,13 +37,10 @@ from .checkpointing import (
     random_state,
     refuse_checkpoints_in,
     remove_old,
-    replace_files,
     restore_random_state,
     save_optimizer,
     save_random_states,
     save_weights,
-    sweep,
-    write_folder,
 )
 from .evaluation import FIGURES, RATED_FIGURES, validation_figures, validation_records
 from .initialization import backbone_of, freeze_backbone_stages, load_model, load_processor, parse_overrides
@@ -124,7 +122,7 @@ class CropTraining:
             raise ValueError(f"metric_for_best: {args.metric_for_best} needs ratings, and no validation image has any")
         self.processor = load_processor(args.model_name_or_path, args.eval_short_side, args.eval_long_side)
         if self.accelerator.is_main_process:
-            sweep(self.output_dir)
+            sweep_parts(self.output_dir)
         self.accelerator.wait_for_everyone()
         if not args.resume_from_checkpoint:
             refuse_checkpoints_in(self.output_dir)
@@ -303,7 +301,8 @@ class CropTraining:
         if self.accelerator.is_main_process:
             self._log({f"validation_{name}": value for name, value in figures.items()})
             if self._is_better(figures):
-                self._write(replace_files, self.output_dir, lambda folder: self._save_best(model, folder, figures))
+                with _writing(self.output_dir), atomic_files(self.output_dir) as folder:
+                    self._save_best(model, folder, figures)
         if self._is_better(figures):
             self.best = figures[self.args.metric_for_best]
 
@@ -335,7 +334,8 @@ class CropTraining:
         if self.accelerator.num_processes > 1:
             states = gather_object(states)
         if self.accelerator.is_main_process:
-            self._write(write_folder, folder, lambda target: self._save_state(target, states))
+            with _writing(folder), atomic_folder(folder) as work:
+                self._save_state(work, states)
             remove_old(self.output_dir, self.args.checkpoints_total_limit)
         self.accelerator.wait_for_everyone()
         return folder
@@ -383,12 +383,6 @@ class CropTraining:
             own = folder.resolve().parent == self.output_dir.resolve()
             cut_log(self.log_file, progress.get("log_bytes", 0) if own else 0)
             logger.info("resuming from %s: epoch %d, step %d", folder, self.epoch + 1, self.step)
-
-    def _write(self, how: Any, target: Path, write: Any) -> None:
-        try:
-            how(target, write)
-        except OSError as error:
-            raise TrainingError(f"cannot write {target}: {error}; what was saved before is unharmed") from error
 
     def _log(self, figures: dict[str, float]) -> None:
         if self.accelerator.is_main_process:
@@ -499,6 +493,15 @@ def _trackers(names: list[str]) -> list[str]:
         if name not in available:
             raise ValueError(f"report_to: {name} is not installed (pip install {name})")
     return names
+
+
+@contextlib.contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    """Say of a disk's error what could not be written."""
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(f"cannot write {target}: {error}; what was saved before is unharmed") from error
 
 
 def _split(splits: DatasetDict, name: str, limit: int | None, source: str) -> Dataset:
