@@ -146,13 +146,15 @@ class SetCropModel(ConditionalDetrModel):
 
         An image is encoded the same alone and in a padded batch: images of one size run together, without padding, and
         their features are padded instead. (Attentions and hidden states of the encoder are left out of such a batch.)
+        A compiled or exported model cannot sort images by size: it masks the padding, which still changes what it
+        thinks of the image. Give it images of one size at a time.
 
         Args:
             pixel_values: (B, 3, H, W) normalised pixels.
             pixel_mask: (B, H, W), 1 for image and 0 for padding at the right and the bottom; all image when left out.
         """
         if pixel_mask is None or torch.compiler.is_compiling() or torch.compiler.is_exporting():
-            return self._encode(pixel_values, **kwargs)
+            return self._encode(pixel_values, pixel_mask, **kwargs)
         rows, columns = pixel_mask.amax(2).sum(1), pixel_mask.amax(1).sum(1)
         sizes = torch.stack([rows, columns], dim=1).long().tolist()
         groups: dict[tuple[int, int], list[int]] = {}
@@ -168,11 +170,13 @@ class SetCropModel(ConditionalDetrModel):
         source = self.config.default_source if source is None else source
         return torch.as_tensor(source, device=self.device)
 
-    def _encode(self, pixel_values: torch.Tensor, **kwargs: Any) -> SetCropEncoderOutput:
-        """Encode images (B, 3, H, W) without padding."""
+    def _encode(
+        self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> SetCropEncoderOutput:
+        """Encode images (B, 3, H, W), without padding or with it masked."""
         # A model in half precision takes the processor's pixels as they are.
         pixel_values = pixel_values.to(self.dtype)
-        pixels = torch.ones_like(pixel_values[:, 0])
+        pixels = torch.ones_like(pixel_values[:, 0]) if pixel_mask is None else pixel_mask.to(pixel_values)
         feature_maps = self.backbone(pixel_values, pixels)
         feature_map, mask = feature_maps[-1]
         position = self.position_embedding(

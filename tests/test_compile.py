@@ -4,9 +4,48 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import AutoModelForObjectDetection
 
+from modeling_setcrop import EfficientNetLiteConfig, SetCropConfig, SetCropForImageCropping
 from modeling_setcrop.backbone_efficientnet_lite import EfficientNetLiteConvolution
+
+# Upright and lying, square and slim, of every parity.
+SHAPES = [
+    *((192, 256), (256, 192), (176, 256), (256, 176), (256, 256), (144, 256), (256, 144), (208, 256)),
+    *((80, 256), (256, 80), (171, 256), (255, 171), (143, 255), (255, 191), (97, 201), (111, 224)),
+]
+
+
+def whole_model() -> SetCropForImageCropping:
+    """A model with every option, small."""
+    torch.manual_seed(0)
+    backbone = EfficientNetLiteConfig(
+        variant="mobilenet_v2",
+        batch_norm=False,
+        hypercolumn=True,
+        detail=True,
+        out_features=["stage2", "stage3", "stage4"],
+    )
+    config = SetCropConfig(
+        backbone_config=backbone,
+        num_queries=5,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        anchor_sizes=True,
+        crop_scoring=True,
+        crop_scoring_detail=True,
+        crop_scoring_dim=16,
+        rating_sources=["first", "second"],
+        subject_map=True,
+        rerank=True,
+    )
+    return SetCropForImageCropping(config).eval()
 
 
 def test_one_graph_serves_sizes_of_every_parity():
@@ -25,6 +64,38 @@ def test_one_graph_serves_sizes_of_every_parity():
             pixels = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
             torch.testing.assert_close(model(pixels), convolution(pixels), atol=1e-6, rtol=1e-5)
     assert len(compiled) <= 2
+
+
+def test_images_of_sixteen_shapes_share_one_graph_or_two():
+    """Of the whole model with every option; what a backend then does with the graphs takes minutes."""
+    model = whole_model()
+    counter = CompileCounterWithBackend("eager")
+    torch.compiler.reset()
+    compiled = torch.compile(model, dynamic=True, backend=counter)
+    assert len(set(SHAPES)) == 16
+    with torch.inference_mode():
+        for height, width in SHAPES:
+            pixels = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+            inputs = {"pixel_values": pixels, "pixel_mask": torch.ones(1, height, width, dtype=torch.long)}
+            found, expected = compiled(**inputs), model(**inputs)
+            torch.testing.assert_close(found.pred_boxes, expected.pred_boxes, atol=1e-5, rtol=0)
+            torch.testing.assert_close(found.pred_scores, expected.pred_scores, atol=1e-4, rtol=0)
+    assert counter.frame_count <= 2
+
+
+def test_padding_is_masked_when_compiled():
+    model = whole_model().model
+    pixels, mask = torch.zeros(2, 3, 128, 128), torch.zeros(2, 128, 128, dtype=torch.long)
+    generator = torch.Generator().manual_seed(0)
+    for row, (height, width) in enumerate([(128, 96), (96, 128)]):
+        pixels[row, :, :height, :width] = torch.randn(3, height, width, generator=generator)
+        mask[row, :height, :width] = 1
+    torch.compiler.reset()
+    with torch.inference_mode():
+        found, expected = torch.compile(model.encode, backend="eager")(pixels, mask), model.encode(pixels, mask)
+    assert found.image_sizes.tolist() == expected.image_sizes.tolist() == [[96, 128], [128, 96]]
+    assert torch.equal(found.feature_mask, expected.feature_mask)
+    torch.testing.assert_close(found.position_embeddings[0, 0], expected.position_embeddings[0, 0])
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
