@@ -42,7 +42,8 @@ from modeling_setcrop.data.collation import AspectRatioBatchSampler, CropCollato
 from modeling_setcrop.evaluation import Labels, Predictions, baselines
 from modeling_setcrop.evaluation.tables import write_text
 from modeling_setcrop.images.atomic import atomic_files
-from modeling_setcrop.metrics import functional
+from modeling_setcrop.metrics import catalogue, functional
+from modeling_setcrop.metrics.markdown import markdown_table
 from modeling_setcrop.modeling_setcrop import SetCropEncoderOutput
 from modeling_setcrop.training.averaging import moving_average
 from modeling_setcrop.training.setcrop_lite import anchor_boxes
@@ -54,10 +55,11 @@ HEADS_MU = 0.5
 DISTILLATION_START = 0.8
 WARM_UP = 0.1
 VALIDATIONS = 4
-MEASURES = {f"ap_{k}@{eps:.2f}": f"AP {eps:.2f}, K = {k}" for eps in (0.85, 0.90) for k in (10, 40)} | {
-    "acc_1/5@0.90": "ACC 1/5 0.90",
-    "srcc": "SRCC of validity",
-}
+SHOWN = [
+    *(catalogue.average_precision_key(k, eps) for eps in catalogue.EPS for k in (10, 40)),
+    catalogue.accuracy_key(5, 0.90),
+]
+MEASURES = {key: catalogue.MEASURES[key].label for key in SHOWN} | {"srcc": "SRCC of validity"}
 HEAD_MEASURES = {"set_loss": "set loss"} | MEASURES | {"srcc_head": "SRCC of the head"}
 
 
@@ -357,7 +359,7 @@ def table(
     results: list[dict], variants: dict[str, Variant], columns: dict[str, str], constant: dict[str, float]
 ) -> str:
     """Mean and standard deviation over the seeds on the test split, beside constant boxes, in Markdown."""
-    lines = [f"| | {' | '.join(columns.values())} |", "|---|" + "---:|" * len(columns)]
+    rows = []
     for name in variants:
         runs = [result["test"] for result in results if result["variant"] == name]
         if runs:
@@ -365,10 +367,10 @@ def table(
                 spread([run[column] for run in runs], 1 if column.startswith("a") else 3) if column in runs[0] else ""
                 for column in columns
             ]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
+            rows.append([name, *cells])
     cells = [f"{constant[c]:.{1 if c.startswith('a') else 3}f}" if c in constant else "" for c in columns]
-    lines.append(f"| constant boxes by frequency | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    rows.append(["constant boxes by frequency", *cells])
+    return markdown_table(["", *columns.values()], rows) + "\n"
 
 
 def plot(results: list[dict], constant: dict[str, float], file: Path) -> None:

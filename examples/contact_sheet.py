@@ -14,7 +14,7 @@ from PIL import Image
 from modeling_setcrop.cli.options import load_cropper
 from modeling_setcrop.image_reading import ImageFileError, decode_image
 from modeling_setcrop.images.atomic import atomic_writer
-from modeling_setcrop.images.drawing import DRAWING_SIDE, contact_sheet
+from modeling_setcrop.images.drawing import DRAWING_SIDE, contact_sheet, image_and_crops
 from modeling_setcrop.runs.scheduling import in_order, suggest_crops
 from modeling_setcrop.runs.sources import list_sources
 
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
             errors.append(suggestion.error)
             continue
         with Image.open(suggestion.source.path) as image:
-            rows.append((decode_image(image, DRAWING_SIDE), suggestion.result["crops"]))
+            rows.append(image_and_crops(decode_image(image, DRAWING_SIDE), suggestion.result["crops"]))
     for error in errors:
         print(error, file=sys.stderr)
     if rows:

@@ -9,22 +9,9 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-# Measures that a card shows, in this order, of those that an evaluation has.
-MEASURES = {
-    "iou": "IoU of the first crop",
-    "iou_mean": "IoU, mean over annotators",
-    "bde": "BDE of the first crop",
-    "bde_mean": "BDE, mean over annotators",
-    "acc_1/1@0.90": "ACC 1/1 (0.90)",
-    "acc_1/1_any@0.90": "ACC 1/1 (0.90), any best",
-    "acc_1/5@0.85": "ACC 1/5 (0.85)",
-    "acc_1/5@0.90": "ACC 1/5 (0.90)",
-    "acc_1/10@0.85": "ACC 1/10 (0.85)",
-    "acc_1/10@0.90": "ACC 1/10 (0.90)",
-    "ap_10@0.85": "AP 10 (0.85)",
-    "ap_10@0.90": "AP 10 (0.90)",
-    "srcc": "SRCC",
-}
+from modeling_setcrop.metrics.catalogue import MEASURES, main_measures
+from modeling_setcrop.metrics.markdown import markdown_table
+
 # What `setcrop evaluate --out` writes beside an evaluation.
 PREDICTIONS = "predictions.json"
 # What files written by earlier versions call what is now called otherwise.
@@ -90,7 +77,7 @@ def _is_of_model(method: str, model: str) -> bool:
 def results_table(evaluation: dict[str, Any]) -> str:
     """Markdown: a row a method, the model first and with 95 % intervals in brackets."""
     methods = evaluation["methods"]
-    shown = [name for name in MEASURES if any(name in result["measures"] for result in methods.values())]
+    shown = main_measures({name for result in methods.values() for name in result["measures"]}, with_neutral=False)
     order = sorted(methods, key=lambda name: not _is_of_model(name, evaluation["model"]))
     rows = {}
     for method in order:
@@ -98,7 +85,7 @@ def results_table(evaluation: dict[str, Any]) -> str:
         rows[f"**{method}**" if own else method] = [
             _cell(methods[method]["measures"].get(name), interval=own) for name in shown
         ]
-    return _table("", [MEASURES[name] for name in shown], rows)
+    return _table("", shown, rows)
 
 
 def comparison_table(evaluation: dict[str, Any]) -> str | None:
@@ -108,14 +95,14 @@ def comparison_table(evaluation: dict[str, Any]) -> str | None:
         for method, result in evaluation["methods"].items()
         if result.get("less_best_baseline") and _is_of_model(method, evaluation["model"])
     }
-    shown = [name for name in MEASURES if any(name in found for found in compared.values())]
+    shown = main_measures({name for found in compared.values() for name in found}, with_neutral=False)
     if not shown:
         return None
     rows = {
         method: [_cell(found.get(name), interval=True, signed=True) for name in shown]
         for method, found in compared.items()
     }
-    return _table("less the best image-independent baseline", [MEASURES[name] for name in shown], rows)
+    return _table("less the best image-independent baseline", shown, rows)
 
 
 def spread_table(evaluation: dict[str, Any]) -> str | None:
@@ -128,7 +115,7 @@ def spread_table(evaluation: dict[str, Any]) -> str | None:
         "the labels' best crops' edges": evaluation["label_spread"],
     }
     cells = {name: [f"{row[edge]:.3f}" for edge in spread] for name, row in rows.items()}
-    return _table("standard deviation of", list(spread), cells)
+    return markdown_table(["standard deviation of", *spread], [[name, *row] for name, row in cells.items()])
 
 
 def identifier(name: str) -> str:
@@ -146,7 +133,7 @@ def model_index(evaluations: list[dict[str, Any]]) -> list[EvalResult]:
             dataset_name=f"{evaluation['data']} ({evaluation['images']} images)",
             dataset_split=evaluation["split"],
             metric_type=identifier(name),
-            metric_name=MEASURES[name],
+            metric_name=MEASURES[name].label,
             metric_value=round(value, 4),
         )
         for evaluation in evaluations
@@ -156,12 +143,13 @@ def model_index(evaluations: list[dict[str, Any]]) -> list[EvalResult]:
 
 def _model_values(evaluation: dict[str, Any]) -> dict[str, float]:
     measures = evaluation["methods"][evaluation["model"]]["measures"]
-    return {name: measures[name]["value"] for name in MEASURES if (measures.get(name) or {}).get("value") is not None}
+    shown = main_measures(set(measures), with_neutral=False)
+    return {name: measures[name]["value"] for name in shown if (measures[name] or {}).get("value") is not None}
 
 
-def _table(corner: str, header: list[str], rows: dict[str, list[str]]) -> str:
-    lines = [f"| {corner + ' ' if corner else ''}| {' | '.join(header)} |", f"|---|{'---:|' * len(header)}"]
-    return "\n".join([*lines, *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items())])
+def _table(corner: str, measures: list[str], rows: dict[str, list[str]]) -> str:
+    header = [corner, *(MEASURES[name].label for name in measures)]
+    return markdown_table(header, [[name, *cells] for name, cells in rows.items()])
 
 
 def _cell(found: dict[str, float | None] | None, interval: bool, signed: bool = False) -> str:

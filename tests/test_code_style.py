@@ -30,7 +30,6 @@ EXCEPTIONS = {
     ".py": ["picture_width", "picture_height"],  # columns of the manifest
     "docs/folder-run.md": ["picture_width", "picture_height"],
     "README.md": ["photograph"],  # a file that a person gives
-    "evaluation/plots.py": ["Colour-blind"],
     "cli/report.py": ['"--pictures"'],  # an option's older name
     "hub_card/results.py": ['"pictures"', '"less_best_blind"'],  # keys of older files
     "tests/test_hub_card.py": ['"pictures"', "less_best_blind"],

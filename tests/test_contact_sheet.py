@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from modeling_setcrop.image_reading import LoadedImage
-from modeling_setcrop.images.drawing import contact_sheet
+from modeling_setcrop.images.drawing import contact_sheet, image_and_crops
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "contact_sheet.py"
 
@@ -23,7 +23,8 @@ def test_crops_stand_beside_their_image_at_one_height():
     photo.paste("blue", (200, 0, 300, 200))
     # The copy has half the size of the image that the boxes are given in.
     loaded = LoadedImage(photo, (400, 600))
-    sheet = contact_sheet([(loaded, [crop(400, 0, 600, 400, "1:2"), crop(0, 0, 400, 400, "1:1")])] * 2, height=100)
+    crops = [crop(400, 0, 600, 400, "1:2"), crop(0, 0, 400, 400, "1:1")]
+    sheet = contact_sheet([image_and_crops(loaded, crops)] * 2, height=100)
     gap, label = 5, 15
     assert sheet.size == (150 + 50 + 100 + 4 * gap, 2 * (100 + label) + gap)
     middle = label + 50

@@ -290,7 +290,7 @@ def test_evaluate_command_writes_the_same_figures_in_three_forms(photo_set, tiny
     assert "less_best_baseline" not in methods["whole image"] and content["share_with_equal_best"] == 0
     text = (tmp_path / "out" / "evaluation.md").read_text()
     assert (
-        "|  | best image-independent baseline | tiny | tiny, NMS 0.9 |" in text and f"{compared['value']:+.3f}" in text
+        "| | best image-independent baseline | tiny | tiny, NMS 0.9 |" in text and f"{compared['value']:+.3f}" in text
     )
     for shown in (text, result.output):
         assert f"{iou['value']:.3f}" in shown and "whole image" in shown

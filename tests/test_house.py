@@ -126,3 +126,13 @@ def test_files_take_their_names_in_one_place():
         and node.value.id == "os"
     }
     assert replacing == {"modeling_setcrop/images/atomic.py"}
+
+
+def test_tables_have_one_writer():
+    ruled = {
+        path.relative_to(ROOT).as_posix()
+        for folder in ("modeling_setcrop", "hub_card", "benchmarks", "examples")
+        for path in (ROOT / folder).rglob("*.py")
+        if "---:|" in path.read_text(encoding="utf-8")
+    }
+    assert ruled == {"modeling_setcrop/metrics/markdown.py"}

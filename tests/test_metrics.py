@@ -16,6 +16,11 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from modeling_setcrop import metrics
+from modeling_setcrop.evaluation.labels import Labels, Predictions
+from modeling_setcrop.evaluation.measures import measure, measure_human_agreement
+from modeling_setcrop.metrics import catalogue
+from modeling_setcrop.metrics.markdown import markdown_table
+from modeling_setcrop.training.evaluation import FIGURES, figure_key, is_better
 
 METRICS = Path(metrics.__file__).parent
 # Two images of 10 x 10. IoU with image 0's best crop [0, 0, 10, 10]: 0.9, 1.0, 0.5 for its predictions.
@@ -358,19 +363,59 @@ def test_every_metric_loads_with_evaluate_and_equals_its_function(tmp_path):
     good = [{"boxes": b[g].tolist()} for b, g in zip(BOXES, GOOD, strict=True)]
     result = compute("crop_accuracy", predictions, rated, n=[1], eps=[0.85])
     assert result == {
-        "first_crop_iou": pytest.approx(0.825),
-        "accuracy_1@0.85": 0.5,
-        "transposed_accuracy_1@0.85": 0.5,
+        "iou": pytest.approx(0.825),
+        "acc_1/1@0.85": 0.5,
     }
     tied = [{"boxes": row["boxes"], "scores": [4.0] * len(row["boxes"])} for row in rated]
     equal = metrics.first_crop_iou(PRED_BOXES, PRED_SCORES, BOXES, [np.full(len(b), 4.0) for b in BOXES], equals=True)
     result = compute("crop_accuracy", predictions, tied, n=[1], eps=[0.85], equals=True)
-    assert result["first_crop_iou"] == pytest.approx(equal.mean())
+    assert result["iou_any"] == pytest.approx(equal.mean())
     result = compute("crop_average_precision", predictions, good, k=[1], eps=[0.85])
-    assert result == {"average_precision_1@0.85": pytest.approx(67 / 101)}
+    assert result == {"ap_1@0.85": pytest.approx(67 / 101)}
     result = compute("crop_ranking", [[1.0, 2.0, 3.0]], [[1.0, 3.0, 2.0]], k=[1], n=[1])
-    assert result == {"srcc": pytest.approx(0.5), "accuracy_1/1": 0.0}
+    assert result == {"srcc": pytest.approx(0.5), "acc_1/1": 0.0}
     sized = [{"boxes": b.tolist(), "size": [10, 10]} for b in BOXES]
     assert compute("crop_overlap", predictions, sized)["iou"] == pytest.approx(0.95)
     result = compute("crop_set", predictions, good, k=[2], eps=[0.85])
     assert result["recall_2@0.85"] == pytest.approx(1.0)
+
+
+def test_every_measure_is_in_the_one_table():
+    boxes, scores = [np.array([[0, 0, 1, 1], [0, 0, 0.5, 1]])] * 2, [np.array([4.0, 3.0])] * 2
+    good = [np.array([True, False])] * 2
+    predictions = Predictions(boxes, scores)
+    rated = Labels(["a", "b"], np.ones((2, 2)), boxes, scores, good)
+    unrated = Labels(["a", "b"], np.ones((2, 2)), boxes, None, good)
+    found = measure(rated, predictions).keys() | measure(unrated, predictions).keys()
+    assert found == catalogue.MEASURES.keys()
+    needed = {key for key, one in catalogue.MEASURES.items() if one.needs_ratings}
+    assert not needed & measure(unrated, predictions).keys()
+    for_unrated = {key for key, one in catalogue.MEASURES.items() if one.needs_ratings is False}
+    assert not for_unrated & measure(rated, predictions).keys()
+    assert measure_human_agreement(unrated).keys() <= catalogue.MEASURES.keys()
+    assert set(catalogue.OLD_KEYS.values()) | set(FIGURES) - {"loss"} <= catalogue.MEASURES.keys()
+
+
+def test_tables_show_what_there_is_in_one_order():
+    assert catalogue.main_measures({"srcc", "bde", "iou", "iou_any"}) == ["iou", "bde", "srcc"]
+    assert catalogue.main_measures({"pairwise_iou_5", "iou"}) == ["iou", "pairwise_iou_5"]
+    assert catalogue.main_measures({"pairwise_iou_5", "iou"}, with_neutral=False) == ["iou"]
+
+
+def test_a_markdown_table_has_equal_rows():
+    table = markdown_table(["", "IoU"], [["whole image", "0.5"], ["model", ""]])
+    assert table.splitlines() == ["| | IoU |", "|---|---:|", "| whole image | 0.5 |", "| model | |"]
+    with pytest.raises(ValueError, match="a row of 1 cells in a table of 2 columns"):
+        markdown_table(["", "IoU"], [["x"]])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "best", "better"),
+    [("loss", 1.0, 2.0, True), ("loss", 2.0, 1.0, False), ("srcc", 0.5, 0.4, True), ("srcc", 0.4, None, True)],
+)
+def test_which_figure_is_better_stands_in_the_table(key, value, best, better):
+    assert is_better(key, value, best) is better
+
+
+def test_recipes_may_call_figures_as_before():
+    assert figure_key("ap_k10_090") == figure_key("ap_10@0.90") == "ap_10@0.90"

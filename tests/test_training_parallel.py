@@ -76,4 +76,4 @@ def test_validation_over_two_processes_counts_every_image_once(runs):
     one, two = (json.loads((folder / "metrics.json").read_text()) for folder in runs.values())
     assert one["images"] == two["images"] == 7
     assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
-    assert two["ap_k10_085"] == pytest.approx(one["ap_k10_085"], abs=1e-3)
+    assert two["ap_10@0.85"] == pytest.approx(one["ap_10@0.85"], abs=1e-3)

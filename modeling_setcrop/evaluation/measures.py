@@ -8,9 +8,16 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import metrics
+from ..metrics.catalogue import (
+    EPS,
+    accuracy_key,
+    average_precision_key,
+    candidate_accuracy_key,
+    recall_key,
+    transposed_accuracy_key,
+)
 from .labels import Labels, Predictions
 
-EPS = (0.85, 0.90)
 RESAMPLES = 1000
 
 # A measure before averaging: a value for each image (NaN: undefined there), or matches to be pooled.
@@ -48,20 +55,17 @@ class Resampled(NamedTuple):
 
 
 def measure(labels: Labels, predictions: Predictions) -> dict[str, Measured]:
-    """Every measure that the labels allow, by name.
+    """Return every measure of `metrics.catalogue` that the labels allow, by key.
 
-    With ratings (GAIC, CPC): `iou` (first crop with the best-rated one), `acc_1/N@eps`, both again as `iou_any`
-    and `acc_1/N_any@eps` (any of the crops that share the highest score), `acc_N/1@eps` (the transpose), `ap_K@eps`,
-    `ap_release_K@eps` (matched as in the authors' code), `srcc` and `acc_K/N` over the labelled crops. Without (FLMS,
-    FCDB): `iou`, `iou_mean`, `bde`, `bde_mean` of the first crop with the nearest annotator and with all of them, and
-    `iou_best_of_5`. For both: `recall_K@eps` and `pairwise_iou_5`.
+    `iou` is that with the best-rated crop where there are ratings (GAIC, CPC), and with the nearest annotator's where
+    there are none (FLMS, FCDB). `*_any` counts any of the crops that share the highest rating.
     """
     crops = (predictions.boxes, predictions.scores)
     against = _against_annotators if labels.scores is None else _against_scores
     found = against(labels, predictions)
     for eps in EPS:
         for k in (5, 10):
-            found[f"recall_{k}@{eps:.2f}"] = metrics.recall(*crops, labels.boxes, labels.good, eps, k)
+            found[recall_key(k, eps)] = metrics.recall(*crops, labels.boxes, labels.good, eps, k)
     found["pairwise_iou_5"] = metrics.mean_pairwise_iou(*crops, k=5)
     return found
 
@@ -71,7 +75,7 @@ def measure_ranking(labels: Labels, candidate_scores: list[np.ndarray]) -> dict[
     found: dict[str, Measured] = {"srcc": metrics.spearman(candidate_scores, labels.scores)}
     for n in (5, 10):
         for k in (1, 2, 3, 4):
-            found[f"acc_{k}/{n}"] = metrics.candidate_accuracy(candidate_scores, labels.scores, k, n)
+            found[candidate_accuracy_key(k, n)] = metrics.candidate_accuracy(candidate_scores, labels.scores, k, n)
     return found
 
 
@@ -136,19 +140,21 @@ def label_spread(labels: Labels) -> np.ndarray:
 def _against_scores(labels: Labels, predictions: Predictions) -> dict[str, Measured]:
     crops = (predictions.boxes, predictions.scores)
     found: dict[str, Measured] = {}
-    for suffix, equals in (("", False), ("_any", True)):
-        found[f"iou{suffix}"] = metrics.first_crop_iou(*crops, labels.boxes, labels.scores, equals)
+    for equals in (False, True):
+        found["iou_any" if equals else "iou"] = metrics.first_crop_iou(*crops, labels.boxes, labels.scores, equals)
         for eps in EPS:
             for n in (1, 5, 10):
-                found[f"acc_1/{n}{suffix}@{eps:.2f}"] = metrics.accuracy(
+                found[accuracy_key(n, eps, equals)] = metrics.accuracy(
                     *crops, labels.boxes, labels.scores, n, eps, equals
                 )
     for eps in EPS:
         for n in (5, 10):
-            found[f"acc_{n}/1@{eps:.2f}"] = metrics.transposed_accuracy(*crops, labels.boxes, labels.scores, n, eps)
+            found[transposed_accuracy_key(n, eps)] = metrics.transposed_accuracy(
+                *crops, labels.boxes, labels.scores, n, eps
+            )
         for k in (5, 10, 40):
-            found[f"ap_{k}@{eps:.2f}"] = metrics.match(*crops, labels.boxes, labels.good, eps, k)
-            found[f"ap_release_{k}@{eps:.2f}"] = metrics.match(
+            found[average_precision_key(k, eps)] = metrics.match(*crops, labels.boxes, labels.good, eps, k)
+            found[average_precision_key(k, eps, as_released=True)] = metrics.match(
                 *crops, labels.boxes, labels.good, eps, k, labels.scores
             )
     return found | measure_ranking(labels, metrics.overlap_scores(*crops, labels.boxes))

@@ -67,9 +67,9 @@ def _figures(evaluation: Evaluation, config: Any, train: Labels | None, images: 
     found = {}
     chosen = np.unique(np.linspace(0, len(labels) - 1, min(images, len(labels))).round().astype(int))
     sheet = plots.contact_sheet(evaluation.dataset, labels, predictions, chosen)
-    right = "" if predictions is None else " Right: the model's three most valid crops with their validity."
-    left = "the three best-rated crops with their scores" if labels.scores is not None else "the annotators' crops"
-    found["contact_sheet"] = (_png(sheet), f"Left: {left}.{right} The first one is drawn widest.")
+    model = "" if predictions is None else " Model: its three most valid crops with their validity."
+    rated = "the three best-rated crops with their scores" if labels.scores is not None else "the annotators' crops"
+    found["contact_sheet"] = (_png(sheet), f"Labels: {rated}.{model} The first one is drawn on top.")
     if predictions is not None and labels.scores is not None:
         found["quality_validity"] = (
             _png(plots.quality_validity(labels, predictions.by_validity or predictions)),

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from .. import metrics
+from ..image_reading import LoadedImage
+from ..images import drawing
 from ..loss_setcrop import quality_targets
+from ..metrics.catalogue import EPS
 from ..metrics.functional import RECALL_LEVELS
 from .labels import Labels, Predictions
-from .measures import EPS
 
 _QUALITY_IOU = 0.85
 _SCORE_BIN = 0.25
-_CELL = 300
-_MARGIN = 12
 _TILES_A_ROW = 4
-_CAPTION = 18
-# Colour-blind safe (Okabe and Ito): best first.
-_COLOURS = ((0, 158, 115), (230, 159, 0), (86, 180, 233), (204, 121, 167), (0, 114, 178))
 
 
 def quality_validity(labels: Labels, predictions: Predictions) -> Figure:
@@ -118,46 +116,32 @@ def precision_recall(labels: Labels, answers: dict[str, Predictions], k: int = 4
 def contact_sheet(
     dataset: Dataset, labels: Labels, predictions: Predictions | None, images: Sequence[int], crops: int = 3
 ) -> Image.Image:
-    """Chosen images with the labels' best crops on the left and the model's most valid ones on the right.
+    """Return chosen images, each with the labels' best crops, and beside it with the model's most valid ones.
 
-    The best crop is drawn widest; without predictions the right half is left out.
+    Without predictions there are the labels' alone.
     """
     tiles = []
     for index in images:
         image = dataset[int(index)]["image"].convert("RGB")
-        image.thumbnail((_CELL, _CELL))
-        rated = np.ones(len(labels.boxes[index])) if labels.scores is None else labels.scores[index]
-        best = np.argsort(-rated, kind="stable")[: crops if labels.scores is not None else None]
-        tiles.append(_drawn(image, labels.boxes[index][best], _values(rated[best], labels.scores is not None)))
+        loaded = LoadedImage(image, (image.height, image.width))
+        rated = None if labels.scores is None else labels.scores[index]
+        best = np.arange(len(labels.boxes[index])) if rated is None else np.argsort(-rated, kind="stable")[:crops]
+        tiles.append(_drawn("labels", loaded, labels.boxes[index][best], None if rated is None else rated[best]))
         if predictions is not None:
             top, scores = metrics.ranked([predictions.boxes[index]], [predictions.scores[index]], crops)
-            tiles.append(_drawn(image, top[0], [f"{value:.2f}" for value in scores[0]]))
+            tiles.append(_drawn("model", loaded, top[0], scores[0]))
     rows = [tiles[start : start + _TILES_A_ROW] for start in range(0, len(tiles), _TILES_A_ROW)]
-    heights = [max(tile.height for tile in row) + _MARGIN for row in rows]
-    width = min(len(tiles), _TILES_A_ROW) * (_CELL + _MARGIN) + _MARGIN
-    sheet = Image.new("RGB", (width, sum(heights) + _MARGIN), "white")
-    top = _MARGIN
-    for row, height in zip(rows, heights, strict=True):
-        for column, tile in enumerate(row):
-            sheet.paste(tile, (_MARGIN + column * (_CELL + _MARGIN), top))
-        top += height
-    return sheet
+    return drawing.contact_sheet(rows)
 
 
-def _values(rated: np.ndarray, scored: bool) -> list[str]:
-    return [f"{value:.2f}" for value in rated] if scored else [f"{len(rated)} annotators"]
-
-
-def _drawn(image: Image.Image, boxes: np.ndarray, captions: list[str]) -> Image.Image:
-    tile = Image.new("RGB", (image.width, image.height + _CAPTION), "white")
-    tile.paste(image)
-    draw = ImageDraw.Draw(tile)
-    sides = np.tile([image.width - 1, image.height - 1], 2)
-    for rank in reversed(range(len(boxes))):
-        colour = _COLOURS[rank % len(_COLOURS)]
-        draw.rectangle(tuple(np.round(boxes[rank] * sides)), outline=colour, width=3 if rank == 0 else 2)
-    font, left = ImageFont.load_default(12), 0.0
-    for rank, caption in enumerate(captions):
-        draw.text((left, image.height + 2), caption, fill=_COLOURS[rank % len(_COLOURS)], font=font)
-        left += draw.textlength(caption, font=font) + 10
-    return tile
+def _drawn(caption: str, loaded: LoadedImage, boxes: np.ndarray, scores: np.ndarray | None) -> tuple[str, Image.Image]:
+    """A tile with (K, 4) crops, normalised to [0, 1], and (K,) scores or none."""
+    height, width = loaded.size
+    edges = ("xmin", "ymin", "xmax", "ymax")
+    crops: list[dict[str, Any]] = [
+        {"box": dict(zip(edges, box, strict=True))} for box in (boxes * (width, height, width, height)).tolist()
+    ]
+    if scores is not None:
+        for crop, score in zip(crops, scores.tolist(), strict=True):
+            crop["score"] = score
+    return caption, drawing.draw_crops(loaded, crops)

@@ -12,10 +12,10 @@ from datasets import Dataset
 
 from ..data.schema import DataError, Problems
 from ..metrics import has_equals
+from ..metrics.catalogue import EPS, MEASURES
 from . import baselines
 from .labels import Labels, Predictions
 from .measures import (
-    EPS,
     Estimate,
     Resampled,
     first_crop_spread,
@@ -97,7 +97,7 @@ class Evaluation:
         }
         if own is None or not baseline:
             return None
-        best = (min if measure.startswith("bde") else max)(baseline, key=lambda name: baseline[name].value)
+        best = (max if MEASURES[measure].higher_is_better else min)(baseline, key=lambda name: baseline[name].value)
         return Comparison(own.less(baseline[best]), best)
 
 

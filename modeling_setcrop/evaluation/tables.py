@@ -7,6 +7,8 @@ import io
 import json
 import math
 import os
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,36 +16,20 @@ from rich.table import Table
 
 from ..coco_annotations import coco_prediction
 from ..images.atomic import atomic_writer
+from ..metrics.catalogue import MEASURES, main_measures
+from ..metrics.markdown import markdown_table
 from .measures import RESAMPLES, Estimate
 from .run import Comparison, Evaluation
 
 EDGES = ("left", "top", "right", "bottom")
-# What a reader looks at first; the files hold every measure.
-_SHOWN = {
-    "iou": "IoU",
-    "iou_mean": "IoU, mean",
-    "bde": "BDE",
-    "bde_mean": "BDE, mean",
-    "iou_best_of_5": "best of 5",
-    "acc_1/1@0.90": "ACC 1/1\n0.90",
-    "acc_1/1_any@0.90": "the same,\nany best",
-    "acc_1/5@0.85": "ACC 1/5\n0.85",
-    "acc_1/10@0.85": "ACC 1/10\n0.85",
-    "acc_1/5@0.90": "ACC 1/5\n0.90",
-    "acc_1/10@0.90": "ACC 1/10\n0.90",
-    "ap_10@0.85": "AP 10\n0.85",
-    "ap_10@0.90": "AP 10\n0.90",
-    "srcc": "SRCC",
-    "pairwise_iou_5": "IoU among\nthe first 5",
-}
-# How different the crops of a set are is not better or worse.
-_COMPARED = [name for name in _SHOWN if name != "pairwise_iou_5"]
+# Headers in the terminal are wrapped to so many characters.
+_HEADER_WIDTH = 12
 
 
 def cells(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the main measures, each over its 95 % interval, and of the spread of first crops."""
-    shown = [name for name in _SHOWN if any(name in result.estimates for result in evaluation.methods.values())]
-    header = ["method", *(_SHOWN[name] for name in shown), "spread of edges\nl t r b"]
+    """Return header and rows of the main measures, each over its 95 % interval, and of the spread of first crops."""
+    shown = main_measures({name for result in evaluation.methods.values() for name in result.estimates})
+    header = ["method", *(MEASURES[name].label for name in shown), "spread of edges l t r b"]
     rows = [
         [method, *(_cell(result.estimates.get(name)) for name in shown), _spread(result.spread)]
         for method, result in evaluation.methods.items()
@@ -58,14 +44,12 @@ def comparison_cells(evaluation: Evaluation) -> tuple[list[str], list[list[str]]
     Each difference stands over its paired 95 % interval; None where there is nothing to compare.
     """
     methods, rows = evaluation.compared(), []
-    for name in _COMPARED:
+    for name in main_measures(set(MEASURES), with_neutral=False):
         found = [evaluation.against_baselines(method, name) for method in methods]
         if any(found):
             against = next(one.against for one in found if one)
             value = evaluation.methods[against].estimates[name].value
-            rows.append(
-                [_SHOWN[name].replace("\n", " "), f"{against}\n{value:.3f}", *(_difference(one) for one in found)]
-            )
+            rows.append([MEASURES[name].label, f"{against}\n{value:.3f}", *(_difference(one) for one in found)])
     return (["", "best image-independent baseline", *methods], rows) if rows else None
 
 
@@ -91,7 +75,8 @@ def terminal_tables(evaluation: Evaluation) -> list[Table]:
 def _terminal_table(header: list[str], rows: list[list[str]], title: str, caption: str) -> Table:
     table = Table(title=title, caption=caption, title_justify="left")
     for number, name in enumerate(header):
-        table.add_column(name, justify="right" if number else "left", no_wrap=number > 0)
+        wrapped = "\n".join(textwrap.wrap(name, _HEADER_WIDTH))
+        table.add_column(wrapped, justify="right" if number else "left", no_wrap=number > 0)
     for row in rows:
         table.add_row(*row)
     return table
@@ -100,23 +85,20 @@ def _terminal_table(header: list[str], rows: list[list[str]], title: str, captio
 def markdown(evaluation: Evaluation) -> str:
     """The main measures, and the differences from the best image-independent baselines, as Markdown tables."""
     intervals = f"In brackets: 95 % bootstrap intervals over images ({RESAMPLES} resamples)"
-    parts = [f"{title(evaluation)}. {intervals}.", "", *_markdown_table(*cells(evaluation))]
+    header, rows = cells(evaluation)
+    parts = [f"{title(evaluation)}. {intervals}.", "", markdown_table(header, _in_brackets(rows))]
     compared = comparison_cells(evaluation)
     if compared:
-        parts += ["", f"{intervals}, paired; of BDE less is better.", "", *_markdown_table(*compared)]
+        header, rows = compared
+        parts += ["", f"{intervals}, paired; of BDE less is better.", "", markdown_table(header, _in_brackets(rows))]
     return "\n".join(parts) + "\n"
 
 
-def _markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
-    lines = [
-        f"| {' | '.join(name.replace(chr(10), ' ') for name in header)} |",
-        f"|---|{'---:|' * (len(header) - 1)}",
-    ]
+def _in_brackets(rows: list[list[str]]) -> Iterator[list[str]]:
+    """Yield rows whose intervals, below the values, are behind them in brackets."""
     for row in rows:
         parts = [text.partition("\n") for text in row]
-        texts = [f"{value} ({interval})" if interval else value for value, _, interval in parts]
-        lines.append(f"| {' | '.join(texts)} |")
-    return lines
+        yield [f"{value} ({interval})" if interval else value for value, _, interval in parts]
 
 
 def csv_text(evaluation: Evaluation) -> str:
@@ -146,7 +128,10 @@ def json_text(evaluation: Evaluation) -> str:
         return dict(zip(EDGES, map(float, spread), strict=True))
 
     def against(method: str) -> dict[str, dict]:
-        found = {name: evaluation.against_baselines(method, name) for name in _COMPARED}
+        found = {
+            name: evaluation.against_baselines(method, name)
+            for name in main_measures(set(MEASURES), with_neutral=False)
+        }
         return {name: entry(one.difference) | {"against": one.against} for name, one in found.items() if one}
 
     compared = evaluation.compared()

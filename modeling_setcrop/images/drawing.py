@@ -17,12 +17,13 @@ DRAWING_SIDE = 900
 
 
 def draw_crops(loaded: LoadedImage, crops: Sequence[dict[str, Any]], long_side: int = 1600) -> Image.Image:
-    """The image with its crops outlined, numbered by rank and labelled with their scores.
+    """Return the image with its crops outlined, numbered by rank and labelled with their scores.
 
     Args:
         loaded: The image.
-        crops: As the pipeline returns them, boxes in pixels of the whole image; the first is drawn on top.
-        long_side: Pixels to which a larger copy is brought down.
+        crops: As the pipeline returns them, boxes in pixels of the whole image; the first is drawn on top. A crop may
+            have no score.
+        long_side: Pixels to which a larger copy is reduced.
     """
     canvas = loaded.image.convert("RGB")
     canvas.thumbnail((long_side, long_side), Image.Resampling.LANCZOS)
@@ -41,7 +42,7 @@ def draw_crops(loaded: LoadedImage, crops: Sequence[dict[str, Any]], long_side: 
         x2 = max(box["xmax"] * across - 1 - inset, x1 + 1)
         y2 = max(box["ymax"] * down - 1 - inset, y1 + 1)
         draw.rectangle((x1, y1, x2, y2), outline=colour, width=line)
-        text = f"{rank}  {crop['score']:.2f}"
+        text = f"{rank}  {crop['score']:.2f}" if "score" in crop else str(rank)
         left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
         width, height = right - left + 2 * line, bottom - top + 2 * line
         # Labels step down from corner to corner, clear of one another.
@@ -52,25 +53,16 @@ def draw_crops(loaded: LoadedImage, crops: Sequence[dict[str, Any]], long_side: 
     return canvas
 
 
-def contact_sheet(rows: Sequence[tuple[LoadedImage, Sequence[dict[str, Any]]]], height: int = 220) -> Image.Image:
-    """A row per image, all of one height: the image with its crops outlined, then each crop by itself.
+def contact_sheet(rows: Sequence[Sequence[tuple[str, Image.Image]]], height: int = 220) -> Image.Image:
+    """Return captioned images in rows, all of one height.
 
     Args:
-        rows: Images, and their crops as the pipeline returns them for a list of aspect ratios.
+        rows: Captions, which may be empty, and images.
         height: Pixels of each image.
     """
     gap = max(4, height // 20)
     font = ImageFont.load_default(max(10, height // 14))
-    strips = []
-    for loaded, crops in rows:
-        across = loaded.image.width / loaded.size[1]
-        down = loaded.image.height / loaded.size[0]
-        cells = [("", draw_crops(loaded, crops))]
-        for crop in crops:
-            x1, y1, x2, y2 = (crop["box"][edge] for edge in ("xmin", "ymin", "xmax", "ymax"))
-            cut = loaded.image.crop((round(x1 * across), round(y1 * down), round(x2 * across), round(y2 * down)))
-            cells.append((f"{crop.get('aspect_ratio', '')}  {crop['score']:.2f}".strip(), cut))
-        strips.append([(text, _of_height(cell, height)) for text, cell in cells])
+    strips = [[(text, _of_height(cell, height)) for text, cell in row] for row in rows]
     width = max(sum(cell.width + gap for _, cell in strip) for strip in strips) + gap
     label = round(1.5 * font.size)
     sheet = Image.new("RGB", (width, len(strips) * (height + label) + gap), "white")
@@ -82,6 +74,22 @@ def contact_sheet(rows: Sequence[tuple[LoadedImage, Sequence[dict[str, Any]]]], 
             sheet.paste(cell, (x, y + label))
             x += cell.width + gap
     return sheet
+
+
+def image_and_crops(loaded: LoadedImage, crops: Sequence[dict[str, Any]]) -> list[tuple[str, Image.Image]]:
+    """Return a contact sheet's row: the image with its crops outlined, then each crop by itself.
+
+    Args:
+        loaded: The image.
+        crops: As the pipeline returns them for a list of aspect ratios.
+    """
+    across, down = loaded.image.width / loaded.size[1], loaded.image.height / loaded.size[0]
+    row = [("", draw_crops(loaded, crops))]
+    for crop in crops:
+        x1, y1, x2, y2 = (crop["box"][edge] for edge in ("xmin", "ymin", "xmax", "ymax"))
+        cut = loaded.image.crop((round(x1 * across), round(y1 * down), round(x2 * across), round(y2 * down)))
+        row.append((f"{crop.get('aspect_ratio', '')}  {crop['score']:.2f}".strip(), cut))
+    return row
 
 
 def _of_height(image: Image.Image, height: int) -> Image.Image:

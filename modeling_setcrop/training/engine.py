@@ -42,7 +42,7 @@ from .checkpointing import (
     save_random_states,
     save_weights,
 )
-from .evaluation import FIGURES, RATED_FIGURES, validation_figures, validation_records
+from .evaluation import RATED_FIGURES, figure_key, is_better, validation_figures, validation_records
 from .initialization import backbone_of, freeze_backbone_stages, load_model, load_processor, parse_overrides
 from .publishing import prepare_repository, publish
 from .record import write_training_record
@@ -100,8 +100,7 @@ class CropTraining:
     """
 
     def __init__(self, args: CropTrainingArguments, dataset: DatasetDict | None = None) -> None:
-        if args.metric_for_best not in FIGURES:
-            raise ValueError(f"metric_for_best is {args.metric_for_best!r}; there are {', '.join(FIGURES)}")
+        self.metric = figure_key(args.metric_for_best)
         self.args = args
         self.output_dir = Path(args.output_dir)
         self.log_file = self.output_dir / "log.jsonl"
@@ -118,8 +117,8 @@ class CropTraining:
             splits = load(args.layout, args.data, rating_scale=args.rating_scale) if dataset is None else dataset
         self.train_rows = _split(splits, "train", args.max_train_samples, args.data)
         self.validation_rows = _split(splits, "validation", args.max_eval_samples, args.data)
-        if args.metric_for_best in RATED_FIGURES and all(scores is None for scores in self.validation_rows["scores"]):
-            raise ValueError(f"metric_for_best: {args.metric_for_best} needs ratings, and no validation image has any")
+        if self.metric in RATED_FIGURES and all(scores is None for scores in self.validation_rows["scores"]):
+            raise ValueError(f"metric_for_best: {self.metric} needs ratings, and no validation image has any")
         self.processor = load_processor(args.model_name_or_path, args.eval_short_side, args.eval_long_side)
         if self.accelerator.is_main_process:
             sweep_parts(self.output_dir)
@@ -298,13 +297,14 @@ class CropTraining:
     def _validate(self) -> None:
         model = self.raw_model if self.average is None else self.average.module
         figures = self.evaluate(model)
+        better = is_better(self.metric, figures[self.metric], self.best)
         if self.accelerator.is_main_process:
             self._log({f"validation_{name}": value for name, value in figures.items()})
-            if self._is_better(figures):
+            if better:
                 with _writing(self.output_dir), atomic_files(self.output_dir) as folder:
                     self._save_best(model, folder, figures)
-        if self._is_better(figures):
-            self.best = figures[self.args.metric_for_best]
+        if better:
+            self.best = figures[self.metric]
 
     def evaluate(self, model: torch.nn.Module) -> dict[str, float]:
         """Loss and metrics on the validation split; every image counts once, whatever the number of processes."""
@@ -315,12 +315,6 @@ class CropTraining:
         if self.accelerator.num_processes > 1:
             records = gather_object(records)
         return validation_figures(records, self.validation_rows)
-
-    def _is_better(self, figures: dict[str, float]) -> bool:
-        value = figures[self.args.metric_for_best]
-        if self.best is None or math.isnan(self.best):
-            return True
-        return value < self.best if self.args.metric_for_best == "loss" else value > self.best
 
     def _save_best(self, model: torch.nn.Module, folder: Path, figures: dict[str, float]) -> None:
         model.save_pretrained(folder)
@@ -390,7 +384,8 @@ class CropTraining:
             with open(self.log_file, "a") as file:
                 file.write(json.dumps({**line, **{k: round(v, 6) for k, v in figures.items()}}) + "\n")
         if self.args.report_to:
-            self.accelerator.log(figures, step=self.step)
+            # Some trackers take no @ in a name.
+            self.accelerator.log({name.replace("@", "_"): value for name, value in figures.items()}, step=self.step)
 
     def _prepare_repository(self) -> str | None:
         """The repository to upload to, made before anything is trained; None where nothing is uploaded."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,35 @@ from transformers import BaseImageProcessor
 
 from ..crop_geometry import cxcywh_to_xyxy
 from ..metrics import functional as measures
+from ..metrics.catalogue import EPS, MEASURES, OLD_KEYS, accuracy_key, average_precision_key
 
 Record = dict[str, Any]
 
-# What needs rated crops, and all.
-RATED_FIGURES = ("first_iou", "acc1_090", "acc5_085", "acc5_090", "acc10_090", "srcc")
-FIGURES = ("loss", "ap_k10_085", "ap_k10_090", *RATED_FIGURES)
+_PRECISIONS = {average_precision_key(10, eps): eps for eps in EPS}
+_ACCURACIES = {accuracy_key(n, eps): (n, eps) for n, eps in ((1, 0.90), (5, 0.85), (5, 0.90), (10, 0.90))}
+# What is measured on rated crops, and all, by the keys of `metrics.catalogue`.
+RATED_FIGURES = ("iou", *_ACCURACIES, "srcc")
+FIGURES = ("loss", *_PRECISIONS, *RATED_FIGURES)
+
+
+def figure_key(name: str) -> str:
+    """Return the key of a validation figure, which recipes of earlier versions may call otherwise.
+
+    Raises:
+        ValueError: There is no such figure.
+    """
+    key = OLD_KEYS.get(name, name)
+    if key not in FIGURES:
+        raise ValueError(f"metric_for_best is {name!r}; there are {', '.join(FIGURES)}")
+    return key
+
+
+def is_better(key: str, value: float, best: float | None) -> bool:
+    """Whether a validation figure is better than the best so far, which is None or NaN where there is none."""
+    if best is None or math.isnan(best):
+        return True
+    higher = key != "loss" and bool(MEASURES[key].higher_is_better)
+    return value > best if higher else value < best
 
 
 @torch.no_grad()
@@ -70,9 +94,8 @@ def validation_figures(records: list[Record], rows: Dataset) -> dict[str, float]
 
     Returns:
         `images` (their number), `loss` (the set's, a mean over good crops, and the scoring head's, a mean over rated
-        images), `ap_k10_085`, `ap_k10_090`, and, over the images whose crops are rated, if there are any,
-        `first_iou`, `acc1_090`, `acc5_085`, `acc5_090`, `acc10_090` and `srcc` (of the scoring head where there is
-        one).
+        images) and the rest of `FIGURES`; `RATED_FIGURES` over the images whose crops are rated, if there are any,
+        with `srcc` of the scoring head where there is one.
     """
     records = sorted(records, key=lambda record: record["index"])
     labels = rows.select_columns(["boxes", "scores", "good", "width", "height"])
@@ -84,17 +107,17 @@ def validation_figures(records: list[Record], rows: Dataset) -> dict[str, float]
     predicted = [record["boxes"] for record in records], [record["scores"] for record in records]
     figures = {"images": len(records), "loss": _mean(records, "set_loss", "crops")}
     figures["loss"] += _mean(records, "scoring_loss", "rated")
-    for eps, name in ((0.85, "085"), (0.90, "090")):
-        figures[f"ap_k10_{name}"] = measures.average_precision(*predicted, boxes, good, eps, k=10)
+    for key, eps in _PRECISIONS.items():
+        figures[key] = measures.average_precision(*predicted, boxes, good, eps, k=10)
     rated = [index for index, row in enumerate(labels) if row["scores"] is not None]
     if not rated:
         return figures
     scores = [np.asarray(labels[index]["scores"]) for index in rated]
     boxes = [boxes[index] for index in rated]
     predicted = tuple([values[index] for index in rated] for values in predicted)
-    figures["first_iou"] = float(measures.first_crop_iou(*predicted, boxes, scores).mean())
-    for n, eps, name in ((1, 0.90, "090"), (5, 0.85, "085"), (5, 0.90, "090"), (10, 0.90, "090")):
-        figures[f"acc{n}_{name}"] = float(measures.accuracy(*predicted, boxes, scores, n, eps).mean())
+    figures["iou"] = float(measures.first_crop_iou(*predicted, boxes, scores).mean())
+    for key, (n, eps) in _ACCURACIES.items():
+        figures[key] = float(measures.accuracy(*predicted, boxes, scores, n, eps).mean())
     ratings = [records[index]["ratings"] for index in rated]
     if ratings[0] is None:
         ratings = measures.overlap_scores(*predicted, boxes)

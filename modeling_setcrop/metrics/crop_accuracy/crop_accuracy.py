@@ -6,7 +6,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from modeling_setcrop.metrics import functional
+from modeling_setcrop.metrics import catalogue, functional
 
 _DESCRIPTION = """\
 Whether one of the N most valid crops meets the best-rated crop (Jia et al., CVPR 2022), whether the most valid crop
@@ -29,7 +29,7 @@ count each as the best one, not the first alone (the transpose stays as it is).
 
 
 class CropAccuracy(evaluate.Metric):
-    """Means over images: `accuracy_{n}@{eps}`, `transposed_accuracy_{n}@{eps}` and `first_crop_iou`."""
+    """Means over images: `acc_1/{n}@{eps}`, `acc_{n}/1@{eps}` and `iou`."""
 
     def _info(self) -> evaluate.MetricInfo:
         crops = {
@@ -57,13 +57,13 @@ class CropAccuracy(evaluate.Metric):
             [np.array(row["boxes"]) for row in references],
             [np.array(row["scores"]) for row in references],
         )
-        results = {"first_crop_iou": float(functional.first_crop_iou(*arguments, equals=equals).mean())}
+        results = {"iou_any" if equals else "iou": float(functional.first_crop_iou(*arguments, equals=equals).mean())}
         for count in n:
             for threshold in eps:
-                results[f"accuracy_{count}@{threshold:.2f}"] = float(
+                results[catalogue.accuracy_key(count, threshold, equals)] = float(
                     functional.accuracy(*arguments, n=count, eps=threshold, equals=equals).mean()
                 )
-                results[f"transposed_accuracy_{count}@{threshold:.2f}"] = float(
+                results[catalogue.transposed_accuracy_key(count, threshold)] = float(
                     functional.transposed_accuracy(*arguments, n=count, eps=threshold).mean()
                 )
         return results

@@ -6,7 +6,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from modeling_setcrop.metrics import functional
+from modeling_setcrop.metrics import catalogue, functional
 
 _DESCRIPTION = """\
 101-point average precision of the K most valid crops of each image against its good crops, pooled over images (Jia
@@ -28,7 +28,7 @@ k: numbers of crops looked at. eps: IoU at which a crop is met.
 
 
 class CropAveragePrecision(evaluate.Metric):
-    """`average_precision_{k}@{eps}` for every K and eps."""
+    """`ap_{k}@{eps}` for every K and eps."""
 
     def _info(self) -> evaluate.MetricInfo:
         boxes = datasets.List(datasets.List(datasets.Value("float64"), length=4))
@@ -54,7 +54,7 @@ class CropAveragePrecision(evaluate.Metric):
             [np.ones(len(row["boxes"]), bool) for row in references],
         )
         return {
-            f"average_precision_{count}@{threshold:.2f}": functional.average_precision(
+            catalogue.average_precision_key(count, threshold): functional.average_precision(
                 *arguments, eps=threshold, k=count
             )
             for count in k

@@ -28,7 +28,7 @@ references: one dict per image: "boxes" of its annotators in the same unit, "siz
 
 
 class CropOverlap(evaluate.Metric):
-    """Means over images: `iou`, `iou_all`, `bde` and `bde_all` (`_all`: mean over annotators)."""
+    """Means over images: `iou`, `iou_mean`, `bde` and `bde_mean` (`_mean`: over annotators)."""
 
     def _info(self) -> evaluate.MetricInfo:
         boxes = datasets.List(datasets.List(datasets.Value("float64"), length=4))
@@ -49,7 +49,7 @@ class CropOverlap(evaluate.Metric):
         pred_scores = [np.array(row["scores"]) for row in predictions]
         boxes = [np.array(row["boxes"]) for row in references]
         sizes = np.array([row["size"] for row in references])
-        iou, iou_all = functional.iou_with_annotators(pred_boxes, pred_scores, boxes)
-        bde, bde_all = functional.boundary_displacement(pred_boxes, pred_scores, boxes, sizes)
-        values = {"iou": iou, "iou_all": iou_all, "bde": bde, "bde_all": bde_all}
+        iou, iou_mean = functional.iou_with_annotators(pred_boxes, pred_scores, boxes)
+        bde, bde_mean = functional.boundary_displacement(pred_boxes, pred_scores, boxes, sizes)
+        values = {"iou": iou, "iou_mean": iou_mean, "bde": bde, "bde_mean": bde_mean}
         return {name: float(value.mean()) for name, value in values.items()}

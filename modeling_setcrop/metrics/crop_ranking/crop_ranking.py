@@ -6,7 +6,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from modeling_setcrop.metrics import functional
+from modeling_setcrop.metrics import catalogue, functional
 
 _DESCRIPTION = """\
 Spearman's rank correlation and Acc_{K/N} of predicted with ratings of an image's candidate crops, means over
@@ -27,7 +27,7 @@ references: one list per image, its rating.
 
 
 class CropRanking(evaluate.Metric):
-    """`srcc` (over the images whose ratings differ) and `accuracy_{k}/{n}`."""
+    """`srcc` (over the images whose ratings differ) and `acc_{k}/{n}`."""
 
     def _info(self) -> evaluate.MetricInfo:
         scores = datasets.List(datasets.Value("float64"))
@@ -50,5 +50,5 @@ class CropRanking(evaluate.Metric):
         for best in n:
             for count in k:
                 values = functional.candidate_accuracy(predicted, rated, k=count, n=best)
-                results[f"accuracy_{count}/{best}"] = float(values.mean())
+                results[catalogue.candidate_accuracy_key(count, best)] = float(values.mean())
         return results

@@ -6,7 +6,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from modeling_setcrop.metrics import functional
+from modeling_setcrop.metrics import catalogue, functional
 
 _DESCRIPTION = """\
 What the K most valid crops are worth as a set: the share of an image's good crops that one of them meets with IoU >=
@@ -20,7 +20,7 @@ k: numbers of crops looked at. eps: IoU at which a crop is met.
 
 
 class CropSet(evaluate.Metric):
-    """`recall_{k}@{eps}` and `mean_pairwise_iou_{k}` (over the images where they are defined)."""
+    """`recall_{k}@{eps}` and `pairwise_iou_{k}` (over the images where they are defined)."""
 
     def _info(self) -> evaluate.MetricInfo:
         boxes = datasets.List(datasets.List(datasets.Value("float64"), length=4))
@@ -47,7 +47,7 @@ class CropSet(evaluate.Metric):
         for count in k:
             for threshold in eps:
                 values = functional.recall(pred_boxes, pred_scores, boxes, good, eps=threshold, k=count)
-                results[f"recall_{count}@{threshold:.2f}"] = functional.mean_where_defined(values)
+                results[catalogue.recall_key(count, threshold)] = functional.mean_where_defined(values)
             values = functional.mean_pairwise_iou(pred_boxes, pred_scores, k=count)
-            results[f"mean_pairwise_iou_{count}"] = functional.mean_where_defined(values)
+            results[f"pairwise_iou_{count}"] = functional.mean_where_defined(values)
         return results
