@@ -565,6 +565,9 @@ function decodeReduced({ data, width, height, channels }, step) {
   return { data: reduced, width: across, height: down, channels: 3 };
 }
 
+// Pillow's weights are whole numbers of this share of one.
+const PRECISION = 2 ** 22;
+
 /** Pillow's bilinear filter along one axis: for each output the first input and the weights. */
 function filterWeights(from, to) {
   const scale = from / to, support = Math.max(scale, 1);
@@ -576,7 +579,7 @@ function filterWeights(from, to) {
       Math.max(1 - Math.abs((k + first - centre + 0.5) / support), 0),
     );
     const total = sum(weights);
-    return { first, weights: weights.map((weight) => weight / total) };
+    return { first, weights: weights.map((weight) => Math.floor((weight / total) * PRECISION + 0.5)) };
   });
 }
 
@@ -586,32 +589,86 @@ function resize({ data, width, height, channels }, across, down) {
   filterWeights(width, across).forEach(({ first, weights }, x) => {
     for (let y = 0; y < height; y++) {
       for (let c = 0; c < 3; c++) {
-        let value = 0;
+        let value = PRECISION / 2;
         for (let k = 0, i = (y * width + first) * channels + c; k < weights.length; k++, i += channels)
           value += weights[k] * data[i];
-        rows[(y * across + x) * 3 + c] = Math.floor(value + 0.5);
+        rows[(y * across + x) * 3 + c] = Math.floor(value / PRECISION);
       }
     }
   });
   filterWeights(height, down).forEach(({ first, weights }, y) => {
     for (let i = 0; i < across * 3; i++) {
-      let value = 0;
+      let value = PRECISION / 2;
       for (let k = 0; k < weights.length; k++) value += weights[k] * rows[(first + k) * across * 3 + i];
-      result[y * across * 3 + i] = Math.floor(value + 0.5);
+      result[y * across * 3 + i] = Math.floor(value / PRECISION);
     }
   });
   return { data: result, width: across, height: down, channels: 3 };
 }
 
-/** The network's input: reduced, resized, normalised, channels first. */
-function preprocess(image, settings, jpeg) {
-  const { width, height } = image, { shortest_edge: shortest, longest_edge: longest } = settings.size;
-  const room = Math.min(width, height) / shortest;
-  const decoded = jpeg ? ([8, 4, 2].find((step) => step <= room) ?? 1) : 1;
-  let pixels = decodeReduced(image, decoded);
+/** By how much a JPEG decoder makes an image smaller that is to keep a short side of so many pixels: as in Pillow. */
+function decoderStep(width, height, shortest) {
+  const scale = Math.min(1, shortest / Math.min(width, height));
+  const room = Math.min(Math.floor(width / Math.ceil(width * scale)), Math.floor(height / Math.ceil(height * scale)));
+  return [8, 4, 2].find((step) => step <= room) ?? 1;
+}
+
+/** Size and EXIF orientation (1 to 8) of a JPEG file, before it is turned; null for other files. */
+export function jpegHeader(bytes) {
+  if (bytes[0] !== 0xff || bytes[1] !== 0xd8) return null;
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  let orientation = 1, at = 2;
+  while (at + 9 <= bytes.length && bytes[at] === 0xff) {
+    const marker = bytes[at + 1];
+    if (marker === 0xff) at += 1; // filling
+    else if (marker >= 0xc0 && marker <= 0xcf && ![0xc4, 0xc8, 0xcc].includes(marker))
+      return { height: view.getUint16(at + 5), width: view.getUint16(at + 7), orientation };
+    else {
+      if (marker === 0xe1 && orientation === 1) orientation = exifOrientation(view, at + 4);
+      at += 2 + view.getUint16(at + 2);
+    }
+  }
+  return null;
+}
+
+function exifOrientation(view, at) {
+  try {
+    if (view.getUint32(at) !== 0x45786966) return 1; // "Exif"
+    const start = at + 6, little = view.getUint16(start) === 0x4949, first = start + view.getUint32(start + 4, little);
+    for (let i = 0; i < view.getUint16(first, little); i++) {
+      const entry = first + 2 + 12 * i, value = view.getUint16(entry + 8, little);
+      if (view.getUint16(entry, little) === 0x0112) return value >= 1 && value <= 8 ? value : 1;
+    }
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error; // cut off
+  }
+  return 1;
+}
+
+/** An image brought upright from its EXIF orientation. */
+function upright({ data, width, height, channels }, orientation) {
+  if (orientation === 1) return { data, width, height, channels };
+  const swap = orientation >= 5, mirrored = [2, 3, 7, 8].includes(orientation), upsideDown = [3, 4, 6, 7].includes(orientation);
+  const across = swap ? height : width, down = swap ? width : height, turned = new data.constructor(across * down * channels);
+  for (let y = 0, to = 0; y < down; y++) {
+    for (let x = 0; x < across; x++) {
+      const u = swap ? y : x, v = swap ? x : y;
+      const from = ((upsideDown ? height - 1 - v : v) * width + (mirrored ? width - 1 - u : u)) * channels;
+      for (let c = 0; c < channels; c++) turned[to++] = data[from + c];
+    }
+  }
+  return { data: turned, width: across, height: down, channels };
+}
+
+/** The network's input: reduced, upright, resized, normalised, channels first. */
+function preprocess({ pixels: given, step = 1, orientation = 1 }, settings) {
+  const { shortest_edge: shortest, longest_edge: longest } = settings.size;
+  let pixels = decodeReduced(given, step);
   pixels = reduce(pixels, Math.max(1, Math.floor(Math.min(pixels.width, pixels.height) / shortest)));
+  pixels = upright(pixels, orientation);
   const scale = Math.min(shortest / Math.min(pixels.width, pixels.height), longest / Math.max(pixels.width, pixels.height));
-  const step = settings.size_divisor ?? 1, side = (length) => Math.max(32, round((length * scale) / step) * step);
+  const divisor = settings.size_divisor ?? 1;
+  const side = (length) => Math.max(32, round((length * scale) / divisor) * divisor);
   const across = side(pixels.width), down = side(pixels.height);
   pixels = resize(pixels, across, down);
   const values = new Float32Array(3 * across * down), factor = settings.rescale_factor ?? 1 / 255;
@@ -622,11 +679,61 @@ function preprocess(image, settings, jpeg) {
   return { values, across, down };
 }
 
-/** Pixels { data, width, height, channels } of an image element, bitmap, canvas, ImageData, Blob, or of such pixels. */
-async function pixelsOfImage(image) {
-  if (image.data && image.width && image.height)
-    return { data: image.data, width: image.width, height: image.height, channels: image.channels ?? 4 };
-  const source = image instanceof Blob ? await createImageBitmap(image) : image;
+/**
+ * Decode an image as Python does.
+ *
+ * Returns its upright width and height, pixels { data, width, height, channels } that may be fewer, the orientation
+ * that they have yet to be brought upright from, and by which step they have yet to be reduced as a decoder does.
+ */
+async function decode(image, shortest, jpeg) {
+  if (image.data && image.width && image.height) {
+    const { data, width, height, channels = 4 } = image;
+    return { pixels: { data, width, height, channels }, width, height };
+  }
+  const file = image instanceof Blob ? image : await fileOf(image);
+  const bytes = file && new Uint8Array(await file.arrayBuffer()), header = bytes && jpegHeader(bytes);
+  if (header && typeof ImageDecoder !== "undefined") {
+    const step = decoderStep(header.width, header.height, shortest), pixels = step > 1 && (await decodeJpeg(bytes, header, step));
+    const { width, height, orientation } = header;
+    if (pixels) return { pixels, orientation, ...(orientation < 5 ? { width, height } : { width: height, height: width }) };
+  }
+  const pixels = await drawn(image instanceof Blob ? await createImageBitmap(image, { colorSpaceConversion: "none" }) : image);
+  const { width, height } = pixels, coarse = file ? header !== null : jpeg;
+  return { pixels, width, height, step: coarse ? decoderStep(width, height, shortest) : 1 };
+}
+
+/** Pixels of a JPEG file, made smaller by the decoder; null where the browser's does not do so. */
+async function decodeJpeg(bytes, { width, height }, step) {
+  const across = Math.ceil(width / step), down = Math.ceil(height / step);
+  const wanted = { desiredWidth: across, desiredHeight: down, colorSpaceConversion: "none" };
+  const decoder = new ImageDecoder({ data: bytes, type: "image/jpeg", ...wanted });
+  try {
+    const { image } = await decoder.decode();
+    try {
+      if (image.codedWidth !== across || image.codedHeight !== down) return null;
+      const data = new Uint8Array(image.allocationSize({ format: "RGBA" }));
+      await image.copyTo(data, { format: "RGBA" });
+      return { data, width: across, height: down, channels: 4 };
+    } finally {
+      image.close();
+    }
+  } catch {
+    return null; // the image element may know better
+  } finally {
+    decoder.close();
+  }
+}
+
+/** The file that an image element shows, where it can be had without asking another server; else null. */
+async function fileOf(image) {
+  const address = typeof HTMLImageElement !== "undefined" && image instanceof HTMLImageElement && image.currentSrc;
+  if (!address || !(/^(blob|data):/.test(address) || new URL(address).origin === location.origin)) return null;
+  const answer = await fetch(address, { cache: "force-cache" }).catch(() => null);
+  return answer?.ok ? answer.blob() : null;
+}
+
+/** Pixels of a drawable image: an element, a bitmap or a canvas. */
+async function drawn(source) {
   const width = source.naturalWidth || source.videoWidth || source.width;
   const height = source.naturalHeight || source.videoHeight || source.height;
   if (!width || !height) throw new TypeError("the image has no pixels; is it loaded?");
@@ -693,7 +800,7 @@ export class Photo {
     const { topK = 5, threshold = 0, nmsIou = 0.8 } = options;
     const imageSize = [this.height, this.width], constraints = constraintsOf(options, imageSize);
     const [boxes, merit] = isFree(constraints) ? await refinedSet(this) : await search(this, constraints);
-    const above = boxes.map((_, i) => i).filter((i) => this.score(merit[i]) > threshold);
+    const above = boxes.map((_, i) => i).filter((i) => threshold <= 0 || this.score(merit[i]) > threshold);
     const kept = nms(above.map((i) => boxes[i]), above.map((i) => merit[i]), nmsIou, topK).map((i) => above[i]);
     return kept.map((i) => {
       const [xmin, ymin, xmax, ymax] = boxes[i], shares = violations(boxes[i], constraints, imageSize);
@@ -735,15 +842,17 @@ export class SetCrop {
   }
 
   /**
-   * Run the network over an image: an element, a bitmap, a canvas, ImageData, a Blob, or { data, width, height }.
+   * Run the network over an image: a Blob or File, an element, a bitmap, a canvas, ImageData, or { data, width, height }.
    *
-   * jpeg (true): read it as Python reads JPEG files, coarsely where they are large; false: as it reads others.
+   * A file gives Python's crops; what is decoded already may differ a little. jpeg (true): take an image without a file
+   * for a decoded JPEG file, which Python reads coarsely where it is large; false: read it as Python reads others.
    */
   async read(image, { jpeg = true } = {}) {
-    const pixels = await pixelsOfImage(image), { values, across, down } = preprocess(pixels, this.settings, jpeg);
+    const decoded = await decode(image, this.settings.size.shortest_edge, jpeg);
+    const { values, across, down } = preprocess(decoded, this.settings);
     const input = new this.ort.Tensor("float32", values, [1, 3, down, across]);
     const output = await this.proposer.run({ pixel_values: input, ...this.source });
-    return new Photo(this, output, pixels.width, pixels.height);
+    return new Photo(this, output, decoded.width, decoded.height);
   }
 
   async rate(values, encoded) {
