@@ -7,6 +7,7 @@ import importlib.util
 import json
 import re
 import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from hub_card.card import build_card, write_card
 from hub_card.examples import PHOTOS
 from hub_card.publishing import plan_upload, upload
 from hub_card.results import CardError, comparison_table, read_evaluations, results_table
+from modeling_setcrop import CropOptions
 from modeling_setcrop.cli import app
 from modeling_setcrop.export.hub_export import export_hub
 
@@ -341,6 +343,7 @@ def test_the_endpoints_handler_answers(exported, photos):
     assert crops == pipeline("image-cropping", model=str(exported))(photos[0], **parameters)
     assert json.loads(json.dumps(crops)) == crops
     assert len(endpoint({"inputs": [text, f"data:image/jpeg;base64,{text}"]})) == 2
+    assert handler._PARAMETERS - {"timeout", "batch_size"} == {field.name for field in fields(CropOptions)}
     assert endpoint({}) == {"error": "the request has no inputs"}
     assert endpoint({"inputs": text, "parameters": {"speed": 3}}) == {"error": "unknown parameters: speed"}
     assert "base64" in endpoint({"inputs": str(photos[0])})["error"]

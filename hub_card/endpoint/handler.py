@@ -6,9 +6,11 @@ from typing import Any
 
 from transformers import pipeline
 
+# The options of the pipeline, and no others of transformers'.
 _PARAMETERS = {
     *("top_k", "threshold", "nms_iou", "diversity", "as_set", "strict", "aspect_ratio", "details", "tightness"),
-    *("width", "height", "min_area", "max_area", "min_size", "keep", "avoid", "timeout", "batch_size"),
+    *("width", "height", "min_area", "max_area", "min_size", "keep", "avoid", "follow_orientation", "best_of", "trim"),
+    *("timeout", "batch_size"),
 }
 
 
