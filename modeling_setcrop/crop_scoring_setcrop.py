@@ -131,11 +131,18 @@ class _SeparableSampling(nn.Module):
         """
         batch, count, _ = x.shape
         channels, height, width = features.shape[1:]
-        along_x = torch.einsum("cip,bmpw->bcmwi", self.across, _interpolation(x, cells[:, 0], width))
-        along_y = torch.einsum("cip,bmph->bcmih", self.down, _interpolation(y, cells[:, 1], height))
-        rows = along_y.reshape(batch, channels, count * _MIXED, height) @ features
-        mixed = rows.reshape(batch, channels, count, _MIXED, width) @ along_x
-        return mixed.permute(0, 2, 1, 3, 4).flatten(2)
+        along_x, along_y = _interpolation(x, cells[:, 0], width), _interpolation(y, cells[:, 1], height)
+        # As products of few and large matrices: onnxruntime is slow at many small ones, and at einsum.
+        rows = self.down.flatten(0, 1) @ along_y
+        rows = _swapped(rows, channels).reshape(batch, channels, count * _MIXED, height) @ features
+        points = _swapped(rows, count).flatten(2, 3) @ along_x.transpose(2, 3)
+        points = _swapped(points, channels).reshape(batch, channels, count * _MIXED, _POINTS)
+        return _swapped(points @ self.across.transpose(1, 2), count).flatten(2)
+
+
+def _swapped(values: torch.Tensor, inner: int) -> torch.Tensor:
+    """(B, N, K, L), where K is `inner` times 6, as (B, inner, N, 6, L)."""
+    return values.unflatten(2, (inner, _MIXED)).transpose(1, 2)
 
 
 def _interpolation(places: torch.Tensor, cells: torch.Tensor, size: int) -> torch.Tensor:
@@ -145,24 +152,31 @@ def _interpolation(places: torch.Tensor, cells: torch.Tensor, size: int) -> torc
     """
     last = (cells - 1)[:, None, None]
     position = torch.minimum((places * cells[:, None, None] - 0.5).clamp(min=0), last)
+    # So far away that no cell has a share in it.
+    position = torch.where((places >= 0) & (places <= 1), position, -2.0)
     steps = torch.arange(size, device=places.device, dtype=places.dtype)
-    weights = (1 - (position[..., None] - steps).abs()).clamp(min=0)
-    inside = (places >= 0) & (places <= 1)
-    return weights * inside[..., None].to(weights.dtype)
+    return (1 - (position[..., None] - steps).abs()).relu()
 
 
 def _grid_lines(centre: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
     """Places (B, M, 14) of the warped grid along one axis, in [0, 1] of the image."""
-    steps = (torch.arange(_INSIDE, device=centre.device, dtype=centre.dtype) + 0.5) / _INSIDE
-    low, high = centre - size / 2, centre + size / 2
-    inside = low[..., None] + size[..., None] * steps
-    edges = [low - offset for offset in _AT_EDGES] + [high + offset for offset in _AT_EDGES]
-    return torch.cat([inside, torch.stack([low / 2, *edges, (1 + high) / 2], dim=-1)], dim=-1)
+    of_centre, of_size, offset = torch.tensor(_grid_terms(), device=centre.device, dtype=centre.dtype)
+    return centre[..., None] * of_centre + size[..., None] * of_size + offset
+
+
+def _grid_terms() -> list[list[float]]:
+    """What places (3, 14) are made of: shares of a crop's centre and of its size, and an offset."""
+    inside = [(1, (step + 0.5) / _INSIDE - 0.5, 0) for step in range(_INSIDE)]
+    low = [(1, -0.5, -offset) for offset in _AT_EDGES]
+    high = [(1, 0.5, offset) for offset in _AT_EDGES]
+    return [list(terms) for terms in zip(*inside, (0.5, -0.25, 0), *low, *high, (0.5, 0.25, 0.5), strict=True)]
 
 
 def _geometry(boxes: torch.Tensor, image_sizes: torch.Tensor) -> torch.Tensor:
     """(B, M, 11): edges, centre, size, area, and the log aspect ratios of crop and image."""
-    cx, cy, w, h = boxes.clamp(min=1e-4).unbind(-1)
-    image_ratio = (image_sizes[:, 0] / image_sizes[:, 1]).log()[:, None].expand_as(cx)
-    edges = [cx - w / 2, cy - h / 2, 1 - cx - w / 2, 1 - cy - h / 2]
-    return torch.stack([*edges, cx, cy, w, h, w * h, (w / h).log() + image_ratio, image_ratio], dim=-1)
+    boxes = boxes.clamp(min=1e-4)
+    centre, size = boxes[..., :2], boxes[..., 2:]
+    edges = [centre - size / 2, 1 - centre - size / 2]
+    width, height = size[..., :1], size[..., 1:]
+    image_ratio = (image_sizes[:, :1] / image_sizes[:, 1:]).log()[:, None].expand_as(width)
+    return torch.cat([*edges, boxes, width * height, (width / height).log() + image_ratio, image_ratio], dim=-1)

@@ -10,7 +10,7 @@ unless a name says `cxcywh`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any
@@ -39,9 +39,10 @@ from .crop_options import CropOptions, parse_aspect_ratio, turned_with
 
 # What a broken constraint costs for each unit of its share: bounds give way first, kept content last.
 _COSTS = {"min_size": 1.0, "min_area": 1.0, "max_area": 1.0, "avoid": 10.0, "keep": 100.0}
+_WEIGHTS = np.array(list(_COSTS.values()))
 # Sizes that are tried: so many from the largest that the constraints allow anywhere down to this share of its sides.
 # The best predicted crops, so many of them, are fitted too, and may be smaller.
-_SIZES, _SMALLEST, _FITTED, _SMALLEST_FITTED = 4, 0.65, 20, 0.2
+_SIZES, _SMALLEST, _FITTED, _SMALLEST_FITTED = 3, 0.65, 20, 0.2
 # Places that are tried: so many steps along the image's longer side, fewer where several shapes are.
 _STEPS, _STEPS_PER_SHAPE = 12, 8
 # The best few are then moved by these shares of a step, or scaled.
@@ -68,6 +69,11 @@ _FOCUS_POWER, _WINDOW, _WINDOWS = 3, 1 / 3, 9
 _FOCUS_DIGITS = 4
 # Ratings by which a whole wish of weight 1 lifts a crop.
 _WISH = 2.0
+
+
+# A search gives boxes (M, 4) that it wants rated, is sent their merits (M,), perhaps a few times, and returns what it
+# found: boxes and their merits.
+Search = Generator[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]
 
 
 class ConstraintError(ValueError):
@@ -135,8 +141,13 @@ class CropConstraints:
     @property
     def is_free(self) -> bool:
         """Whether nothing is asked of a crop."""
-        bounds = (self.min_area, self.max_area, tuple(self.min_size)) == (0.0, 1.0, (1, 1))
-        return self.aspect_ratio is None and bounds and len(self.keep) + len(self.avoid) + len(self.wishes) == 0
+        content = len(self.keep) + len(self.avoid) + len(self.wishes)
+        return self.aspect_ratio is None and not self.has_bounds and content == 0
+
+    @property
+    def has_bounds(self) -> bool:
+        """Whether a crop's area or size is bounded."""
+        return (self.min_area, self.max_area, tuple(self.min_size)) != (0.0, 1.0, (1, 1))
 
     def wished(self, boxes: np.ndarray) -> np.ndarray:
         """How far (M,) boxes (M, 4) are as it is wished: the sum of weights, each by the share of its box inside."""
@@ -291,10 +302,14 @@ def suggest(prediction: Prediction, options: CropOptions, label: str = "crop") -
         ConstraintError: With `strict`, when nothing satisfies everything.
         ValueError: Content to keep or avoid lies outside the image.
     """
+    asked = [CropConstraints.from_options(options, ratio, prediction.image_size) for ratio in options.aspect_ratios]
+    searches = [_places(prediction, constraints) for constraints in asked]
+    if options.details:
+        searches.append(_judged(prediction))
+    found = _side_by_side(prediction, searches)
     crops, ranking = [], []
-    for ratio in options.aspect_ratios:
-        constraints = CropConstraints.from_options(options, ratio, prediction.image_size)
-        selection = select_crops(prediction, constraints, options)
+    for ratio, constraints, places in zip(options.aspect_ratios, asked, found, strict=False):
+        selection = _selected(prediction, constraints, options, *places)
         of_ratio = {"aspect_ratio": ratio} if options.several_ratios else {}
         crops += [{"score": crop.pop("score"), "label": label, **crop, **of_ratio} for crop in selection.as_dicts()]
         ranking += selection.ranking.tolist()
@@ -302,7 +317,8 @@ def suggest(prediction: Prediction, options: CropOptions, label: str = "crop") -
         crops = _best_of(crops, np.array(ranking), options)
     if not options.details:
         return crops
-    return {"crops": crops, **judge_image(prediction, max((crop["score"] for crop in crops), default=None))}
+    best = max((crop["score"] for crop in crops), default=None)
+    return {"crops": crops, **_verdict(prediction, found[-1][1], best)}
 
 
 def _best_of(crops: list[dict[str, Any]], ranking: np.ndarray, options: CropOptions) -> list[dict[str, Any]]:
@@ -320,10 +336,36 @@ def select_crops(prediction: Prediction, constraints: CropConstraints, options: 
     Raises:
         ConstraintError: With `options.strict`, when nothing satisfies everything.
     """
-    if constraints.is_free:
-        boxes, merit = _refined_set(prediction)
-    else:
-        boxes, merit = _search(prediction, constraints)
+    (places,) = _side_by_side(prediction, [_places(prediction, constraints)])
+    return _selected(prediction, constraints, options, *places)
+
+
+def _places(prediction: Prediction, constraints: CropConstraints) -> Search:
+    """The search for the crops of one image under constraints."""
+    return _refined_set(prediction) if constraints.is_free else _search(prediction, constraints)
+
+
+def _side_by_side(prediction: Prediction, searches: Sequence[Search]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """What searches find, all of them in step: what they want rated at one time is rated in one call."""
+    found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    merits: dict[int, Any] = dict.fromkeys(range(len(searches)))
+    while merits:
+        wanted = {}
+        for number, merit in merits.items():
+            try:
+                wanted[number] = searches[number].send(merit)
+            except StopIteration as end:
+                found[number] = end.value
+        rated = prediction.merit(np.concatenate([np.zeros((0, 4)), *wanted.values()]))
+        ends = np.cumsum([len(boxes) for boxes in wanted.values()])
+        merits = dict(zip(wanted, np.split(rated, ends[:-1]), strict=True)) if wanted else {}
+    return [found[number] for number in range(len(searches))]
+
+
+def _selected(
+    prediction: Prediction, constraints: CropConstraints, options: CropOptions, boxes: np.ndarray, merit: np.ndarray
+) -> Selection:
+    """The crops that a caller gets, of boxes (M, 4) with their merits (M,)."""
     broken = _broken(boxes, constraints, prediction.image_size)
     if options.strict and broken.any():
         raise ConstraintError(_names(broken[broken.sum(axis=-1).argmin()]))
@@ -364,17 +406,28 @@ def judge_image(prediction: Prediction, best_score: float | None = None) -> dict
         it; `focus_point`, {"x", "y"} in 0..1: the centre of what matters most, for focal points and CSS
         `object-position`.
     """
+    ((_, merit),) = _side_by_side(prediction, [_judged(prediction)])
+    return _verdict(prediction, merit, best_score)
+
+
+def _judged(prediction: Prediction) -> Search:
+    """The boxes by which an image is judged: the whole, and windows that say where its content is, if nothing else."""
     height, width = prediction.image_size
     whole = np.array([[0, 0, width, height]], dtype=np.float64)
     windows = np.zeros((0, 4)) if prediction.importance is not None else _windows(prediction.image_size)
-    merit = prediction.merit(np.concatenate([whole, windows]))
+    boxes = np.concatenate([whole, windows])
+    return boxes, (yield boxes)
+
+
+def _verdict(prediction: Prediction, merit: np.ndarray, best_score: float | None) -> dict[str, Any]:
+    """What [`judge_image`] says, from the merits of the boxes of [`_judged`]."""
     if best_score is None:
         best_score = float(prediction.score(prediction.set_merit.max(keepdims=True))[0])
     original = float(prediction.score(merit[:1])[0])
     if prediction.importance is None:
         # The middle of a window that rates high is where the image's content is.
         span = merit[1:].max() - merit[1:].min()
-        level = (merit[1:] - merit[1:].min()) / span if span > 0 else np.ones(len(windows))
+        level = (merit[1:] - merit[1:].min()) / span if span > 0 else np.ones(len(merit) - 1)
         x, y = centre_of_mass(level.reshape(_WINDOWS, _WINDOWS), margin=_WINDOW / 2)
     else:
         x, y = centre_of_mass(prediction.importance)
@@ -423,21 +476,26 @@ def _whole_pixels(boxes: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
 
 def _violations(boxes: np.ndarray, constraints: CropConstraints, image_size: tuple[int, int]) -> np.ndarray:
     """By what share (M, 5) each box breaks each constraint, in the order of `_COSTS`; 0 where it holds."""
-    height, width = image_size
-    size, share = boxes[:, 2:] - boxes[:, :2], box_area(boxes) / (height * width)
-    least = np.array(constraints.min_size, dtype=np.float64)
-    kept = box_intersection(boxes, constraints.keep) / box_area(constraints.keep)
-    touched = box_intersection(boxes, constraints.avoid) / box_area(constraints.avoid)
+    shares = np.zeros((len(boxes), len(_COSTS)))
+    column = {name: shares[:, index] for index, name in enumerate(_COSTS)}
+    # Only what can be broken is looked at: mostly that is nothing.
+    if tuple(constraints.min_size) != (1, 1):
+        least, size = np.array(constraints.min_size, dtype=np.float64), boxes[:, 2:] - boxes[:, :2]
+        column["min_size"][:] = np.maximum((least - size) / least, 0).max(axis=-1)
     # Areas are compared in whole pixels' terms, so that a bound met exactly is met.
     slack = 1e-9
-    columns = {
-        "min_size": ((least - size) / least).clip(min=0).max(axis=-1),
-        "min_area": (constraints.min_area - share - slack).clip(min=0) / max(constraints.min_area, slack),
-        "max_area": (share - constraints.max_area - slack).clip(min=0) / max(constraints.max_area, slack),
-        "avoid": touched.sum(axis=-1),
-        "keep": (1 - kept).sum(axis=-1),
-    }
-    return np.stack([columns[name] for name in _COSTS], axis=-1)
+    whole = image_size[0] * image_size[1]
+    if constraints.min_area > 0:
+        short = constraints.min_area - box_area(boxes) / whole - slack
+        column["min_area"][:] = np.maximum(short, 0) / max(constraints.min_area, slack)
+    if constraints.max_area < 1:
+        over = box_area(boxes) / whole - constraints.max_area - slack
+        column["max_area"][:] = np.maximum(over, 0) / max(constraints.max_area, slack)
+    if len(constraints.avoid):
+        column["avoid"][:] = (box_intersection(boxes, constraints.avoid) / box_area(constraints.avoid)).sum(axis=-1)
+    if len(constraints.keep):
+        column["keep"][:] = (1 - box_intersection(boxes, constraints.keep) / box_area(constraints.keep)).sum(axis=-1)
+    return shares
 
 
 def _broken(boxes: np.ndarray, constraints: CropConstraints, image_size: tuple[int, int]) -> np.ndarray:
@@ -450,10 +508,10 @@ def _broken(boxes: np.ndarray, constraints: CropConstraints, image_size: tuple[i
 
 def _cost(boxes: np.ndarray, constraints: CropConstraints, image_size: tuple[int, int]) -> np.ndarray:
     """What (M,) boxes cost for the constraints they break."""
-    return _violations(boxes, constraints, image_size) @ np.array(list(_COSTS.values()))
+    return _violations(boxes, constraints, image_size) @ _WEIGHTS
 
 
-def _search(prediction: Prediction, constraints: CropConstraints) -> tuple[np.ndarray, np.ndarray]:
+def _search(prediction: Prediction, constraints: CropConstraints) -> Search:
     """Candidate boxes (M, 4) that break least, and their merits (M,)."""
     image_size = prediction.image_size
     kept = hull(constraints.keep) if len(constraints.keep) else None
@@ -463,13 +521,13 @@ def _search(prediction: Prediction, constraints: CropConstraints) -> tuple[np.nd
     cost = _cost(pool, constraints, image_size)
     least = cost.min() * (1 + 1e-9)
     pool = pool[cost <= least]
-    merit = prediction.merit(pool)
+    merit = yield pool
     steps = _STEPS if constraints.aspect_ratio is not None else _STEPS_PER_SHAPE
     wanted = merit + _wish_worth(prediction) * constraints.wished(pool) if len(constraints.wishes) else merit
     best = pool[nms(pool, wanted, _REFINED_NMS, _REFINED)]
     closer = _surroundings(best, constraints.aspect_ratio, image_size, max(image_size) / steps, kept)
     closer = closer[_cost(closer, constraints, image_size) <= least]
-    boxes, merit = np.concatenate([pool, closer]), np.concatenate([merit, prediction.merit(closer)])
+    boxes, merit = np.concatenate([pool, closer]), np.concatenate([merit, (yield closer)])
     if prediction.rate is None or len(constraints.wishes):
         # The mean of places around one that holds what is wished need not hold it.
         return boxes, merit
@@ -481,7 +539,7 @@ def _search(prediction: Prediction, constraints: CropConstraints) -> tuple[np.nd
     return np.concatenate([voted[fits], boxes]), np.concatenate([voted_merit[fits], merit])
 
 
-def _refined_set(prediction: Prediction) -> tuple[np.ndarray, np.ndarray]:
+def _refined_set(prediction: Prediction) -> Search:
     """The model's set in whole pixels, its best crops moved to where the ratings around them are highest."""
     image_size = prediction.image_size
     boxes, merit = prediction.boxes, prediction.set_merit
@@ -492,7 +550,7 @@ def _refined_set(prediction: Prediction) -> tuple[np.ndarray, np.ndarray]:
     moved = boxes[best][:, None] + _edge_moves() * sides
     moved = moved.clip(0, sides).reshape(-1, 4)
     moved = moved[(moved[:, 2:] - moved[:, :2] > 0.1 * sides[2:]).all(axis=-1)]
-    rated, ratings = np.concatenate([boxes, moved]), np.concatenate([merit, prediction.merit(moved)])
+    rated, ratings = np.concatenate([boxes, moved]), np.concatenate([merit, (yield moved)])
     # Each of the best, and then each of the places around it, by its rating.
     centres = rated[nms(rated, ratings, _REFINED_NMS, _REFINED_OF_SET)]
     voted, voted_merit = _voted(centres, rated, ratings, _SET_VOTE_TEMPERATURE)
@@ -550,7 +608,7 @@ def _satisfying(prediction: Prediction, constraints: CropConstraints, kept: np.n
     if constraints.aspect_ratio is None:
         pools += [_free_shapes(prediction, region, constraints, kept) for region in regions]
     pool = _distinct(np.concatenate([np.zeros((0, 4)), *pools]), image_size)
-    return pool[(_violations(pool, constraints, image_size) == 0).all(axis=-1)]
+    return pool[_cost(pool, constraints, image_size) == 0]
 
 
 def _relaxed(prediction: Prediction, constraints: CropConstraints, kept: np.ndarray | None) -> np.ndarray:
@@ -611,18 +669,19 @@ def _candidates(
 
     `largest` is the area in pixels by which a size is fair: the grid is held to fair ones.
     """
-    corner, region_size = np.tile(region[:2], 2), _region_size(region)
+    corner, region_size = region[[0, 1, 0, 1]], _region_size(region)
     if keep is not None:
         keep = keep - corner
-    areas = sizes.prod(axis=-1)
+    # There are thousands of sizes: looking for a limit among them costs least.
+    areas = sizes[:, 0] * sizes[:, 1]
     boxes = [np.zeros((0, 4))]
-    usable = sizes[areas >= _SMALLEST_FITTED**2 * largest]
+    usable = sizes[np.searchsorted(areas, _SMALLEST_FITTED**2 * largest) :]
     if len(usable):
         ratio = float(usable[-1, 0] / usable[-1, 1])
         clipped = _clipped(predicted - corner, region_size)
         fitted = fit_aspect_ratio(clipped, ratio, region_size, float(usable[0, 1]), float(usable[-1, 1]), keep)
         boxes.append(round_to_sizes(fitted, usable, region_size, keep))
-    fair = sizes[areas >= _SMALLEST**2 * largest]
+    fair = sizes[np.searchsorted(areas, _SMALLEST**2 * largest) :]
     if len(fair):
         boxes.append(candidate_grid(_ladder(fair), region_size, stride, keep))
     return np.concatenate(boxes) + corner
@@ -654,7 +713,10 @@ def _shapes(region: np.ndarray, constraints: CropConstraints, keep: np.ndarray |
 def _sizes_inside(region: np.ndarray, shape: float, image_size: tuple[int, int]) -> np.ndarray:
     """The image's sizes (S, 2, rising) of a shape that a region has room for; perhaps none."""
     sizes = pixel_sizes(shape, image_size)
-    return sizes[(sizes <= region[2:] - region[:2]).all(axis=-1)]
+    height, width = _region_size(region)
+    if (height, width) == image_size:
+        return sizes
+    return sizes[(sizes[:, 0] <= width) & (sizes[:, 1] <= height)]
 
 
 def _allowed_sizes(
@@ -664,25 +726,27 @@ def _allowed_sizes(
     allowed = []
     for shape in _shapes(region, constraints, keep):
         sizes = _sizes_inside(region, shape, image_size)
-        fits = (_broken_bounds(sizes, constraints, image_size) == 0).all(axis=-1)
+        if constraints.has_bounds:
+            sizes = sizes[_broken_bounds(sizes, constraints, image_size) == 0]
         if keep is not None:
-            fits &= (sizes >= keep[2:] - keep[:2]).all(axis=-1)
-        if fits.any():
-            allowed.append(sizes[fits])
+            across, down = keep[2:] - keep[:2]
+            sizes = sizes[(sizes[:, 0] >= across) & (sizes[:, 1] >= down)]
+        if len(sizes):
+            allowed.append(sizes)
     return allowed
 
 
 def _broken_bounds(sizes: np.ndarray, constraints: CropConstraints, image_size: tuple[int, int]) -> np.ndarray:
-    """By what share (S, 3) each of the sizes (S, 2) breaks `min_size`, `min_area` and `max_area`."""
+    """By what share (S,) the sizes (S, 2) break `min_size`, `min_area` and `max_area`, in sum."""
     boxes = np.concatenate([np.zeros_like(sizes), sizes], axis=-1)
-    return _violations(boxes, constraints, image_size)[:, :3]
+    return _violations(boxes, constraints, image_size)[:, :3] @ np.ones(3)
 
 
 def _relaxed_candidates(
     region: np.ndarray, constraints: CropConstraints, image_size: tuple[int, int], keep: np.ndarray | None
 ) -> np.ndarray:
     """Candidates (M, 4) in a region where no crop satisfies everything: all fair sizes, `keep` centred if cut."""
-    corner, region_size = np.tile(region[:2], 2), _region_size(region)
+    corner, region_size = region[[0, 1, 0, 1]], _region_size(region)
     if keep is not None:
         keep = _clipped((keep - corner)[None], region_size)[0]
     boxes = [np.zeros((0, 4))]
@@ -704,7 +768,7 @@ def _least_broken_sizes(
     sizes: np.ndarray, constraints: CropConstraints, image_size: tuple[int, int], keep: np.ndarray | None
 ) -> np.ndarray:
     """The size that breaks the bounds least, and the smallest that leaves room for `keep` (1 or 2, 2)."""
-    chosen = sizes[_broken_bounds(sizes, constraints, image_size).sum(axis=-1).argmin()][None]
+    chosen = sizes[_broken_bounds(sizes, constraints, image_size).argmin()][None]
     if keep is not None:
         roomy = sizes[(sizes >= keep[2:] - keep[:2]).all(axis=-1)]
         chosen = np.concatenate([chosen, roomy[:1]])
@@ -713,7 +777,7 @@ def _least_broken_sizes(
 
 def _ladder(sizes: np.ndarray) -> np.ndarray:
     """`_SIZES` of the sizes (S, 2, rising), in even steps from the smallest to the largest."""
-    short = sizes.min(axis=-1)
+    short = np.minimum(sizes[:, 0], sizes[:, 1])
     wanted = short[0] * (short[-1] / short[0]) ** np.linspace(0, 1, _SIZES)
     return sizes[np.unique(np.searchsorted(short, np.minimum(wanted, short[-1])))]
 
@@ -726,9 +790,8 @@ def _surroundings(
     keep: np.ndarray | None,
 ) -> np.ndarray:
     """Whole-pixel boxes (M, 4) between the grid's places and sizes, around the given ones (N, 4)."""
-    moves = np.stack(np.meshgrid(_MOVES, _MOVES, indexing="ij"), axis=-1).reshape(-1, 2) * step
-    moves = np.concatenate([moves, np.zeros((len(_SCALES), 2))])
-    scales = np.concatenate([np.ones(len(moves) - len(_SCALES)), _SCALES])[:, None]
+    moves = np.array([*((x, y) for x in _MOVES for y in _MOVES), *([(0.0, 0.0)] * len(_SCALES))]) * step
+    scales = np.array([1.0] * len(_MOVES) ** 2 + list(_SCALES))[:, None]
     centres, sizes = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
     centres = (centres[:, None] + moves).reshape(-1, 2)
     scaled = (sizes[:, None] * scales).reshape(-1, 2)
@@ -743,7 +806,7 @@ def _free_shapes(
     prediction: Prediction, region: np.ndarray, constraints: CropConstraints, keep: np.ndarray | None
 ) -> np.ndarray:
     """Boxes (M, 4) in a region, from the predictions, the region and `keep`, adjusted to the bounds in any shape."""
-    corner, region_size = np.tile(region[:2], 2), _region_size(region)
+    corner, region_size = region[[0, 1, 0, 1]], _region_size(region)
     starts = [_clipped(prediction.boxes - corner, region_size), np.array([[0.0, 0.0, *region_size[::-1]]])]
     if keep is not None:
         keep = keep - corner

@@ -327,3 +327,23 @@ def test_refined_crops_settle_at_the_top_and_do_not_repeat_each_other():
     assert np.abs(crops.boxes[0] / [600, 400, 600, 400] - peak).max() < before
     overlap = box_iou(crops.boxes, crops.boxes) - np.eye(len(crops.boxes))
     assert overlap.max() < 0.97
+
+
+def test_all_aspect_ratios_and_the_verdict_are_rated_in_two_calls():
+    calls = []
+
+    def rate(boxes):
+        calls.append(len(boxes))
+        return 3 + boxes[:, 0] * boxes[:, 3]
+
+    judge = predict(0, (300, 450), rate=rate)
+    ratios = ["16:9", "1:1", "4:5", None]
+    found = suggest(judge, CropOptions(aspect_ratio=ratios, top_k=1, details=True))
+    together = calls[:]
+    # The set's own ratings, the places of all, and their surroundings.
+    assert len(together) == 3
+    calls.clear()
+    for ratio, crop in zip(ratios, found["crops"], strict=True):
+        (alone,) = suggest(judge, CropOptions(aspect_ratio=ratio, top_k=1))
+        assert crop["box"] == alone["box"] and crop["score"] == alone["score"]
+    assert sum(calls) < sum(together) and judge_image(judge)["focus_point"] == found["focus_point"]

@@ -19,6 +19,7 @@ from hub_card.examples import PHOTOS
 from modeling_setcrop import (
     DEFAULT_CHECKPOINT,
     Cropper,
+    EfficientNetLiteConfig,
     SetCropConfig,
     SetCropForImageCropping,
     SetCropImageProcessorPil,
@@ -258,6 +259,38 @@ def test_the_papers_model_on_a_resnet_exports_without_a_scorer(tiny_processor, t
     assert report["agreement"].keys() == {"logits", "pred_boxes"} and report["sizes"].keys() == {"model.onnx"}
     assert not (tmp_path / "graphs" / "onnx" / "scorer.onnx").exists()
     assert Cropper(tmp_path / "graphs")(str(PHOTOS[0]), top_k=1)
+
+
+def test_graphs_have_no_masks_einsum_or_padding_that_depends_on_the_image(tmp_path):
+    """Slow operations, of a model as setcrop-lite is made: several eyes, fine detail, sides of whole cells."""
+    torch.manual_seed(0)
+    backbone = EfficientNetLiteConfig(
+        batch_norm=False, hypercolumn=True, detail=True, out_features=["stage2", "stage3", "stage4"]
+    )
+    config = SetCropConfig(
+        backbone_config=backbone,
+        num_queries=6,
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        crop_scoring=True,
+        crop_scoring_dim=32,
+        crop_scoring_detail=True,
+        rating_sources=["editors", "people"],
+        rerank=True,
+    )
+    SetCropForImageCropping(config).save_pretrained(tmp_path / "lite")
+    processor = SetCropImageProcessorPil(size={"shortest_edge": 96, "longest_edge": 96}, size_divisor=16)
+    processor.save_pretrained(tmp_path / "lite")
+    report = export_onnx(tmp_path / "lite", tmp_path / "graphs", PHOTOS, dtypes=["q8"])
+    assert max(report["agreement"].values()) <= 1e-4 and report["q8"]["probability"] >= 0
+    for name in ("model.onnx", "scorer.onnx"):
+        operators = {node.op_type for node in onnx.load(tmp_path / "graphs" / "onnx" / name).graph.node}
+        assert not operators & {"Einsum", "IsNaN", "Pad"}, name
 
 
 def test_commands_take_the_runtime(folder, photos, tmp_path):

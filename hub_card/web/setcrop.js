@@ -183,7 +183,7 @@ function distinct(boxes, [height, width]) {
 
 // As in crop_selection.py.
 const COSTS = { min_size: 1, min_area: 1, max_area: 1, avoid: 10, keep: 100 };
-const SIZES = 4, SMALLEST = 0.65, FITTED = 20, SMALLEST_FITTED = 0.2, STEPS = 12, STEPS_PER_SHAPE = 8, REFINED = 2;
+const SIZES = 3, SMALLEST = 0.65, FITTED = 20, SMALLEST_FITTED = 0.2, STEPS = 12, STEPS_PER_SHAPE = 8, REFINED = 2;
 const MOVES = [-0.6, -0.3, 0, 0.3, 0.6], SCALES = [0.93, 0.965, 1.035, 1.07], REFINED_NMS = 0.8;
 const REFINED_OF_SET = 8, EDGE_MOVES = 32, FARTHEST_MOVE = 0.1, SLIVER = 0.01;
 const VOTE_IOU = 0.7, VOTE_TEMPERATURE = 0.05, SET_VOTE_TEMPERATURE = 0.03;

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
+from transformers.models.conditional_detr import modeling_conditional_detr
 
 from ..crop_geometry import box_iou
 from ..image_preprocessing import ImagePreprocessing
@@ -50,10 +53,11 @@ def export_onnx(
     """Writes `config.json`, `preprocessor_config.json` and the graphs in `onnx/`, and checks them.
 
     The layout is that of transformers.js, which loads the folder as it is. `onnx/model.onnx` takes `pixel_values`
-    (B, 3, H, W), images of one shape without padding, and, if given, `source`; `onnx/scorer.onnx`, where the model has
-    a scoring head, takes boxes and the model graph's encoding. Weights are stored in half precision and computed with
-    in single precision. `onnx/model_fp16.onnx` computes in half precision, for graphics processors;
-    `onnx/model_quantized.onnx` has a backbone in int8. `onnx/report.json` holds what is returned.
+    (B, 3, H, W), images of one shape without padding, their sides multiples of the image processor's `size_divisor`,
+    and, if given, `source`; `onnx/scorer.onnx`, where the model has a scoring head, takes boxes and the model graph's
+    encoding. Weights are stored in half precision and computed with in single precision. `onnx/model_fp16.onnx`
+    computes in half precision, for graphics processors; `onnx/model_quantized.onnx` has a backbone in int8.
+    `onnx/report.json` holds what is returned.
 
     Args:
         checkpoint: folder or Hub name of the model.
@@ -83,7 +87,8 @@ def export_onnx(
         graphs.mkdir()
         model.config.save_pretrained(folder)
         processor.save_pretrained(folder)
-        export_graphs(model, graphs)
+        with _plain_attention(model):
+            export_graphs(model, graphs, getattr(processor, "size_divisor", None))
         report: dict[str, Any] = {"images": [Path(image).name for image in images]}
         report["agreement"] = check_agreement(model, processor, folder, images)
         if "fp16" in dtypes:
@@ -105,15 +110,44 @@ def export_onnx(
     return report
 
 
-def export_graphs(model: SetCropForImageCropping, folder: Path) -> None:
-    """Writes `model.onnx`, and `scorer.onnx` if the model scores, into `folder`."""
+@contextmanager
+def _plain_attention(model: SetCropForImageCropping) -> Iterator[None]:
+    """Attention as two products and a softmax, without masks: in a graph that is fastest, and runs everywhere.
+
+    Images without padding need no mask, which upstream cannot know where sizes are variables; and torch's fused
+    attention is written with many operations on shapes.
+    """
+    implementation = model.config._attn_implementation
+    create_mask = modeling_conditional_detr.create_bidirectional_mask
+    model.config._attn_implementation = "eager"
+    modeling_conditional_detr.create_bidirectional_mask = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        modeling_conditional_detr.create_bidirectional_mask = create_mask
+        model.config._attn_implementation = implementation
+
+
+def export_graphs(model: SetCropForImageCropping, folder: Path, size_divisor: int | None = None) -> None:
+    """Writes `model.onnx`, and `scorer.onnx` if the model scores, into `folder`.
+
+    Args:
+        model: in evaluation mode.
+        folder: where to.
+        size_divisor: what the sides of all images will be multiples of; None for any sides.
+    """
+    # Sides that are even at every stride need no padding that depends on them.
+    step = size_divisor or 1
+    sides = [math.ceil(side / step) * step for side in (_HEIGHT, _WIDTH)]
     batch = torch.export.Dim("batch", max=1024)
-    height = torch.export.Dim("height", min=_SMALLEST, max=_LARGEST)
-    width = torch.export.Dim("width", min=_SMALLEST, max=_LARGEST)
+    height, width = (
+        step * torch.export.Dim(name, min=math.ceil(_SMALLEST / step), max=_LARGEST // step)
+        for name in ("height", "width")
+    )
     several = bool(getattr(model.config, "rating_sources", None))
     # Who gives no source gets the default one.
     source, any_source = ({"source": model.model.source_index(None)}, {"source": None}) if several else ({}, {})
-    pixels = torch.randn(_BATCH, model.config.num_channels, _HEIGHT, _WIDTH)
+    pixels = torch.randn(_BATCH, model.config.num_channels, *sides)
     with torch.no_grad():
         encoded = _encoding(model(pixels).encoder_outputs)
     proposer = _Proposer(model, encoded).eval()
