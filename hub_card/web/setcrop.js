@@ -517,9 +517,11 @@ function reduce({ data, width, height, channels }, factor) {
         }
       }
       const count = (y1 - y * factor) * (x1 - x * factor), to = (y * across + x) * 3;
-      reduced[to] = Math.floor(red / count + 0.5);
-      reduced[to + 1] = Math.floor(green / count + 0.5);
-      reduced[to + 2] = Math.floor(blue / count + 0.5);
+      // Pillow multiplies by a share that is rounded down instead of dividing.
+      const share = Math.floor(Math.fround(2 ** 24 / count)) / 2 ** 24, half = count >> 1;
+      reduced[to] = Math.floor((red + half) * share);
+      reduced[to + 1] = Math.floor((green + half) * share);
+      reduced[to + 2] = Math.floor((blue + half) * share);
     }
   }
   return { data: reduced, width: across, height: down, channels: 3 };
