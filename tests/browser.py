@@ -123,15 +123,17 @@ def browser(address: str, *options: str) -> Iterator[subprocess.Popen]:
             process.stderr.close()
 
 
-def ask_page(model: Path, photos: Path, task: Mapping[str, Any], timeout: float = 600) -> dict[str, Any]:
-    """What the harness page finds for a task: `photos` (names), `options` (of `suggest`), `repeats` (for timing).
+def ask_page(
+    model: Path, photos: Path, task: Mapping[str, Any], page: str = "harness.html", timeout: float = 600
+) -> dict[str, Any]:
+    """What a page of `tests/web` finds for a task: `photos` (names), `options` (of `suggest`), `repeats` (for timing).
 
     Raises:
         RuntimeError: The page failed, or did not answer in time.
     """
     server = PageServer(model, photos, task)
     try:
-        with browser(f"{server.address}/test/harness.html", "--remote-debugging-port=0"):
+        with browser(f"{server.address}/test/{page}", "--remote-debugging-port=0"):
             if not server.arrived.wait(timeout):
                 raise RuntimeError("the page did not answer")
     finally:

@@ -331,7 +331,7 @@ def halve(source: Path, target: Path) -> None:
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    onnx.save(convert_float_to_float16(_expanded(onnx.load(source)), keep_io_types=True), target)
+    onnx.save(_compact(convert_float_to_float16(_expanded(onnx.load(source)), keep_io_types=True)), target)
 
 
 def quantize(processor: Any, source: Path, target: Path, images: Sequence[str | Path]) -> None:
