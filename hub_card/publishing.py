@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi
 
@@ -72,9 +73,9 @@ def upload(plan: Upload, private: bool = False, api: HfApi | None = None) -> str
     (`hf auth login`, or HF_TOKEN).
     """
     api = api or HfApi()
-    options = {"space_sdk": plan.sdk} if plan.sdk else {}
+    options: dict[str, Any] = {"space_sdk": plan.sdk} if plan.sdk else {}
     url = api.create_repo(plan.repo_id, repo_type=plan.repo_type, private=private, exist_ok=True, **options)
-    if plan.sdk == "gradio":
+    if plan.sdk == "gradio" and plan.model is not None:
         api.add_space_variable(plan.repo_id, "SETCROP_MODEL", plan.model)
     with tempfile.TemporaryDirectory() as work:
         folder = plan.folder

@@ -55,14 +55,15 @@ class _AfterImport:
             self._finding.discard(name)
         if spec is None or spec.loader is None:
             return None
-        execute = spec.loader.exec_module
+        loader: Any = spec.loader
+        execute = loader.exec_module
 
         def exec_module(module: Any) -> None:
             execute(module)
             if self in sys.meta_path:
                 self.then(module)
 
-        spec.loader.exec_module = exec_module
+        loader.exec_module = exec_module
         return spec
 
     def remove(self) -> None:

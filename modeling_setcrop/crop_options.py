@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 TIGHTNESS = ("loose", "default", "tight")
 _BOX_KEYS = ("xmin", "ymin", "xmax", "ymax")
@@ -128,7 +128,7 @@ class CropOptions:
         if ratio is None:
             return
         value = parse_aspect_ratio(ratio, (1, 1))
-        if self.width is None or self.height is None or ratio in ("original", "free"):
+        if self.width is None or self.height is None or value is None or ratio == "original":
             return
         if abs(self.width - value * self.height) >= 1 and abs(self.height - self.width / value) >= 1:
             raise ValueError(f"width {self.width} and height {self.height} contradict the aspect ratio {ratio}")
@@ -169,11 +169,11 @@ class CropOptions:
         return tuple(self.aspect_ratio) if self.several_ratios else (self.aspect_ratio,)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return hasattr(value, "__float__") and not isinstance(value, bool) and getattr(value, "ndim", 0) == 0
 
 
-def _is_pair(value: Any) -> bool:
+def _is_pair(value: Any) -> TypeGuard[tuple[float, float]]:
     """Whether a value is a pair of numbers, width and height; a list of numbers is a list of ratios."""
     return isinstance(value, tuple) and len(value) == 2 and all(map(_is_number, value))
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -48,10 +48,9 @@ class CroppingBase:
         """
         raise NotImplementedError
 
-    @contextmanager
-    def workers(self) -> Iterator[Callable[[], None]]:
+    def workers(self) -> AbstractContextManager[Callable[[], None]]:
         """While many threads use this: gives what each of them calls first, so that they do not fight for cores."""
-        yield lambda: None
+        return nullcontext(lambda: None)
 
     @property
     def label(self) -> str:

@@ -110,6 +110,8 @@ class ImagePreprocessing:
         return values
 
     def _resized_size(self, height: int, width: int) -> tuple[int, int]:
+        if self.size is None:
+            return height, width
         if "shortest_edge" in self.size:
             edges = self.size["shortest_edge"], self.size["longest_edge"]
             return resized_size((height, width), *edges, self.size_divisor)

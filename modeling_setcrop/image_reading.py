@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from PIL import ExifTags, Image, ImageCms, ImageStat, UnidentifiedImageError
 
@@ -115,7 +115,7 @@ def _reduced_rgb(image: Image.Image, factor: int) -> Image.Image:
     return copy
 
 
-def _band_to_rgb(image: Image.Image, extrema: tuple[float, float] | None, backdrop: str) -> Image.Image:
+def _band_to_rgb(image: Image.Image, extrema: Any, backdrop: str) -> Image.Image:
     if image.mode.startswith("I;16"):
         return image.convert("I").point(lambda value: value / 257).convert("L").convert("RGB")
     if extrema is not None:
@@ -127,7 +127,9 @@ def _band_to_rgb(image: Image.Image, extrema: tuple[float, float] | None, backdr
         return Image.alpha_composite(Image.new("RGBA", image.size, backdrop), image).convert("RGB")
     if image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        assert converted is not None  # only of a conversion in place
+        return converted
     return image.convert("RGB")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -30,10 +31,7 @@ def trimmed(loaded: LoadedImage) -> LoadedImage:
         return loaded
     across, down = loaded.size[1] / loaded.image.width, loaded.size[0] / loaded.image.height
     # Inwards, so that of a border that was seen at a reduced scale nothing is left.
-    inside = tuple(
-        int(np.ceil(edge * scale)) if low else int(edge * scale)
-        for edge, scale, low in ((x1, across, True), (y1, down, True), (x2, across, False), (y2, down, False))
-    )
+    inside = (math.ceil(x1 * across), math.ceil(y1 * down), int(x2 * across), int(y2 * down))
     return replace(loaded, image=loaded.image.crop((x1, y1, x2, y2)), inside=inside)
 
 

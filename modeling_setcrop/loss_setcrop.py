@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,10 +85,10 @@ def match_anchors(
     cost = cost - config.giou_cost * _pairwise_giou(cxcywh_to_xyxy(boxes.float()), cxcywh_to_xyxy(targets))
     # An anchor with a broken cost is taken only when no other is left.
     worst = torch.finfo(cost.dtype).max
-    cost = torch.nan_to_num(cost, nan=worst, posinf=worst, neginf=worst).cpu().numpy()
+    costs = torch.nan_to_num(cost, nan=worst, posinf=worst, neginf=worst).cpu().numpy()
 
     matches = [np.empty((4, 0), dtype=np.int64)]
-    for layer, layer_cost in enumerate(cost):
+    for layer, layer_cost in enumerate(costs):
         for image, (image_cost, count) in enumerate(zip(layer_cost, counts, strict=True)):
             anchors, crops = linear_sum_assignment(image_cost[:, :count])
             matches.append(np.stack([np.full_like(anchors, layer), np.full_like(anchors, image), anchors, crops]))
@@ -136,9 +136,7 @@ def quality_targets(
 
 
 @torch.no_grad()
-def rated_targets(
-    boxes: torch.Tensor, rate_boxes: list[Callable[[torch.Tensor], torch.Tensor]], config: SetCropConfig
-) -> torch.Tensor:
+def rated_targets(boxes: torch.Tensor, rate_boxes: list[Any], config: SetCropConfig) -> torch.Tensor:
     """Soft validity of anchors by quality guidance, where the rating of any box is known (equation 4, no neighbours).
 
     Args:
@@ -219,7 +217,7 @@ def set_crop_loss(
         The weighted sum, the separate losses (auxiliary layer i's end in `_i`), and the auxiliary layers' outputs.
     """
     all_logits, all_boxes, auxiliary = logits[None, ..., 0], pred_boxes[None], None
-    if outputs_class is not None:
+    if outputs_class is not None and outputs_coord is not None:
         # The last layer comes first, the auxiliary ones behind it.
         all_logits = torch.cat([all_logits, outputs_class[:-1, ..., 0]])
         all_boxes = torch.cat([all_boxes, outputs_coord[:-1]])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any
@@ -118,7 +118,7 @@ class ImageCroppingPipeline(CroppingBase, Pipeline):
     def default_batch_size(self) -> int:
         return 1 if self.device.type == "cpu" else 8
 
-    def encode(self, images: list[np.ndarray], source: int | None = None) -> list[EncodedImage]:
+    def encode(self, images: Sequence[np.ndarray], source: int | None = None) -> list[EncodedImage]:
         return encode_images(self.model, images, source)
 
     def workers(self) -> AbstractContextManager[Callable[[], None]]:

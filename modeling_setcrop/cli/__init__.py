@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -46,7 +46,8 @@ def main(
     ] = False,
 ) -> None:
     """Diverse, well-composed crops of images, each with the probability that a person would call it good."""
-    for stream in (sys.stdout, sys.stderr):
+    streams: tuple[Any, ...] = (sys.stdout, sys.stderr)
+    for stream in streams:
         # Names of files need not be text in the terminal's encoding.
         with suppress(AttributeError, OSError):
             stream.reconfigure(errors="backslashreplace")

@@ -199,7 +199,7 @@ class _Run:
         from ..runs.journal import Journal
 
         self.journal = Journal(plan.out, plan.signature(cropper.name, options.changed() | content.signature()))
-        reports = crop_sources(
+        reports: Any = crop_sources(
             cropper,
             sources,
             plan,

@@ -103,10 +103,8 @@ def convert(
     try:
         if push_to_hub is not None:
             splits.push_to_hub(push_to_hub, private=private)
-        elif to is Form.coco:
-            save_coco(splits, out)
-        else:
-            save(splits, out, to.value)
+        elif out is not None:
+            save_coco(splits, out) if to is Form.coco else save(splits, out, to.value)
     except (DataError, OSError, ValueError) as error:
         _fail("convert", error)
     rows = ", ".join(f"{name} {len(dataset)}" for name, dataset in splits.items())
@@ -137,7 +135,7 @@ def _print_summary(name: str, summary: SplitSummary) -> None:
     print("  long side {:d} to {:d} pixels, median {:g}".format(*(summary.sizes[i] for i in (0, 2, 1))))
     print("  crops per image {:d} to {:d}, mean {:.1f}".format(*(summary.crops[i] for i in (0, 2, 1))))
     print("  good crops per image {:d} to {:d}, mean {:.1f}".format(*(summary.good[i] for i in (0, 2, 1))))
-    if summary.histogram is not None:
+    if summary.histogram is not None and summary.edges is not None:
         for low, high in summary.scales:
             mapped = "" if (low, high) == RATING_SCALE else ", mapped to 1..5"
             print(f"  ratings given on the scale {low:g}..{high:g}{mapped}")

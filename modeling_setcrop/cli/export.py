@@ -96,7 +96,9 @@ def onnx(
     _quiet()
     chosen = list(PHOTOS) if images is None else [image.path for image in list_sources([images], shared.report)]
     try:
-        report = export_onnx(model or DEFAULT_CHECKPOINT, folder, chosen, [str(d) for d in dtype or GRAPHS])
+        report = export_onnx(
+            model or DEFAULT_CHECKPOINT, folder, chosen, [name for name in GRAPHS if not dtype or name in dtype]
+        )
     except (OnnxMismatchError, OSError, ValueError, ImportError) as error:
         raise shared.fail(f"setcrop export onnx: {error}") from None
     for name, size in report["sizes"].items():

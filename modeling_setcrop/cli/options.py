@@ -173,7 +173,7 @@ def _numbers(option: str, text: str, counts: tuple[int, ...], kind: type) -> lis
 def load_cropper(
     model: str | None,
     device: str | None,
-    runtime: str | None = None,
+    runtime: Literal["torch", "onnx", "onnx-int8"] | None = None,
     trust_remote_code: bool = False,
     images: int | None = None,
 ) -> Cropper:

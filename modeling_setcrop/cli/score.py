@@ -131,7 +131,7 @@ def _write_heatmap(
     spread = level.max() - level.min()
     level = (level - level.min()) / spread if spread > 0 else np.full_like(level, 0.5)
     # Hue from blue to red; the crops' centres cover the middle of the image, the rest stays grey.
-    hue = np.uint8(np.round((1 - level) * 170))
+    hue = np.round((1 - level) * 170).astype(np.uint8)
     colours = Image.merge("HSV", [Image.fromarray(channel) for channel in (hue, 0 * hue + 255, 0 * hue + 255)])
     scale = image.width / image_size[1]
     half = (corners[0, 2:] - corners[0, :2]) / 2 * scale

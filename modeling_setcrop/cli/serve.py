@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -33,7 +33,13 @@ def serve(
         from ..integrations.server import ServerSettings, create_app
     except ImportError:
         raise shared.fail("setcrop serve: needs FastAPI and uvicorn: pip install 'setcrop[serve]'") from None
-    limits = {"max_bytes": max_bytes, "max_pixels": max_pixels, "timeout": timeout, "queue": queue, "model": model}
+    limits: dict[str, Any] = {
+        "max_bytes": max_bytes,
+        "max_pixels": max_pixels,
+        "timeout": timeout,
+        "queue": queue,
+        "model": model,
+    }
     if workers is not None:
         limits["workers"] = workers
     settings = ServerSettings(root=root, allowed_hosts=tuple(allow_host or ()), **limits)

@@ -133,7 +133,7 @@ def with_metadata(
     writer = MetadataWriter(None if where == "sidecars" else Path(where))
     for suggestion, drawn in shown:
         source = suggestion.source
-        rows = crop_rows(source.path.as_posix(), suggestion.loaded.size, suggestion.result)
+        rows = crop_rows(source.path.as_posix(), suggestion.size, suggestion.result)
         try:
             if rows:
                 writer.write(source.path, source.folder, rows)
@@ -152,7 +152,7 @@ def rows_with_crops(
 
     for suggestion, _ in shown:
         path = suggestion.source.path
-        rows = crop_rows(path.as_posix(), suggestion.loaded.size, suggestion.result)
+        rows = crop_rows(path.as_posix(), suggestion.size, suggestion.result)
         if rows:
             yield rows
         else:
@@ -161,7 +161,7 @@ def rows_with_crops(
 
 def show(suggestion: Suggestion, as_json: bool, drawn: Path | None = None) -> None:
     """Print one image's crops."""
-    height, width = suggestion.loaded.size
+    height, width = suggestion.size
     if as_json:
         line = {"photo": suggestion.source.path.as_posix(), "width": width, "height": height, **suggestion.result}
         print(json.dumps(line, ensure_ascii=False), flush=True)
@@ -180,7 +180,7 @@ def crop_table(suggestion: Suggestion) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    result, (height, width) = suggestion.result, suggestion.loaded.size
+    result, (height, width) = suggestion.result, suggestion.size
     focus = result["focus_point"]
     caption = (
         f"whole image {result['keep_original']:.2f}, best crop {result['improves']:+.2f}, "

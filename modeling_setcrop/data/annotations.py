@@ -84,7 +84,7 @@ def annotated_row(
 
 def _merged(regions: Sequence[Region]) -> list[Region]:
     """One region for those that coincide to a pixel and a half, with the mean of the ratings."""
-    groups: dict[tuple[float, ...], list[Region]] = defaultdict(list)
+    groups: dict[tuple[float, float, float, float], list[Region]] = defaultdict(list)
     for region in regions:
         same = (box for box in groups if np.abs(np.subtract(box, region.box)).max() <= _TOLERANCE)
         groups[next(same, region.box)].append(region)

@@ -114,8 +114,8 @@ def window_centre(length: float, image_ratio: float, labels: CropLabels) -> floa
     long = max(image_ratio, 1 / image_ratio)
     known = sorted([(9 / 16 / long, labels.slim), (1 / long, labels.square), (1.0001, 0.5)])
     lengths, centres = zip(*known, strict=True)
-    centres = [min(max(c, s / 2), 1 - s / 2) if s < 1 else c for s, c in zip(lengths, centres, strict=True)]
-    centre = float(np.interp(length, lengths, centres))
+    inside = [min(max(c, s / 2), 1 - s / 2) if s < 1 else c for s, c in zip(lengths, centres, strict=True)]
+    centre = float(np.interp(length, lengths, inside))
     return min(max(centre, length / 2), 1 - length / 2)
 
 

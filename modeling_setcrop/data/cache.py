@@ -32,7 +32,7 @@ def build(
     rows: Callable[[Problems], Iterator[Row]],
     problems: Problems | None,
     options: dict | None = None,
-    rating_scale: tuple[float, float] = RATING_SCALE,
+    rating_scale: Sequence[float] = RATING_SCALE,
 ) -> DatasetDict:
     """Reads a data set once into memory-mapped Arrow files and opens them.
 
@@ -53,14 +53,14 @@ def build(
         DataError: nothing readable was found, a rating is not on its scale, or, with `problems.strict`, at the first
             bad entry.
     """
-    rating_scale = _checked_scale(rating_scale)
-    options = {**(options or {}), "rating_scale": rating_scale}
+    scale = _checked_scale(rating_scale)
+    options = {**(options or {}), "rating_scale": scale}
     report = Problems() if problems is None else problems
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "setcrop"
     target = cache / f"{layout}-{_fingerprint(layout, path, folders, options)}"
     known = _cached_problems(target)
     if known is None or (known and report.strict):
-        known = _write_cache(target, lambda found: _on_one_scale(rows(found), path, rating_scale), report)
+        known = _write_cache(target, lambda found: _on_one_scale(rows(found), path, scale), report)
     report.found.extend(known)
     if problems is None and report.found:
         counts = ", ".join(f"{kind}: {count}" for kind, count in report.counts().items())
@@ -109,9 +109,9 @@ def _fingerprint(layout: str, path: Path, folders: Iterable[Path], options: dict
         if folder.is_file():
             stat = folder.stat()
             digest.update(f"{folder}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-        for path in _files_below(folder):
-            stat = os.stat(path)
-            digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+        for file in _files_below(folder):
+            stat = os.stat(file)
+            digest.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:20]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +12,6 @@ import torch
 from datasets import Dataset
 from datasets import Image as ImageFeature
 from PIL import Image
-from transformers import BaseImageProcessor
 
 from ..crop_geometry import cxcywh_to_xyxy, xyxy_to_cxcywh
 from ..image_processing_pil_setcrop import resized_size
@@ -35,7 +34,7 @@ class Draw(NamedTuple):
         seed: seeds the image's augmentation; the same draw always gives the same pixels.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # the tuple's method is not used
     size: tuple[int, int]
     padded_size: tuple[int, int]
     seed: int
@@ -99,8 +98,8 @@ class AspectRatioBatchSampler:
 
     def __iter__(self) -> Iterator[list[Draw]]:
         rng = np.random.default_rng((self.seed, self.epoch))
-        whole = self._shuffled_batches(rng) if self.shuffle else self._batches_of_one_size()
-        for number, indices in enumerate(whole):
+        batches: Iterable[Any] = self._shuffled_batches(rng) if self.shuffle else self._batches_of_one_size()
+        for number, indices in enumerate(batches):
             batch_rng = np.random.default_rng((self.seed, self.epoch, number))
             short_side = int(batch_rng.choice(self.short_sides)) if self.shuffle else self.short_sides[0]
             seeds = batch_rng.integers(2**31, size=len(indices))
@@ -152,7 +151,7 @@ def batches_of_one_size(sizes: Sequence[tuple[int, int]], batch_size: int) -> li
     """
     groups: dict[tuple[int, int], list[int]] = {}
     for index, size in enumerate(sizes):
-        groups.setdefault(tuple(size), []).append(index)
+        groups.setdefault((size[0], size[1]), []).append(index)
     order = sorted(groups, key=lambda size: (size[1] / size[0], size))
     return [groups[size][i : i + batch_size] for size in order for i in range(0, len(groups[size]), batch_size)]
 
@@ -228,26 +227,26 @@ class CropCollator:
         OSError: no image of the batch could be decoded.
     """
 
-    def __init__(self, processor: BaseImageProcessor, augment: bool = False) -> None:
+    def __init__(self, processor: Any, augment: bool = False) -> None:
         self.processor = processor
         self.augment = augment
 
     def __call__(self, items: list[dict[str, Any] | None]) -> dict[str, Any]:
-        items = [item for item in items if item is not None]
-        if not items:
+        found = [item for item in items if item is not None]
+        if not found:
             raise OSError("none of the images of a batch can be decoded")
-        height, width = items[0]["padded_size"]
+        height, width = found[0]["padded_size"]
         batch = self.processor(
-            images=[item["image"] for item in items],
-            annotations=[item["annotation"] for item in items],
+            images=[item["image"] for item in found],
+            annotations=[item["annotation"] for item in found],
             do_resize=False,
             pad_size={"height": height, "width": width},
             return_tensors="pt",
         )
         if self.augment:
-            for label, item in zip(batch["labels"], items, strict=True):
+            for label, item in zip(batch["labels"], found, strict=True):
                 # Another stream than the one that distorts the image.
                 rng = np.random.default_rng((item["seed"], _JITTER_STREAM))
                 moved = jitter(cxcywh_to_xyxy(label["scored_boxes"]).numpy(), rng)
                 label["jittered_boxes"] = xyxy_to_cxcywh(torch.from_numpy(moved))
-        return {**batch, "indices": torch.tensor([item["index"] for item in items])}
+        return {**batch, "indices": torch.tensor([item["index"] for item in found])}

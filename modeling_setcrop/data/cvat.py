@@ -89,6 +89,6 @@ def _region(box: ElementTree.Element) -> Region:
     """Raises ValueError where a box is turned or a value no number, KeyError where an edge is missing."""
     if float(box.get("rotation", 0)) % 360:
         raise ValueError(f"box turned by {box.get('rotation')} degrees")
-    corners = tuple(float(box.attrib[edge]) for edge in ("xtl", "ytl", "xbr", "ybr"))
+    x1, y1, x2, y2 = (float(box.attrib[edge]) for edge in ("xtl", "ytl", "xbr", "ybr"))
     rating = next((item.text for item in box.iter("attribute") if item.get("name") == "rating"), None)
-    return Region(corners, float(rating) if rating and rating.strip() else None)
+    return Region((x1, y1, x2, y2), float(rating) if rating and rating.strip() else None)

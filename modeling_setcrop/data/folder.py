@@ -114,7 +114,7 @@ def entry_row(root: Path, file: Path, number: int, entry: Any, problems: Problem
     if scale is None and entry.get("rating_scale") is not None:
         problems.add("wrong number of fields", file, "rating_scale is not [lowest, highest]", number)
         return None
-    scale = None if scale is None else tuple(scale.tolist())
+    own_scale = None if scale is None else (float(scale[0]), float(scale[1]))
     boxes, keep = boxes_inside(boxes, size, file, [number] * len(boxes), problems)
     if not keep.any():
         problems.add("no usable crop", file, "has no crop inside the image", number)
@@ -122,7 +122,7 @@ def entry_row(root: Path, file: Path, number: int, entry: Any, problems: Problem
     scores = None if scores is None else scores[keep]
     good = None if good is None else good[keep]
     name = os.path.splitext(entry["file_name"])[0]
-    return Row(str(image), name, *size, boxes[keep], scores, good, split, scale)
+    return Row(str(image), name, *size, boxes[keep], scores, good, split, own_scale)
 
 
 def _numbers(value: Any, shape: tuple[int | None, ...]) -> np.ndarray | None:

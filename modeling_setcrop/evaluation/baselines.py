@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -103,7 +104,7 @@ def mean_score_set(train: Labels) -> tuple[np.ndarray, np.ndarray]:
 
 def saliency_croppers() -> dict[str, Callable[[Dataset, float], Predictions]]:
     """The image-dependent classics whose packages are installed, by name: libvips' attention and smartcrop."""
-    croppers = {}
+    croppers: dict[str, Callable[[Any, float], Predictions]] = {}
     if importlib.util.find_spec("pyvips"):
         croppers["libvips attention"] = libvips_attention
     if importlib.util.find_spec("smartcrop"):

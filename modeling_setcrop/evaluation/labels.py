@@ -25,6 +25,16 @@ class Labels:
     scores: list[np.ndarray] | None
     good: list[np.ndarray]
 
+    def ratings(self) -> list[np.ndarray]:
+        """Return the scores of a data set that has them.
+
+        Raises:
+            ValueError: It has none.
+        """
+        if self.scores is None:
+            raise ValueError("the data set has no ratings")
+        return self.scores
+
     def __len__(self) -> int:
         return len(self.image_ids)
 

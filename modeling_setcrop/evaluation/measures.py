@@ -72,10 +72,10 @@ def measure(labels: Labels, predictions: Predictions) -> dict[str, Measured]:
 
 def measure_ranking(labels: Labels, candidate_scores: list[np.ndarray]) -> dict[str, Measured]:
     """`srcc` and `acc_K/N` of a method's scores of the labelled crops (which need ratings)."""
-    found: dict[str, Measured] = {"srcc": metrics.spearman(candidate_scores, labels.scores)}
+    found: dict[str, Measured] = {"srcc": metrics.spearman(candidate_scores, labels.ratings())}
     for n in (5, 10):
         for k in (1, 2, 3, 4):
-            found[candidate_accuracy_key(k, n)] = metrics.candidate_accuracy(candidate_scores, labels.scores, k, n)
+            found[candidate_accuracy_key(k, n)] = metrics.candidate_accuracy(candidate_scores, labels.ratings(), k, n)
     return found
 
 
@@ -138,24 +138,20 @@ def label_spread(labels: Labels) -> np.ndarray:
 
 
 def _against_scores(labels: Labels, predictions: Predictions) -> dict[str, Measured]:
-    crops = (predictions.boxes, predictions.scores)
+    crops, ratings = (predictions.boxes, predictions.scores), labels.ratings()
     found: dict[str, Measured] = {}
     for equals in (False, True):
-        found["iou_any" if equals else "iou"] = metrics.first_crop_iou(*crops, labels.boxes, labels.scores, equals)
+        found["iou_any" if equals else "iou"] = metrics.first_crop_iou(*crops, labels.boxes, ratings, equals)
         for eps in EPS:
             for n in (1, 5, 10):
-                found[accuracy_key(n, eps, equals)] = metrics.accuracy(
-                    *crops, labels.boxes, labels.scores, n, eps, equals
-                )
+                found[accuracy_key(n, eps, equals)] = metrics.accuracy(*crops, labels.boxes, ratings, n, eps, equals)
     for eps in EPS:
         for n in (5, 10):
-            found[transposed_accuracy_key(n, eps)] = metrics.transposed_accuracy(
-                *crops, labels.boxes, labels.scores, n, eps
-            )
+            found[transposed_accuracy_key(n, eps)] = metrics.transposed_accuracy(*crops, labels.boxes, ratings, n, eps)
         for k in (5, 10, 40):
             found[average_precision_key(k, eps)] = metrics.match(*crops, labels.boxes, labels.good, eps, k)
             found[average_precision_key(k, eps, as_released=True)] = metrics.match(
-                *crops, labels.boxes, labels.good, eps, k, labels.scores
+                *crops, labels.boxes, labels.good, eps, k, ratings
             )
     return found | measure_ranking(labels, metrics.overlap_scores(*crops, labels.boxes))
 

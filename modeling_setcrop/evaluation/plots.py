@@ -29,15 +29,15 @@ def quality_validity(labels: Labels, predictions: Predictions) -> Figure:
 
     Predictions that overlap no labelled crop by 0.85 IoU have no known quality and are left out.
     """
-    quality, validity = [], []
+    found: tuple[list[np.ndarray], list[np.ndarray]] = [], []
     for pred, scores, boxes, rated in zip(
-        predictions.boxes, predictions.scores, labels.boxes, labels.scores, strict=True
+        predictions.boxes, predictions.scores, labels.boxes, labels.ratings(), strict=True
     ):
         iou = metrics.pairwise_iou(pred, boxes)
         known = iou.max(axis=1) >= _QUALITY_IOU
-        quality.append(rated[iou.argmax(axis=1)][known])
-        validity.append(scores[known])
-    quality, validity = np.concatenate(quality), np.concatenate(validity)
+        found[0].append(rated[iou.argmax(axis=1)][known])
+        found[1].append(scores[known])
+    quality, validity = np.concatenate(found[0]), np.concatenate(found[1])
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axes = figure.add_subplot()
     axes.scatter(quality, validity, s=6, alpha=0.3, linewidths=0, color="#0072b2", rasterized=True)
@@ -58,7 +58,7 @@ def score_calibration(labels: Labels, predictions: Predictions) -> Figure:
         labels: with ratings.
         predictions: with `candidate_scores`.
     """
-    predicted, rated = np.concatenate(predictions.candidate_scores), np.concatenate(labels.scores)
+    predicted, rated = np.concatenate(predictions.candidate_scores or []), np.concatenate(labels.ratings())
     bins = np.floor(predicted / _SCORE_BIN).astype(int)
     found, inverse, counts = np.unique(bins, return_inverse=True, return_counts=True)
     means = [np.bincount(inverse, weights=values) / counts for values in (predicted, rated)]
@@ -75,7 +75,7 @@ def score_calibration(labels: Labels, predictions: Predictions) -> Figure:
     return figure
 
 
-def smoothing_map(config: object) -> Figure:
+def smoothing_map(config: Any) -> Figure:
     """The map M of quality guidance (paper, Fig. 6a): soft label by rating and IoU of the nearest rated crop.
 
     Args:

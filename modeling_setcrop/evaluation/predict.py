@@ -65,11 +65,11 @@ def predict(
             progress(len(batch))
     done = sorted(found)
     answers = [found[index] for index in done]
-    scored = bool(done) and answers[0].candidate_scores is not None
+    candidate_scores = [answer.candidate_scores for answer in answers if answer.candidate_scores is not None]
     predictions = Predictions(
         [answer.crops[0] for answer in answers],
         [answer.crops[1] for answer in answers],
-        [answer.candidate_scores for answer in answers] if scored else None,
+        candidate_scores or None,
         _collected([answer.by_validity for answer in answers]),
         _collected([answer.as_set for answer in answers]),
     )
@@ -87,7 +87,8 @@ def suppress(predictions: Predictions, nms_iou: float) -> Predictions:
 
 def _collected(rankings: list[tuple[np.ndarray, np.ndarray] | None]) -> Predictions | None:
     """Rankings of all images as predictions, if the model gives them."""
-    return Predictions(*map(list, zip(*rankings, strict=True))) if rankings and rankings[0] is not None else None
+    given = [ranking for ranking in rankings if ranking is not None]
+    return Predictions([boxes for boxes, _ in given], [scores for _, scores in given]) if given else None
 
 
 class _Answer(NamedTuple):
@@ -135,10 +136,10 @@ def _predict_batch(
         padded = nn.utils.rnn.pad_sequence(boxes, batch_first=True, padding_value=0.5).to(model.device)
     outputs = model(pixel_values=pixels.to(model.device, model.dtype), candidate_boxes=padded)
     crops = _ranked(outputs, processor)
-    by_validity = [None] * len(crops)
+    by_validity: list[Any] = [None] * len(crops)
     if model.config.rerank:
         by_validity = _ranked(SimpleNamespace(logits=outputs.logits, pred_boxes=outputs.pred_boxes), processor)
-    as_set = [None] * len(crops)
+    as_set: list[Any] = [None] * len(crops)
     if model.config.crop_scoring:
         chosen = processor.post_process_image_cropping(outputs, threshold=-1.0, as_set=True)
         boxes = [crop["boxes"].cpu().double().numpy() for crop in chosen]

@@ -233,7 +233,7 @@ def _write_graph(
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             program = torch.export.export(module, tuple(inputs.values()), dynamic_shapes=dynamic)
-            written = torch.onnx.export(
+            written: Any = torch.onnx.export(
                 program, dynamo=True, input_names=list(inputs), output_names=outputs, verbose=False
             )
             graph = _compact(written.model_proto)

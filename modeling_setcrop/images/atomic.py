@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from ..image_reading import ImageFileError
 
@@ -157,7 +157,7 @@ class _WholeFile(io.BufferedRandom):
     def fileno(self) -> int:
         raise io.UnsupportedOperation("fileno")
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: Any, /) -> int:
         try:
             count = super().write(data)
         except OSError as error:

@@ -61,10 +61,11 @@ def contact_sheet(rows: Sequence[Sequence[tuple[str, Image.Image]]], height: int
         height: Pixels of each image.
     """
     gap = max(4, height // 20)
-    font = ImageFont.load_default(max(10, height // 14))
+    size = max(10, height // 14)
+    font = ImageFont.load_default(size)
     strips = [[(text, _of_height(cell, height)) for text, cell in row] for row in rows]
     width = max(sum(cell.width + gap for _, cell in strip) for strip in strips) + gap
-    label = round(1.5 * font.size)
+    label = round(1.5 * size)
     sheet = Image.new("RGB", (width, len(strips) * (height + label) + gap), "white")
     draw = ImageDraw.Draw(sheet)
     for row, strip in enumerate(strips):

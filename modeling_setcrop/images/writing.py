@@ -76,7 +76,7 @@ def write_crops(
     source: str | os.PathLike[str],
     crops: Sequence[CropFile],
     quality: int = 92,
-    budget: Callable[[int], AbstractContextManager[None]] = nullcontext,
+    budget: Callable[[int], AbstractContextManager[Any]] = nullcontext,
     strip: Strip = "nothing",
     opened: IO[bytes] | None = None,
 ) -> None:
@@ -107,13 +107,13 @@ def write_crops(
                 raise ValueError(f"{source}: box {crop.box} is not inside the image ({width} x {height})")
         formats = [crop.format for crop in crops]
         options = [save_options(image, format, quality) for format in formats]
-        places = [stored_box(crop.box, (height, width), image) for crop in crops]
+        stored = [stored_box(crop.box, (height, width), image) for crop in crops]
         sizes = [crop.size[::-1] if crop.size and swapped else crop.size for crop in crops]
         with decoding(source):
             needed = cutting_bytes(image, crops)
         refuse_over_limit(source, needed, "cutting")
         with budget(needed):
-            places = _draft_for(image, places, sizes)
+            places = _draft_for(image, stored, sizes)
             for crop, place, size, option in zip(crops, places, sizes, options, strict=True):
                 with decoding(source):
                     image.load()  # a PNG file may have text behind its pixels
@@ -136,7 +136,7 @@ def cutting_bytes(image: Image.Image, crops: Sequence[CropFile]) -> int:
         frames = 1
         if is_animated_in(image, crop.format):
             # Counted from the file's structure, not decoded.
-            frames = image.n_frames
+            frames = getattr(image, "n_frames", 1)
             if frames * image.width * image.height > MAX_ANIMATION_PIXELS:
                 raise ImageFileError(
                     crop.target,
@@ -209,7 +209,7 @@ def _save(source: str | os.PathLike[str], crop: CropFile, cut: Image.Image, opti
 def _animation_options(image: Image.Image, format: str) -> dict[str, Any]:
     """Return how the frames are shown: for how long each, and how often in all."""
     durations = []
-    for index in range(image.n_frames):
+    for index in range(getattr(image, "n_frames", 1)):
         image.seek(index)
         image.load()
         durations.append(int(image.info.get("duration", 100)))
@@ -226,11 +226,12 @@ def _draft_for(
     image: Image.Image, places: Sequence[tuple[int, int, int, int]], sizes: Sequence[tuple[int, int] | None]
 ) -> list[tuple[float, float, float, float]]:
     """Decode a JPEG file no larger than resized crops need, and return where the crops then lie."""
-    if None in sizes:
+    wanted = [size for size in sizes if size is not None]
+    if len(wanted) < len(sizes):
         return list(places)
     width, height = image.size
     scales = [
-        max(size[0] / (x2 - x1), size[1] / (y2 - y1)) for (x1, y1, x2, y2), size in zip(places, sizes, strict=True)
+        max(size[0] / (x2 - x1), size[1] / (y2 - y1)) for (x1, y1, x2, y2), size in zip(places, wanted, strict=True)
     ]
     scale = min(1.0, 2 * max(scales))
     image.draft(None, (math.ceil(width * scale), math.ceil(height * scale)))
@@ -260,7 +261,7 @@ def _cut(
         # Stretched by the whole crop's extremes; or of one byte a pixel, with a palette.
         crop, kept = fit_mode(frame.crop((x1, y1, x2, y2)), format, profile)
         return _turned(crop, transpose), kept
-    upright = (x2 - x1, y2 - y1)[:: -1 if swaps_sides(transpose) else 1]
+    upright = (y2 - y1, x2 - x1) if swaps_sides(transpose) else (x2 - x1, y2 - y1)
     crop = Image.new(first.mode, upright)
     for top in range(y1, y2, rows):
         band, _ = fit_mode(frame.crop((x1, top, x2, min(y2, top + rows))), format, profile)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 from xml.dom import minidom
 from xml.dom.minidom import Attr, Document, Element
 from xml.parsers.expat import ExpatError
@@ -174,10 +175,11 @@ def add_child(parent: Element, prefix: str, name: str, text: str | None = None) 
 
 def _declared(node: Element, prefix: str) -> str | None:
     """The namespace that a prefix stands for in an element."""
-    while node is not None and node.nodeType == node.ELEMENT_NODE:
-        if node.hasAttribute(f"xmlns:{prefix}"):
-            return node.getAttribute(f"xmlns:{prefix}")
-        node = node.parentNode
+    place: Any = node
+    while place is not None and place.nodeType == place.ELEMENT_NODE:
+        if place.hasAttribute(f"xmlns:{prefix}"):
+            return place.getAttribute(f"xmlns:{prefix}")
+        place = place.parentNode
     return None
 
 
@@ -195,11 +197,11 @@ def crop_xmp(document: Document, cut: Cut) -> None:
     Metadata Working Group's and Microsoft's) are moved; those outside the crop are dropped.
     """
     for prefix, names in _OF_THE_WHOLE.items():
-        drop(document, prefix, lambda name, names=names: name in names)
+        drop(document, prefix, names.__contains__)
     drop(document, "crs", lambda name: name.startswith("Crop") or name in ("HasCrop", "AlreadyApplied"))
     sizes = {"tiff": ("ImageWidth", "ImageLength"), "exif": ("PixelXDimension", "PixelYDimension")}
-    for prefix, names in sizes.items():
-        for name, side in zip(names, cut.size, strict=True):
+    for prefix, sides in sizes.items():
+        for name, side in zip(sides, cut.size, strict=True):
             for node in list(properties(document, prefix, name)):
                 _set_value(node, str(side))
     for li in _regions(document, "Iptc4xmpExt", "ImageRegion"):
@@ -218,7 +220,7 @@ def drop_location(document: Document) -> None:
     """Remove where the image was taken and what places it names."""
     drop(document, "exif", lambda name: name.startswith("GPS"))
     for prefix, names in _LOCATION.items():
-        drop(document, prefix, lambda name, names=names: name in names)
+        drop(document, prefix, names.__contains__)
 
 
 def _regions(document: Document, prefix: str, name: str) -> list[Element]:
@@ -323,8 +325,10 @@ def _move_iptc(li: Element, cut: Cut) -> bool:
         return True  # a region of the whole image
     radius = _numbers(li, "Iptc4xmpExt", ("rbRx",))
     reach = (0.0, 0.0) if radius is None else (radius[0] / by[0], radius[0] / by[0] * _shape(cut))
-    low = tuple(min(place[axis] for place in places) - reach[axis] for axis in (0, 1))
-    high = tuple(max(place[axis] for place in places) + reach[axis] for axis in (0, 1))
+    low, high = (
+        (choose(x for x, _ in places) + sign * reach[0], choose(y for _, y in places) + sign * reach[1])
+        for choose, sign in ((min, -1), (max, 1))
+    )
     if cut.moved(low, high) is None:
         return False
     for (x_field, y_field), place in zip(points, places, strict=True):

@@ -37,6 +37,6 @@ def setcrop(im: Image.Image, size: tuple[int, int], crop: Any = False, tight: bo
     # easy-thumbnails has turned the pixels but may have left the tag that says so.
     loaded = decode_image(without_orientation(im), cropper.short_side)
     ratio = int(size[0]) / int(size[1])
-    bounds = {} if tight else {"min_area": largest_area(ratio, loaded.size)}
+    bounds: dict[str, Any] = {} if tight else {"min_area": largest_area(ratio, loaded.size)}
     box = cropper(loaded, aspect_ratio=ratio, top_k=1, **bounds)[0]["box"]
     return FrameAware(im).crop(tuple(box.values()))

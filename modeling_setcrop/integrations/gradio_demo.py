@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from ..pipeline_image_cropping import ImageCroppingPipeline
+    from ..runtime.cropper import Cropper
 
 RATIOS = ("free", "original", "1:1", "4:5", "3:2", "16:9", "9:16")
 _HEADERS = ["rank", "score", "left", "top", "right", "bottom", "size"]
@@ -46,11 +47,11 @@ class _Upload(gr.Image):
         return None if payload is None else payload.path
 
 
-def build_demo(cropper: ImageCroppingPipeline, examples: list[str] | None = None) -> gr.Blocks:
+def build_demo(cropper: ImageCroppingPipeline | Cropper, examples: list[str] | None = None) -> gr.Blocks:
     """The page: drop an image, see its ranked crops drawn on it, download them or the JSON.
 
     Args:
-        cropper: The "image-cropping" pipeline.
+        cropper: The "image-cropping" pipeline, or a [`Cropper`].
         examples: Images to offer.
     """
     folder = Path(tempfile.mkdtemp(prefix="setcrop-demo-"))

@@ -204,7 +204,7 @@ def create_app(settings: ServerSettings = ServerSettings()) -> FastAPI:
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
         loading = place.pool.submit(shared_cropper, settings.model)
-        loading.add_done_callback(lambda done: done.exception() is None and place.ready.set())
+        loading.add_done_callback(lambda done: None if done.exception() else place.ready.set())
         yield
         place.pool.shutdown(wait=False, cancel_futures=True)
 

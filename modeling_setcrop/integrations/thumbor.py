@@ -97,7 +97,7 @@ def _choose(
     image = image if region is None else image.crop(region)
     loaded = decode_image(image, cropper.short_side, draft=region is None)
     ratio = target[0] / target[1]
-    options = {} if tight else {"min_area": largest_area(ratio, loaded.size)}
+    options: dict[str, Any] = {} if tight else {"min_area": largest_area(ratio, loaded.size)}
     box = cropper(loaded, aspect_ratio=ratio, top_k=1, **options)[0]["box"]
     x, y = (0, 0) if region is None else region[:2]
     return box["xmin"] + x, box["ymin"] + y, box["xmax"] + x, box["ymax"] + y

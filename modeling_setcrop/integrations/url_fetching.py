@@ -84,7 +84,7 @@ def public_address(host: str, port: int) -> str:
         found = [entry[4][0] for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
     except (OSError, UnicodeError) as error:
         raise FetchError(f"{host}: no such host ({error})") from None
-    if not found or not all(map(is_public, found)):
+    if not found or not all(is_public(str(address)) for address in found):
         raise FetchError(f"{host}: its address is not on the public network")
     return str(found[0])
 

@@ -100,7 +100,7 @@ def accuracy(
     of them is.
     """
     top = ranked(pred_boxes, pred_scores, n)[0]
-    return (_iou_with_best(top, boxes, scores, equals) >= eps).any(axis=1)
+    return np.any(_iou_with_best(top, boxes, scores, equals) >= eps, axis=1)
 
 
 def transposed_accuracy(
@@ -113,7 +113,7 @@ def transposed_accuracy(
     although it has the same name.
     """
     first = ranked(pred_boxes, pred_scores, 1)[0]
-    return (pairwise_iou(first, ranked(boxes, scores, n)[0])[:, 0] >= eps).any(axis=1)
+    return np.any(pairwise_iou(first, ranked(boxes, scores, n)[0])[:, 0] >= eps, axis=1)
 
 
 def candidate_accuracy(candidate_scores: Arrays, scores: Arrays, k: int = 1, n: int = 5) -> np.ndarray:

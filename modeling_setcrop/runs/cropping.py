@@ -127,13 +127,14 @@ class _Run:
         try:
             for suggestion in suggestions:
                 report = self._plan(suggestion)
-                if report.error is None:
-                    report = self._begin(report)
-                if report.error is not None:
+                if report.image is not None:
+                    report = self._begin(report, report.image)
+                image = report.image
+                if report.error is not None or image is None:
                     yield report
                     continue
-                future = pool.submit(_write, suggestion, report.image, self.plan, self.budget)
-                self._writing[future] = (report.source, report.image)
+                future = pool.submit(_write, suggestion, image, self.plan, self.budget)
+                self._writing[future] = (report.source, image)
                 if len(self._writing) > 2 * self.workers:
                     wait(self._writing, return_when=FIRST_COMPLETED)
                 yield from self._finished([future for future in self._writing if future.done()])
@@ -168,9 +169,9 @@ class _Run:
             if not self.overwrite and os.path.lexists(target) and not self.journal.is_crop_of(crop.file, source):
                 raise ImageFileError(source.path, f"{target} exists and is not a crop of it (--overwrite replaces it)")
 
-    def _begin(self, report: SourceReport) -> SourceReport:
+    def _begin(self, report: SourceReport, image: CroppedImage) -> SourceReport:
         try:
-            self.journal.begin(report.source, report.image)
+            self.journal.begin(report.source, image)
         except ImageFileError as error:
             return SourceReport(report.source, error=ImageFileError(report.source.path, str(error)))
         return report

@@ -79,7 +79,7 @@ class CroppedImage:
         Args:
             source: The image's path, as it was named.
         """
-        about_image = {
+        about_image: dict[str, Any] = {
             "picture_width": self.size[0],
             "picture_height": self.size[1],
             "keep_original": self.keep_original,

@@ -7,7 +7,7 @@ import os
 import time
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 # A file may change again within the tick of its file system's clock, unseen by its times.
 _TICK = 2_000_000_000
@@ -79,4 +79,4 @@ class FileState:
 
 def content_digest(file: IO[bytes]) -> str:
     """Return a digest of what a file holds from where it stands."""
-    return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    return hashlib.file_digest(cast(Any, file), lambda: hashlib.blake2b(digest_size=16)).hexdigest()

@@ -118,7 +118,7 @@ class CropPlan:
         Raises:
             ImageFileError: Two crops would have the same name, or one cannot have the name it would.
         """
-        source, result, loaded = suggestion.source, suggestion.result, suggestion.loaded
+        source, result, image_size = suggestion.source, suggestion.result, suggestion.size
         suffix = output_suffix("", self.format) if self.format else suggestion.suffix
         ranks: Counter[str] = Counter()
         crops = []
@@ -126,7 +126,7 @@ class CropPlan:
             box = tuple(found["box"][edge] for edge in ("xmin", "ymin", "xmax", "ymax"))
             ratio = str(found.get("aspect_ratio", self.ratio or ""))
             ranks[ratio] += 1
-            size = self.final_size(box, loaded.size)
+            size = self.final_size(box, image_size)
             score = round(100 * found["score"])
             file = self._file(source, ratio, ranks[ratio], suffix, width=size[0], height=size[1], score=score)
             gave_way = tuple(found.get("gave_way", ()))
@@ -134,7 +134,7 @@ class CropPlan:
         self._check_files(source, [crop.file for crop in crops])
         notes = [suggestion.note, None if crops else "no crop is above the threshold"]
         return CroppedImage(
-            size=loaded.size[::-1],
+            size=image_size[::-1],
             keep_original=round(result["keep_original"], 5),
             improves=round(result["improves"], 5),
             focus=(round(result["focus_point"]["x"], 5), round(result["focus_point"]["y"], 5)),

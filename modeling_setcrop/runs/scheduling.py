@@ -61,6 +61,12 @@ class Suggestion:
     state: FileState | None = None
     note: str | None = None
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the image in pixels; of a suggestion without an error."""
+        assert self.loaded is not None
+        return self.loaded.size
+
 
 class MemoryBudget:
     """Lets threads hold decoded images of so many bytes in all; a larger one waits until it is alone."""

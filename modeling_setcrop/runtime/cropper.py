@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,6 @@ import numpy as np
 
 from ..crop_options import CropOptions
 from ..cropping import CroppingBase
-from ..image_preprocessing import ImagePreprocessing
 from ..image_sources import read_any_image
 from ..image_trimming import trimmed
 from .checkpoint import GRAPH_FOLDER, MODEL_GRAPH, QUANTIZED_GRAPH, CheckpointError, has_graphs
@@ -63,6 +62,7 @@ class Cropper(CroppingBase):
         self.name = str(model or _PACKAGED)
         self.runtime = runtime or ("onnx" if has_graphs(Path(self.name)) and device in (None, "cpu") else "torch")
         self.engine = self._engine(device, threads, trust_remote_code, few)
+        self.preprocessing = self.engine.preprocessing
 
     def _engine(self, device: str | None, threads: int, trust_remote_code: bool, few: bool) -> Any:
         if self.runtime not in RUNTIMES:
@@ -122,10 +122,6 @@ class Cropper(CroppingBase):
         return self.engine.config
 
     @property
-    def preprocessing(self) -> ImagePreprocessing:
-        return self.engine.preprocessing
-
-    @property
     def default_batch_size(self) -> int:
         return self.engine.default_batch_size
 
@@ -134,7 +130,7 @@ class Cropper(CroppingBase):
         """Where the network runs."""
         return self.engine.device
 
-    def encode(self, images: list[np.ndarray], source: int | None = None) -> list[Any]:
+    def encode(self, images: Sequence[np.ndarray], source: int | None = None) -> list[Any]:
         return self.engine.encode(images, source)
 
     def workers(self) -> AbstractContextManager[Callable[[], None]]:

@@ -108,16 +108,19 @@ class OnnxEncodedImage:
         def rate(boxes: np.ndarray) -> np.ndarray:
             return self.engine.rate(boxes[None], self.outputs, self.source)[0]
 
-        def first(name: str) -> np.ndarray | None:
-            return self.outputs[name][0].astype(np.float64) if name in self.outputs else None
+        def first(name: str) -> np.ndarray:
+            return self.outputs[name][0].astype(np.float64)
+
+        def first_or_none(name: str) -> np.ndarray | None:
+            return first(name) if name in self.outputs else None
 
         return Prediction.from_output(
             first("pred_boxes"),
             1 / (1 + np.exp(-first("logits")[:, 0])),
             image_size,
             rate if self.engine.config.crop_scoring else None,
-            first("pred_scores"),
-            first("importance"),
+            first_or_none("pred_scores"),
+            first_or_none("importance"),
         )
 
 

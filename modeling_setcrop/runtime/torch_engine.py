@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import AutoModelForObjectDetection
 from transformers.utils import cached_file, logging
 
@@ -35,8 +36,9 @@ class TorchEngine:
         read_config(self._file(CONFIG))
         self.preprocessing = read_preprocessing(self._file(PREPROCESSOR))
         self.model = _load(name, trust_remote_code)
+        network: nn.Module = self.model
         try:
-            self.model.to(device or _default_device())
+            network.to(device or _default_device())
         except (RuntimeError, AssertionError, ValueError) as error:
             raise CheckpointError(f"device {device}: {_one_line(error)}") from None
         self.config = self.model.config
@@ -45,7 +47,7 @@ class TorchEngine:
         if Path(self.name).is_dir():
             return Path(self.name) / name
         try:
-            return Path(cached_file(self.name, name))
+            return Path(str(cached_file(self.name, name)))
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.name}: {_one_line(error)}") from None
 

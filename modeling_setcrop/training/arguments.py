@@ -8,6 +8,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import yaml
 from transformers import HfArgumentParser
@@ -45,7 +46,7 @@ _AT_LEAST_ONE = (
 )
 
 
-def _option(default: object, help: str, **metadata: object) -> object:
+def _option(default: object, help: str, **metadata: object) -> Any:
     return field(default=default, metadata={"help": help, **metadata})
 
 

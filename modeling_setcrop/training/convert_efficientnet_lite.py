@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,7 +31,8 @@ def load_imagenet_weights(backbone: EfficientNetLiteBackbone | str) -> Efficient
         ValueError: the backbone's batch norm is folded.
     """
     if isinstance(backbone, str):
-        backbone = EfficientNetLiteBackbone(EfficientNetLiteConfig(variant=backbone)).eval()
+        new: EfficientNetLiteBackbone = EfficientNetLiteBackbone(EfficientNetLiteConfig(variant=backbone)).eval()
+        return load_imagenet_weights(new)
     if not backbone.config.batch_norm:
         raise ValueError("load the ImageNet weights into a backbone with batch_norm=True, then fold it")
     source = torch.load(_weights_file(backbone.config.variant), map_location="cpu", weights_only=True)
@@ -53,7 +55,8 @@ def block_convolutions(backbone: EfficientNetLiteBackbone) -> Iterator[tuple[str
     The parts are "expand" (not in blocks that do not), "depthwise" and "project".
     """
     number = 0
-    for stage, blocks in enumerate(backbone.stages):
+    stages: Any = backbone.stages
+    for stage, blocks in enumerate(stages):
         for block, module in enumerate(blocks):
             for part in ("expand", "depthwise", "project"):
                 if not isinstance(getattr(module, part), torch.nn.Identity):

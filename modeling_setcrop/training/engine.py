@@ -119,7 +119,7 @@ class CropTraining:
         self.validation_rows = _split(splits, "validation", args.max_eval_samples, args.data)
         if self.metric in RATED_FIGURES and all(scores is None for scores in self.validation_rows["scores"]):
             raise ValueError(f"metric_for_best: {self.metric} needs ratings, and no validation image has any")
-        self.processor = load_processor(args.model_name_or_path, args.eval_short_side, args.eval_long_side)
+        self.processor: Any = load_processor(args.model_name_or_path, args.eval_short_side, args.eval_long_side)
         if self.accelerator.is_main_process:
             sweep_parts(self.output_dir)
         self.accelerator.wait_for_everyone()
@@ -130,7 +130,8 @@ class CropTraining:
         )
         model = load_model(str(self.resume_folder or args.model_name_or_path), parse_overrides(args.config_overrides))
         freeze_backbone_stages(model, args.freeze_backbone_stages)
-        backbone_of(model).to(memory_format=torch.channels_last)
+        backbone: Any = backbone_of(model)
+        backbone.to(memory_format=torch.channels_last)
         self.raw_model = model
         optimizer = torch.optim.AdamW(
             parameter_groups(model, args.learning_rate, args.lr_backbone), weight_decay=args.weight_decay
@@ -213,7 +214,7 @@ class CropTraining:
                     figures = log.take(self.accelerator)
                     bar.set_postfix(loss=f"{figures['loss']:.3f}")
                     shares = self.timer.shares() if self.args.profile else {}
-                    self._log({"lr": self.scheduler.get_last_lr()[0], **figures, **shares})
+                    self._log({"lr": float(self.scheduler.get_last_lr()[0]), **figures, **shares})
                     self.timer.mark(None)
                 if self.args.checkpointing_steps and self.step % self.args.checkpointing_steps == 0:
                     self._checkpoint()
@@ -316,7 +317,7 @@ class CropTraining:
             records = gather_object(records)
         return validation_figures(records, self.validation_rows)
 
-    def _save_best(self, model: torch.nn.Module, folder: Path, figures: dict[str, float]) -> None:
+    def _save_best(self, model: Any, folder: Path, figures: dict[str, float]) -> None:
         model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
         (folder / "metrics.json").write_text(json.dumps({"epoch": self.epoch, "step": self.step, **figures}, indent=1))
@@ -403,7 +404,7 @@ class CropTraining:
             self.stop_signal = number
             signal.signal(number, previous[number])
 
-        previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        previous: dict[int, Any] = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
@@ -543,5 +544,5 @@ class _RunningLog:
         seconds = time.perf_counter() - self.since
         figures = {name: value / self.steps for name, value in zip(self.sums, values, strict=True)}
         figures["images_per_second"] = self.images / seconds
-        self.__init__()
+        self.sums, self.steps, self.images, self.since = {}, 0, 0, time.perf_counter()
         return figures

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import BaseImageProcessor
 
 from ..crop_geometry import cxcywh_to_xyxy
 from ..metrics import functional as measures
@@ -44,9 +43,7 @@ def is_better(key: str, value: float, best: float | None) -> bool:
 
 
 @torch.no_grad()
-def validation_records(
-    model: torch.nn.Module, batch: dict[str, Any], indices: torch.Tensor, processor: BaseImageProcessor
-) -> list[Record]:
+def validation_records(model: Any, batch: dict[str, Any], indices: torch.Tensor, processor: Any) -> list[Record]:
     """Predictions and loss of one batch, a record per image, boxes normalised to [0, 1].
 
     The records hold the losses' sums and what these are divided by, so that the mean over the split does not depend on
@@ -114,7 +111,7 @@ def validation_figures(records: list[Record], rows: Dataset) -> dict[str, float]
         return figures
     scores = [np.asarray(labels[index]["scores"]) for index in rated]
     boxes = [boxes[index] for index in rated]
-    predicted = tuple([values[index] for index in rated] for values in predicted)
+    predicted = [predicted[0][index] for index in rated], [predicted[1][index] for index in rated]
     figures["iou"] = float(measures.first_crop_iou(*predicted, boxes, scores).mean())
     for key, (n, eps) in _ACCURACIES.items():
         figures[key] = float(measures.accuracy(*predicted, boxes, scores, n, eps).mean())
