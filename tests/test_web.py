@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import WEB, ask_page, what_is_missing
+from browser import ROOT, WEB, ask_page, what_is_missing
 from PIL import Image
 from transformers import AutoImageProcessor, pipeline
 
@@ -133,6 +137,28 @@ def test_files_of_every_orientation_and_kind_get_pythons_boxes(photos, cropper, 
     for name in names:
         assert found[name]["size"] == ([323, 480] if name == "small.jpg" else [701, 1043]), name
         assert_same(found[name]["answers"][0], cropper(tmp_path / name), name)
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node (apt-get install nodejs npm)")
+def test_the_example_for_node_works(photos, cropper, tmp_path):
+    """That of docs/javascript.md, in a folder with what it imports."""
+    packages = Path(__file__).with_name("web") / "node_modules"
+    if not (packages / "onnxruntime-node").is_dir():
+        pytest.skip("needs onnxruntime-node (npm install --ignore-scripts --prefix tests/web)")
+    page = (ROOT / "docs" / "javascript.md").read_text(encoding="utf-8")
+    (example,) = [block for block in re.findall(r"```js\n(.*?)```", page, flags=re.DOTALL) if "node:fs" in block]
+    (tmp_path / "example.mjs").write_text(example)
+    (tmp_path / "package.json").write_text('{"type": "module"}')
+    shutil.copy(WEB / "setcrop.js", tmp_path)
+    (tmp_path / "node_modules").symlink_to(packages)
+    (tmp_path / "model").symlink_to(DEFAULT_CHECKPOINT)
+    shutil.copy(photos[0], tmp_path / "photo.jpg")
+    found = subprocess.run(["node", "example.mjs"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert found.returncode == 0 and found.stderr == ""
+    crops, boxes = json.loads(found.stdout), cropper(photos[0], aspect_ratio=1, top_k=20)
+    assert 1 <= len(crops) <= 3
+    expected = np.array([edges(crop) for crop in boxes], dtype=np.float64)
+    assert box_iou(np.array([edges(crops[0])], dtype=np.float64), expected).max() > 0.8
 
 
 def test_the_page_needs_no_build_and_names_its_model():

@@ -829,7 +829,7 @@ export class SetCrop {
     const json = async (path) => JSON.parse(new TextDecoder().decode(await get(path)));
     const [config, settings] = [await json("config.json"), await json("preprocessor_config.json")];
     const session = async (path) =>
-      runtime.InferenceSession.create(new Uint8Array(await get(path)), { executionProviders: ["wasm"] });
+      runtime.InferenceSession.create(new Uint8Array(await get(path)), { executionProviders: ["cpu"], logSeverityLevel: 3 });
     const proposer = await session("onnx/model.onnx");
     const scorer = config.crop_scoring ? await session("onnx/scorer.onnx") : null;
     return new SetCrop(runtime, config, settings, proposer, scorer);
