@@ -3,9 +3,10 @@
     python examples/train_setcrop_lite.py --editor-data DIR --start MODEL --output_dir OUT --steps 5000
 
 `--start` is a SetCrop checkpoint, or a folder that `setcrop init` wrote, whose backbone and encoder training starts
-from. `--raters-data` adds a data set of densely rated crops (layout gaic's windows as JSON lines) as a third source.
-Every step draws views, boxes and ratings afresh (`modeling_setcrop.data.crop_views`). The second stage,
-`train_setcrop_lite_set.py`, trains the set on top.
+from; of a checkpoint that this script wrote, the heads go on too. `--faces` names boxes of faces, which no crop should
+cut (`find_faces.py` writes the file). `--raters-data` adds a data set of densely rated crops (layout gaic's windows as
+JSON lines) as a third source. Every step draws views, boxes and ratings afresh (`modeling_setcrop.data.crop_views`).
+The second stage, `train_setcrop_lite_set.py`, trains the set on top.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +31,7 @@ from modeling_setcrop import SetCropConfig, SetCropForImageCropping
 from modeling_setcrop.crop_geometry import box_iou, xyxy_to_cxcywh
 from modeling_setcrop.data import Problems
 from modeling_setcrop.data.any_box_rating import rate_boxes
-from modeling_setcrop.data.crop_views import BOXES, distort, draw_view, draw_window, grid_boxes
+from modeling_setcrop.data.crop_views import BOXES, distort, draw_view, draw_window, grid_boxes, stretched
 from modeling_setcrop.data.editor import EditorImage, read_editor_images
 
 STRIDE, LONG = 16, 256
@@ -52,6 +54,18 @@ def read_image(path: Path) -> Image.Image:
         image = image.convert("RGB")
     image.thumbnail((KEPT_LONG_SIDE, KEPT_LONG_SIDE), Image.Resampling.BICUBIC)
     return image
+
+
+def with_faces(images: list[EditorImage], path: Path) -> list[EditorImage]:
+    """The same images, with the faces that a file names."""
+    with open(path) as lines:
+        faces = {Path(row["photo"]).name: row["faces"] for row in map(json.loads, lines)}
+    return [
+        replace(image, labels=replace(image.labels, faces=np.array(faces[image.path.name], float).reshape(-1, 4)))
+        if image.path.name in faces
+        else image
+        for image in images
+    ]
 
 
 def read_raters(path: Path, images: list[EditorImage]) -> dict[int, list[dict]]:
@@ -87,8 +101,10 @@ class Views(IterableDataset):
         worker = get_worker_info()
         rng = np.random.default_rng([self.seed, worker.id if worker else 0])
         waiting: dict[tuple[int, int], list[dict[str, np.ndarray]]] = {}
+        # Few images have faces, and they decide much: each is drawn twice as often.
+        drawn = [i for i, image in enumerate(self.images) for _ in range(1 + bool(len(image.labels.faces)))]
         while True:
-            for index in rng.permutation(len(self.images)):
+            for index in rng.permutation(drawn):
                 size, view = self._draw(int(index), rng)
                 waiting.setdefault(size, []).append(view)
                 if len(waiting[size]) == self.batch:
@@ -107,7 +123,7 @@ class Views(IterableDataset):
         else:
             source = "people" if labels.people is not None and rng.random() < PEOPLE_SHARE else "editors"
             window = draw_window(labels, source, ratio, rng)
-        size = nearest_size(ratio * (window[2] - window[0]) / (window[3] - window[1]))
+        size = nearest_size(stretched(ratio * (window[2] - window[0]) / (window[3] - window[1]), rng))
         view = draw_view(image, labels, window, size, STRIDE, "editors" if source == "raters" else source, rng)
         boxes, ratings, weight = view.boxes, view.ratings, np.ones(BOXES)
         windows, fit, families = view.windows, view.window_fit, view.family_weight
@@ -138,10 +154,12 @@ class Views(IterableDataset):
         return size, {name: v if name in ("pixels", "source") else v.astype(np.float32) for name, v in values.items()}
 
 
-def batch_loss(model: SetCropForImageCropping, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def batch_loss(
+    model: SetCropForImageCropping, batch: dict[str, torch.Tensor], windows_weight: float = 0.4
+) -> dict[str, torch.Tensor]:
     """The first stage's losses of one batch."""
     pixels = (batch["pixels"].permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(pixels.device.type, torch.bfloat16):
         encoded = model.model.encode(pixels)
         encoded.last_hidden_state = encoded.last_hidden_state.float()
         encoded.detail = encoded.detail.float()
@@ -166,7 +184,7 @@ def batch_loss(model: SetCropForImageCropping, batch: dict[str, torch.Tensor]) -
         "rating": (nn.functional.smooth_l1_loss(rated, target, reduction="none") * weight).sum() / weight.sum(),
         "order": ((centred - target_centred).square() * weight).sum() / weight.sum(),
         "choice": -(choice * log_choice.masked_fill(absent, 0)).sum(1).mean() * 0.3,
-        "windows": (slide * batch["families"]).sum() / batch["families"].sum().clamp(min=1) * 0.4,
+        "windows": (slide * batch["families"]).sum() / batch["families"].sum().clamp(min=1) * windows_weight,
         "importance": importance * 0.5,
     }
 
@@ -188,17 +206,18 @@ LATTICE = np.array(
 def validate(model: SetCropForImageCropping, images: list[EditorImage], pixels: list[np.ndarray]) -> dict[str, float]:
     """First crop on a lattice, and windows, against the editors' on whole images."""
     model.eval()
+    device = next(model.parameters()).device
     figures: dict[str, list[float]] = {name: [] for name in ("first", "mean5", "square", "slim", "rank", "people")}
     rng = np.random.default_rng(0)
     for image, array in zip(images, pixels, strict=True):
         labels, ratio = image.labels, array.shape[1] / array.shape[0]
         size = nearest_size(ratio)
         small = np.asarray(Image.fromarray(array).resize(size, Image.Resampling.BILINEAR), np.float32) / 127.5 - 1
-        encoded = model.model.encode(torch.from_numpy(small).permute(2, 0, 1)[None])
+        encoded = model.model.encode(torch.from_numpy(small).permute(2, 0, 1)[None].to(device))
 
         def rate(boxes: np.ndarray, encoded=encoded, source: int = 0) -> np.ndarray:
-            given = xyxy_to_cxcywh(torch.from_numpy(boxes).float())[None]
-            return model.score_crops(given, encoded, source=torch.tensor([source]))[0].numpy()
+            given = xyxy_to_cxcywh(torch.from_numpy(boxes).float())[None].to(device)
+            return model.score_crops(given, encoded, source=torch.tensor([source], device=device))[0].cpu().numpy()
 
         shapes = (LATTICE[:, 2] - LATTICE[:, 0]) * ratio / (LATTICE[:, 3] - LATTICE[:, 1])
         lattice = LATTICE[(shapes > 0.4) & (shapes < 2.5)]
@@ -253,17 +272,18 @@ def parameter_groups(model: SetCropForImageCropping, args: argparse.Namespace) -
     ]
 
 
-def new_model(start: str) -> SetCropForImageCropping:
-    """setcrop-lite with the backbone and encoder of a checkpoint and new heads."""
-    loaded = SetCropForImageCropping.from_pretrained(start, ignore_mismatched_sizes=True)
+def new_model(start: str, dropout: float = 0.1) -> SetCropForImageCropping:
+    """setcrop-lite with the backbone and encoder of a checkpoint; with its heads too, if this script made them."""
+    loaded = SetCropForImageCropping.from_pretrained(start, ignore_mismatched_sizes=True, dtype=torch.float32)
     old = loaded.config.to_dict()
     backbone = loaded.config.backbone_config
     backbone.detail = True
     backbone.set_output_features_output_indices(out_features=["stage3", "stage5", "stage7"], out_indices=None)
-    names = ("d_model", "encoder_layers", "decoder_layers", "encoder_ffn_dim", "decoder_ffn_dim", "dropout")
+    names = ("d_model", "encoder_layers", "decoder_layers", "encoder_ffn_dim", "decoder_ffn_dim")
     config = SetCropConfig(
         backbone_config=backbone,
         **{name: old[name] for name in names},
+        dropout=dropout,
         cls_loss_coefficient=2,
         anchor_sizes=True,
         crop_scoring=True,
@@ -275,11 +295,10 @@ def new_model(start: str) -> SetCropForImageCropping:
         rerank=True,
     )
     model = SetCropForImageCropping(config)
-    weights = {
-        k: v
-        for k, v in loaded.state_dict().items()
-        if k.startswith(("model.backbone", "model.encoder", "model.input_projection"))
-    }
+    kept = ("model.backbone", "model.encoder", "model.input_projection")
+    if loaded.config.subject_map:
+        kept += ("model.subject_map", "crop_scorer")
+    weights = {name: value for name, value in loaded.state_dict().items() if name.startswith(kept)}
     missing = model.load_state_dict(weights, strict=False)
     assert not missing.unexpected_keys
     return model
@@ -289,6 +308,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--editor-data", type=Path, required=True)
     parser.add_argument("--raters-data", type=Path)
+    parser.add_argument("--faces", type=Path)
     parser.add_argument("--start", required=True)
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=5000)
@@ -302,11 +322,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--share", type=float, default=1.0, help="share of the training images")
     parser.add_argument("--validate_every", type=int, default=500)
+    parser.add_argument("--windows_weight", type=float, default=0.4)
+    parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--average", type=float, default=0.998, help="decay of the average of the weights")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw views")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     torch.set_num_threads(1)
     found = Problems()
-    images = [image for image in read_editor_images(args.editor_data, found)]
+    images = list(read_editor_images(args.editor_data, found))
+    images = with_faces(images, args.faces) if args.faces else images
     train = [image for image in images if image.split == "train"]
     order = np.random.default_rng(1).permutation(len(train))
     people = [i for i in order if train[i].labels.people is not None][-80:]
@@ -317,16 +343,20 @@ def main() -> None:
     raters = read_raters(args.raters_data, train) if args.raters_data else {}
     print(len(train), "training images", len(val), "for validation;", len(raters), "with raters' crops", flush=True)
 
-    model = new_model(args.start)
-    model.train()
+    model = new_model(args.start, args.dropout)
+    model.to(args.device).train()
     model.model.backbone.to(memory_format=torch.channels_last)
     groups = parameter_groups(model, args)
     optimizer = torch.optim.AdamW(groups, weight_decay=args.weight_decay)
     rates = [group["lr"] for group in groups]
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.998))
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(args.average))
     loader = iter(
         DataLoader(
-            Views(train, pixels, raters, args.batch_size, args.seed), batch_size=None, num_workers=1, prefetch_factor=4
+            Views(train, pixels, raters, args.batch_size, args.seed),
+            batch_size=None,
+            num_workers=args.workers,
+            prefetch_factor=4,
+            pin_memory=args.device != "cpu",
         )
     )
     args.output_dir.mkdir(parents=True, exist_ok=True)
@@ -336,7 +366,8 @@ def main() -> None:
         factor = min(1, (step + 1) / 200) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(done, 1))))
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * factor
-        losses = batch_loss(model, next(loader))
+        batch = {name: values.to(args.device, non_blocking=True) for name, values in next(loader).items()}
+        losses = batch_loss(model, batch, args.windows_weight)
         loss = sum(losses.values())
         optimizer.zero_grad()
         loss.backward()
@@ -345,13 +376,13 @@ def main() -> None:
         average.update_parameters(model)
         step += 1
         for name, value in losses.items():
-            sums[name] = sums.get(name, 0.0) + value.item()
+            sums[name] = sums.get(name, 0.0) + value.detach()
         if step % 50 == 0:
             line = {
                 "step": step,
                 "seconds": round(time.time() - began),
                 "lr": factor,
-                **{k: round(v / 50, 4) for k, v in sums.items()},
+                **{k: round(v.item() / 50, 4) for k, v in sums.items()},
             }
             note(args.output_dir, line)
             sums = {}

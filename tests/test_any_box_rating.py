@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from modeling_setcrop.crop_geometry import box_iou
 from modeling_setcrop.data.any_box_rating import (
     CropLabels,
+    cut_shares,
     kept_shares,
     mirror_boxes,
     rate_boxes,
@@ -47,6 +50,18 @@ def test_the_rating_is_the_documented_formula():
     assert rate_boxes(np.array([box]), LABELS)[0] == pytest.approx(expected)
     people = 0.7 * iou(box, LABELS.people) + 0.3 * (expected - 1) / 4
     assert rate_boxes(np.array([box]), LABELS, "people")[0] == pytest.approx(1 + 4 * people)
+
+
+def test_a_cut_face_costs_what_the_documents_say():
+    # The box keeps 0.9 of the first face's width and all of the second.
+    faces = np.array([[0.2, 0.2, 0.4, 0.4], [0.5, 0.2, 0.6, 0.4]])
+    box = np.array([[0.22, 0.0, 1.0, 1.0]])
+    assert cut_shares(faces, box)[:, 0] == pytest.approx([(1 - 0.9) / 0.25, 0])
+    without = rate_boxes(box, LABELS)[0]
+    assert rate_boxes(box, replace(LABELS, faces=faces))[0] == pytest.approx(without - 4 * 0.4 * 0.4)
+    # A quarter lost, half of it lost and all of it lost are one thing: a cut face.
+    cut = cut_shares(faces[:1], np.array([[0.25, 0.0, 1.0, 1.0], [0.3, 0.0, 1.0, 1.0], [0.6, 0.0, 1.0, 1.0]]))
+    assert cut[0] == pytest.approx([1, 1, 1])
 
 
 def test_labels_without_a_source_are_refused():

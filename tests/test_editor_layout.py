@@ -117,3 +117,25 @@ def test_grid_boxes_are_those_of_grid_anchor_cropping():
     boxes = grid_boxes(1.0)
     assert len(boxes) == 90 and (box_iou(boxes, boxes).argmax(1) == np.arange(90)).all()
     assert len(grid_boxes(30.0)) == 1  # no candidate of an allowed shape: the whole image
+
+
+def test_a_window_that_cuts_a_face_is_worth_less_than_one_that_keeps_it(folder):
+    labels = {**GOOD, "square": 0.34, "slim": 0.2}  # the square window runs from the left edge
+    face = {**labels, "photo": "b.jpg", "faces": [[0.6, 0.1, 0.75, 0.4]]}
+    plain, with_face = read_editor_images(folder(labels, face), Problems())
+    np.testing.assert_array_equal(with_face.labels.faces, [[0.6, 0.1, 0.75, 0.4]])
+    image, whole = Image.new("RGB", (96, 64)), np.array([0.0, 0.0, 1.0, 1.0])
+    drawn = [
+        draw_view(image, entry.labels, whole, (96, 64), 16, "editors", np.random.default_rng(3))
+        for entry in (plain, with_face)
+    ]
+    squares = drawn[1].windows[0]
+    np.testing.assert_array_equal(squares, drawn[0].windows[0])
+    loss = drawn[0].window_fit[0] - drawn[1].window_fit[0]
+    left, right = squares[:, 0], squares[:, 2]
+    # Mirrored or not, the windows that hold the face whole lose nothing, those that lose all of it lose 0.6.
+    face = np.array([0.6, 0.75]) if squares[drawn[0].window_fit[0].argmax(), 0] < 0.2 else np.array([0.25, 0.4])
+    keeps, loses = (left <= face[0]) & (right >= face[1]), (left >= face[1]) | (right <= face[0])
+    assert keeps.any() and loss[keeps] == pytest.approx(0)
+    assert not loses.any() or loss[loses] == pytest.approx(0.6)
+    assert (loss >= -1e-9).all() and loss.max() == pytest.approx(0.6)

@@ -22,6 +22,8 @@ _RATING_SPREAD = 0.5
 _LOWER_CROP, _LOWER_WHOLE = 0.2, 0.5
 # Cutting away everything important that the first crop keeps.
 _LOST_SUBJECTS = 0.15
+# Cutting a face through or off, and from what loss on it counts as cut.
+_LOST_FACES, _FACE_CUT = 0.4, 0.25
 # One person's crop says more of that person's taste than the editors' five, but is noisier.
 _PEOPLE = 0.7
 
@@ -39,6 +41,7 @@ class CropLabels:
         square: centre of the best full-length square window, in [0, 1] of the long side, or None.
         slim: the same for a 9:16 window (of a landscape image) or a 16:9 window (of a portrait one).
         people: (4,) a crop that people made and preferred, or None.
+        faces: (F, 4) faces, which no crop should cut.
     """
 
     crops: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))
@@ -49,6 +52,7 @@ class CropLabels:
     square: float | None = None
     slim: float | None = None
     people: np.ndarray | None = None
+    faces: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))
 
 
 def rate_boxes(boxes: np.ndarray, labels: CropLabels, source: str = "editors") -> np.ndarray:
@@ -75,6 +79,8 @@ def rate_boxes(boxes: np.ndarray, labels: CropLabels, source: str = "editors") -
         agreement = own if agreement is None else _PEOPLE * own + (1 - _PEOPLE) * agreement
     if agreement is None:
         raise ValueError("these labels have no crops")
+    if len(labels.faces):
+        agreement = agreement - _LOST_FACES * cut_shares(labels.faces, boxes).max(0)
     return 1 + 4 * agreement.clip(0, 1)
 
 
@@ -122,6 +128,11 @@ def window_centre(length: float, image_ratio: float, labels: CropLabels) -> floa
 def kept_shares(subjects: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """Share (S, M) of each subject's area that each box keeps."""
     return box_intersection(subjects, boxes) / box_area(subjects)[:, None].clip(1e-6)
+
+
+def cut_shares(faces: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """How far (F, M), in [0, 1], each box cuts each face: 1 when a quarter of it or more is lost."""
+    return ((1 - kept_shares(faces, boxes)) / _FACE_CUT).clip(0, 1)
 
 
 def mirror_boxes(boxes: np.ndarray) -> np.ndarray:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageFilter
 
 from ..crop_geometry import box_iou
-from .any_box_rating import CropLabels, mirror_boxes, rate_boxes, window_centre
+from .any_box_rating import CropLabels, cut_shares, mirror_boxes, rate_boxes, window_centre
 
 # Boxes that are rated in every view.
 BOXES = 96
-# Families of windows that slide along the view, and windows in each.
-FAMILIES, WINDOWS = 3, 9
+# Families of windows that slide along the view (a square one, a slim one, others of random lengths), and how many
+# windows each has.
+FAMILIES, WINDOWS = 4, 13
 # Views other than the whole image: how often, and how far its edges move towards one of the best crops.
 _WINDOW_SHARE, _DEEPEST = 0.7, 0.7
 _VIEW_RATIOS = (0.5, 2.1)
 _JITTER = 0.06
 _GRID_BOXES, _JITTERED = 24, 36
-_GREY_SHARE = 0.05
+# Changes that leave the crops as they are: how much a view is stretched (standard deviation of the log aspect ratio),
+# and how often it becomes grey, is blurred or gets noise.
+_STRETCH = 0.07
+_GREY_SHARE, _BLUR_SHARE, _NOISE_SHARE = 0.05, 0.15, 0.15
+# A window that cuts faces off which another of its size keeps is worth this much less (in IoU).
+_LOST_FACES = 0.6
 
 
 @dataclass
@@ -107,12 +114,22 @@ def draw_view(
 
 
 def distort(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Change brightness, contrast and colour lightly; some images become grey."""
+    """Change brightness, contrast and colour; some images become grey, some are blurred, some get noise."""
     if rng.random() < _GREY_SHARE:
-        return image.convert("L").convert("RGB")
-    for enhancer, spread in ((ImageEnhance.Brightness, 0.2), (ImageEnhance.Contrast, 0.2), (ImageEnhance.Color, 0.3)):
+        image = image.convert("L").convert("RGB")
+    for enhancer, spread in ((ImageEnhance.Brightness, 0.3), (ImageEnhance.Contrast, 0.3), (ImageEnhance.Color, 0.4)):
         image = enhancer(image).enhance(rng.uniform(1 - spread, 1 + spread))
+    if rng.random() < _BLUR_SHARE:
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.2)))
+    if rng.random() < _NOISE_SHARE:
+        noise = rng.normal(0, rng.uniform(2, 10), (image.height, image.width, 1))
+        image = Image.fromarray((np.asarray(image) + noise).clip(0, 255).astype(np.uint8))
     return image
+
+
+def stretched(ratio: float, rng: np.random.Generator) -> float:
+    """An aspect ratio near the given one, at which a view is drawn."""
+    return ratio * math.exp(rng.normal(0, _STRETCH))
 
 
 def grid_boxes(image_ratio: float) -> np.ndarray:
@@ -159,7 +176,9 @@ def _window_families(
         return windows, fit, weight
     long = max(ratio, 1 / ratio)
     start, size = window[axis], window[2 + axis] - window[axis]
-    lengths = (1 / long, 9 / 16 / long, np.exp(rng.uniform(np.log(0.2), np.log(0.9))))
+    offset, scale = np.tile(window[:2], 2), np.tile(window[2:] - window[:2], 2)
+    random_lengths = np.exp(rng.uniform(np.log(0.2), np.log(0.9), FAMILIES - 2))
+    lengths = (1 / long, 9 / 16 / long, *random_lengths)
     for family, length in enumerate(lengths):
         if length > 0.95:
             continue
@@ -169,13 +188,16 @@ def _window_families(
             continue
         centre = min(max(centre, length / 2), 1 - length / 2)
         low = np.linspace(0, 1 - length, WINDOWS)
-        if family == FAMILIES - 1:
+        if family >= 2:
             low = np.sort(rng.uniform(0, 1 - length, WINDOWS))
             low[rng.integers(WINDOWS)] = centre - length / 2
         windows[family, :, axis], windows[family, :, 2 + axis] = low, low + length
         wanted = np.array([[0.0, 0.0, 1.0, 1.0]])
         wanted[0, axis], wanted[0, 2 + axis] = centre - length / 2, centre + length / 2
         fit[family] = box_iou(wanted, windows[family])[0]
+        if len(labels.faces):
+            cut = cut_shares((labels.faces - offset) / scale, windows[family]).sum(0)
+            fit[family] -= _LOST_FACES * (cut - cut.min()).clip(0, 1)
         if fit[family].max() - fit[family].min() > 0.05:
             weight[family] = 1.0 if size > 0.999 else 0.5
     return windows, fit, weight

@@ -114,6 +114,7 @@ def _parse(root: Path, entry: Any, line: int) -> EditorImage:
         square=_number(entry, "square", 0, 1),
         slim=_number(entry, "slim", 0, 1),
         people=people,
+        faces=_boxes(entry, "faces", rated=False),
     )
     if (labels.square is None) != (labels.slim is None):
         raise ValueError("'square' and 'slim' go together")
