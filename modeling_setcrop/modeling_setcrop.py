@@ -90,6 +90,10 @@ class SetCropImageCroppingOutput(ConditionalDetrObjectDetectionOutput):
 _PRIOR_VALIDITY_LOGIT = -4.595
 
 
+# Parameters that older checkpoints lack, whose start values leave a model as it is without them.
+_NEW_KEYS = [r"decoder\.ref_point_head\.centres$"]
+
+
 class _XavierInitialization:
     """Start linear layers as the authors of DETR and its variants do; upstream draws all of them from N(0, 0.02)."""
 
@@ -104,8 +108,32 @@ class SetCropEncoder(_XavierInitialization, ConditionalDetrEncoder):
     """Upstream's encoder with the authors' start values."""
 
 
+class SetCropReferencePoints(ConditionalDetrMLPPredictionHead):
+    """Reference points of anchors that have a centre each; what the queries say is added to it."""
+
+    def __init__(self, config: SetCropConfig) -> None:
+        super().__init__(config.d_model, config.d_model, 2, 2)
+        # Logits of x and y. Zero, as of a checkpoint from before there were centres, leaves all to the queries.
+        self.centres = nn.Parameter(torch.zeros(config.num_queries, 2))
+
+    def forward(self, queries: torch.Tensor) -> torch.Tensor:
+        """Return the logits (..., N, 2) of the reference points of queries (..., N, D)."""
+        return super().forward(queries) + self.centres
+
+
 class SetCropDecoder(_XavierInitialization, ConditionalDetrDecoder):
     """Upstream's decoder with the authors' start values, without which all reference points start in one place."""
+
+    def __init__(self, config: SetCropConfig) -> None:
+        super().__init__(config)
+        if config.anchor_sizes:
+            self.ref_point_head = SetCropReferencePoints(config)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, SetCropReferencePoints):
+            init.zeros_(module.centres)
 
 
 class SetCropModel(ConditionalDetrModel):
@@ -117,6 +145,7 @@ class SetCropModel(ConditionalDetrModel):
 
     config: SetCropConfig
     config_class = SetCropConfig
+    _keys_to_ignore_on_load_missing = _NEW_KEYS
 
     def __init__(self, config: SetCropConfig) -> None:
         super().__init__(config)
@@ -260,6 +289,7 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
 
     config: SetCropConfig
     config_class = SetCropConfig
+    _keys_to_ignore_on_load_missing = _NEW_KEYS
 
     def __init__(self, config: SetCropConfig) -> None:
         # Not upstream's own constructor, which would build a second model only to throw it away.
@@ -405,7 +435,8 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
     def initialize_anchors(self, boxes: torch.Tensor) -> None:
         """Start the anchors from given boxes, for example [`gaic_grid`] or k-means centres of the good crops.
 
-        The reference points and sizes reproduce the boxes exactly before training; the box head starts at zero.
+        The reference points and sizes reproduce the boxes exactly before training: queries and box head
+        add nothing yet.
 
         Args:
             boxes: (N, 4) cxcywh in (0, 1), N = `num_queries`.
@@ -417,21 +448,13 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
             raise ValueError("anchors can start from boxes only with anchor_sizes=True")
         if boxes.shape != (self.config.num_queries, 4):
             raise ValueError(f"expected {self.config.num_queries} boxes, got a tensor of shape {tuple(boxes.shape)}")
-        boxes = boxes.to(self.anchor_sizes)
-        logits = inverse_sigmoid(boxes)
+        logits = inverse_sigmoid(boxes.to(self.anchor_sizes))
+        points = self.model.decoder.ref_point_head
+        points.centres.copy_(logits[:, :2])
         self.anchor_sizes.copy_(logits[:, 2:])
-        # relu(x) - relu(-x) = x: four dimensions of the queries carry the centre through the two-layer reference head.
-        queries = self.model.query_position_embeddings.weight
-        head = self.model.decoder.ref_point_head.layers
-        centre = logits[:, :2]
-        queries[:, :4] = torch.cat([centre, -centre], dim=1)
-        head[0].weight[:4], head[0].bias[:4] = 0, 0
-        head[0].weight[:4, :4] = torch.eye(4).to(queries)
-        head[1].weight.zero_()
-        head[1].bias.zero_()
-        head[1].weight[:, :4] = torch.cat([torch.eye(2), -torch.eye(2)], dim=1).to(queries)
-        self.bbox_predictor.layers[-1].weight.zero_()
-        self.bbox_predictor.layers[-1].bias.zero_()
+        for head in (points, self.bbox_predictor):
+            head.layers[-1].weight.zero_()
+            head.layers[-1].bias.zero_()
 
     def _boxes(self, hidden: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
         """Box head on hidden states (..., B, N, D) with reference points (B, N, 2) in logits: (..., B, N, 4)."""

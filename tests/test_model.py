@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     AutoModelForObjectDetection,
@@ -143,6 +144,27 @@ def test_anchors_start_at_the_boxes_they_are_given(tiny_model):
     torch.testing.assert_close(predicted, boxes.expand(2, -1, -1), atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match="12 boxes"):
         model.initialize_anchors(boxes[:3])
+
+
+def test_centres_of_anchors_are_a_parameter_and_older_checkpoints_load_without(tiny_model, tmp_path):
+    boxes = torch.rand(12, 4, generator=torch.Generator().manual_seed(3)) * 0.4 + 0.3
+    model = SetCropForImageCropping(tiny_model.config)
+    queries = model.model.query_position_embeddings.weight.detach().clone()
+    model.initialize_anchors(boxes)
+    assert torch.equal(model.model.query_position_embeddings.weight, queries)
+    torch.testing.assert_close(model.model.decoder.ref_point_head.centres.sigmoid(), boxes[:, :2])
+    # Before there were centres, the queries and the reference head said all of it.
+    pixels = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    older = SetCropForImageCropping(tiny_model.config).eval()
+    assert not older.model.decoder.ref_point_head.centres.any()
+    older.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["model.decoder.ref_point_head.centres"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded, report = SetCropForImageCropping.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    with torch.no_grad():
+        assert torch.equal(loaded(pixels).pred_boxes, older(pixels).pred_boxes)
 
 
 def test_encoding_once_gives_the_same_as_the_whole_model(tiny_model):
