@@ -131,7 +131,7 @@ class Cache:
     def write(
         cls, file: Path, model: SetCropForImageCropping, processor: Any, rows: Dataset, views: int | None
     ) -> None:
-        """Computes the batches of `views` augmented draws, or without augmentation of every row once."""
+        """Compute the batches of `views` augmented draws, or without augmentation of every row once."""
         size = processor.size
         sampler = AspectRatioBatchSampler(
             rows["height"][:],
@@ -176,7 +176,7 @@ class Cache:
 def new_model(
     options: argparse.Namespace, variant: Variant, seed: int, anchors: torch.Tensor
 ) -> SetCropForImageCropping:
-    """The checkpoint, its backbone frozen, with new heads for validity and score and, if asked for, a new decoder."""
+    """Return the checkpoint, its backbone frozen, with new heads and, if asked for, a new decoder."""
     trained = SetCropForImageCropping.from_pretrained(options.model)
     fields = {**trained.config.to_dict(), "crop_scoring": False, "rerank": False}
     torch.manual_seed(seed)
@@ -208,7 +208,7 @@ def together(maps: list[torch.Tensor], pixel_mask: torch.Tensor, feature_mask: t
 
 
 def encode(model: SetCropForImageCropping, batch: Batch, variant: Variant) -> SetCropEncoderOutput:
-    """The batch's encoding, by the model's own encoder where that trains."""
+    """Return the batch's encoding, by the model's own encoder where that trains."""
     encoded = batch.encoded
     if not variant.trains_encoder:
         return encoded
@@ -224,7 +224,7 @@ def encode(model: SetCropForImageCropping, batch: Batch, variant: Variant) -> Se
 def evaluate(
     model: SetCropForImageCropping, processor: Any, variant: Variant, cache: Cache, labels: Labels
 ) -> dict[str, float]:
-    """The measures of one split, average precisions and accuracies in percent."""
+    """Return the measures of one split, average precisions and accuracies in percent."""
     model.eval()
     crops, validity, ratings = ([None] * len(labels) for _ in range(3))
     loss = total = 0.0
@@ -249,7 +249,7 @@ def evaluate(
 
 
 def set_loss(losses: dict[str, torch.Tensor], config: SetCropConfig) -> float:
-    """The weighted losses of the set, without the scoring head's."""
+    """Return the weighted losses of the set, without the scoring head's."""
     weights = {
         "loss_ce": config.cls_loss_coefficient,
         "loss_bbox": config.bbox_loss_coefficient,
@@ -332,7 +332,7 @@ def run_file(folder: Path, name: str, seed: int) -> Path:
 
 
 def prepare(options: argparse.Namespace, rows: dict[str, Dataset]) -> None:
-    """Writes the caches that are not there yet; refuses a folder that was made with other options."""
+    """Write the caches that are not there yet; refuse a folder that was made with other options."""
     folder = options.output_dir
     kept = ("model", "data", "views", "epochs", "lr", "clip", "new_decoder")
     settings = {name: getattr(options, name) for name in kept}
@@ -407,7 +407,7 @@ def plot(results: list[dict], constant: dict[str, float], file: Path) -> None:
 
 
 def summarise(options: argparse.Namespace, constant: dict[str, float]) -> str:
-    """Writes the tables and the plot of the finished runs, and returns the tables."""
+    """Write the tables and the plot of the finished runs, and return the tables."""
     files = [run_file(options.output_dir, name, seed) for seed in options.seeds for name in VARIANTS]
     results = [json.loads(file.read_text()) for file in files if file.is_file()]
     tables = [table(results, SMOOTHINGS, MEASURES, constant), table(results, HEADS, HEAD_MEASURES, constant)]

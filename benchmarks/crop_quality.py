@@ -46,11 +46,11 @@ class Method:
         raise NotImplementedError
 
     def window(self, image: Image.Image, ratio: float) -> Crops:
-        """The place of the largest crop of this ratio, (4,)."""
+        """Return the place of the largest crop of this ratio, (4,)."""
         raise NotImplementedError
 
     def any_size(self, image: Image.Image, ratio: float) -> Crops:
-        """The best crop of this ratio, of any size, (4,)."""
+        """Return the best crop of this ratio, of any size, (4,)."""
         return self.window(image, ratio)
 
 
@@ -153,7 +153,7 @@ class Model(Method):
 
 
 def constant_boxes(firsts: Crops, good: Crops, count: int = 10) -> Crops:
-    """The box (1, 4) that overlaps the training images' first crops most, and then those that cover most good ones.
+    """Return the box that overlaps the training images' first crops most, then those that cover most good ones.
 
     Args:
         firsts: (I, 4) first crops; good: (G, 4) all good crops.

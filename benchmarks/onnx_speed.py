@@ -99,7 +99,7 @@ def main() -> None:
 
 
 def compare_quality(models: dict[str, Callable], processor: object, data: Path, layout: str, split: str) -> None:
-    """Prints the measures of each runtime on one labelled data set."""
+    """Print the measures of each runtime on one labelled data set."""
     from modeling_setcrop.data import load
     from modeling_setcrop.evaluation.run import run
 

@@ -31,7 +31,7 @@ SIDE = 600
 
 
 def twelve_megapixels(folder: Path) -> Path:
-    """A JPEG file of 4000 by 3000 pixels."""
+    """Return a JPEG file of 4000 by 3000 pixels."""
     path = folder / "photo.jpg"
     with Image.open(EXAMPLE) as image:
         image.convert("RGB").resize((4000, 3000), Image.Resampling.LANCZOS).save(path, quality=92)

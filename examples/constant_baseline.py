@@ -20,7 +20,7 @@ from modeling_setcrop.evaluation import Labels, baselines
 
 
 def read(path: str, split: str) -> Labels:
-    """The labels of one split, boxes normalised to [0, 1]."""
+    """Return the labels of one split, boxes normalised to [0, 1]."""
     with (gzip.open if path.endswith(".gz") else open)(path, "rt", encoding="utf-8") as file:
         entries = {name: entry for name, entry in json.load(file).items() if entry["split"] == split}
     tables = [np.array(entry["crops"], dtype=np.float64) for entry in entries.values()]

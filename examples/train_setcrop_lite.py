@@ -57,7 +57,7 @@ def read_image(path: Path) -> Image.Image:
 
 
 def with_faces(images: list[EditorImage], path: Path) -> list[EditorImage]:
-    """The same images, with the faces that a file names."""
+    """Return the same images, with the faces that a file names."""
     with open(path) as lines:
         faces = {Path(row["photo"]).name: row["faces"] for row in map(json.loads, lines)}
     return [
@@ -157,7 +157,7 @@ class Views(IterableDataset):
 def batch_loss(
     model: SetCropForImageCropping, batch: dict[str, torch.Tensor], windows_weight: float = 0.4
 ) -> dict[str, torch.Tensor]:
-    """The first stage's losses of one batch."""
+    """Return the first stage's losses of one batch."""
     pixels = (batch["pixels"].permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
     with torch.autocast(pixels.device.type, torch.bfloat16):
         encoded = model.model.encode(pixels)

@@ -87,7 +87,7 @@ class EncodedViews:
         return result
 
     def labels(self, size: tuple[int, int], rows: np.ndarray, people_share: float) -> tuple[list[dict], torch.Tensor]:
-        """The model's labels of a batch, and whose they are."""
+        """Return the model's labels of a batch, and whose they are."""
         labels, sources = [], []
         for row in rows:
             index, window, mirrored = self.views[size][row]

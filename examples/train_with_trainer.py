@@ -70,7 +70,7 @@ def make_trainer(
     compute_metrics: Callable | None = None,
     **options: object,
 ) -> Trainer:
-    """A Trainer for a SetCrop model; `options` are `TrainingArguments`.
+    """Return a Trainer for a SetCrop model; `options` are `TrainingArguments`.
 
     With `compute_metrics`, set `eval_do_concat_batches=False`: labels differ in length from image to image.
     """

@@ -45,7 +45,7 @@ _TRAINING = {
 
 
 def build_card(folder: str | Path, repo_id: str | None = None) -> ModelCard:
-    """The card of the checkpoint in `folder`, with `model-index` metadata.
+    """Return the card of the checkpoint in `folder`, with `model-index` metadata.
 
     Args:
         folder: `config.json`, `model.safetensors`, and where they exist `preprocessor_config.json`, `training.json`
@@ -146,7 +146,7 @@ def _training(folder: Path) -> dict[str, Any]:
 
 
 def _parameters(weights: Path) -> int:
-    """Number of parameters, from the header of a safetensors file."""
+    """Return the number of parameters, from the header of a safetensors file."""
     try:
         with open(weights, "rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
@@ -176,7 +176,7 @@ def _image_size(folder: Path) -> str | None:
 
 
 def _notices(config: Any) -> list[str]:
-    """What the weights were started from, with its licence."""
+    """Return what the weights were started from, with its licence."""
     if config.backbone_config.model_type != "efficientnet_lite":
         return []
     variant = config.backbone_config.variant

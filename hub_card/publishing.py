@@ -42,7 +42,7 @@ class Upload:
 
 
 def plan_upload(folder: str | Path, repo_id: str, space: str | None = None) -> list[Upload]:
-    """What publishing uploads; needs no network.
+    """Return what publishing uploads; needs no network.
 
     Args:
         folder: what `setcrop export hub` wrote.
@@ -67,7 +67,7 @@ def plan_upload(folder: str | Path, repo_id: str, space: str | None = None) -> l
 
 
 def upload(plan: Upload, private: bool = False, api: HfApi | None = None) -> str:
-    """Creates the repository where it does not exist and uploads the files in one commit; returns its address.
+    """Create the repository where it does not exist and upload the files in one commit; return its address.
 
     Can be repeated after a failure: what arrived already is not sent again. The token is the library's own business
     (`hf auth login`, or HF_TOKEN).
@@ -94,7 +94,7 @@ def upload(plan: Upload, private: bool = False, api: HfApi | None = None) -> str
 
 
 def _filled(folder: Path, model: str) -> dict[str, bytes]:
-    """The files of a Space in which the model's name and address stand, with these filled in."""
+    """Return the files of a Space in which the model's name and address stand, with these filled in."""
     address = f"https://huggingface.co/{model}/resolve/main/"
     texts = {name: folder / name for name in _WITH_MODEL if (folder / name).is_file()}
     return {

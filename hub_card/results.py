@@ -25,7 +25,7 @@ class CardError(ValueError):
 
 
 def read_evaluations(folder: str | Path) -> list[dict[str, Any]]:
-    """The evaluations under `folder/evaluation`, sorted by file name.
+    """Return the evaluations under `folder/evaluation`, sorted by file name.
 
     Raises:
         CardError: a file is not one that `setcrop evaluate --out` writes, naming file and key.
@@ -48,7 +48,7 @@ def read_evaluations(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Return a JSON object from a file.
 
     Raises:
         CardError: unreadable or something else; the message names file and line.
@@ -65,7 +65,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _current_keys(values: dict[str, Any]) -> dict[str, Any]:
-    """A JSON object with the keys that are written today in the place of those that older files have."""
+    """Return a JSON object with the keys that are written today in the place of those that older files have."""
     return {_OLD_KEYS.get(key, key): value for key, value in values.items()}
 
 
@@ -119,12 +119,12 @@ def spread_table(evaluation: dict[str, Any]) -> str | None:
 
 
 def identifier(name: str) -> str:
-    """A name as the Hub takes identifiers: `ACC 1/5@0.85` is `acc_1_5_0.85`."""
+    """Return a name as the Hub takes identifiers: `ACC 1/5@0.85` is `acc_1_5_0.85`."""
     return re.sub(r"[^a-z0-9.-]+", "_", name.lower()).strip("_")
 
 
 def model_index(evaluations: list[dict[str, Any]]) -> list[EvalResult]:
-    """The model's measures for the card's metadata."""
+    """Return the model's measures for the card's metadata."""
     return [
         EvalResult(
             task_type=TASK,

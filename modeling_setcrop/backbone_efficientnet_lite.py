@@ -286,7 +286,7 @@ class EfficientNetLiteBackbone(BackboneMixin, EfficientNetLitePreTrainedModel):
 
 @torch.no_grad()
 def fold_batch_norm(backbone: EfficientNetLiteBackbone) -> EfficientNetLiteBackbone:
-    """Returns a copy whose batch norms (frozen ones too) are folded into the convolutions, for faster inference.
+    """Return a copy whose batch norms (frozen ones too) are folded into the convolutions, for faster inference.
 
     It gives the features of `backbone` in evaluation mode, up to rounding, and has `config.batch_norm == False`.
 

@@ -13,7 +13,7 @@ GOOD, REJECTED = (category["id"] for category in CATEGORIES)
 
 
 def coco_image_id(file_name: str) -> int:
-    """The id of an image in annotations and predictions, the same wherever its file lies.
+    """Return the id of an image in annotations and predictions, the same wherever its file lies.
 
     The number that the file's name is, as in COCO itself, or 48 bits that stand for the name; the ending does not
     count.
@@ -38,7 +38,7 @@ def corners(bbox: Sequence[float]) -> list[float]:
 
 
 def coco_prediction(file_name: str, box: Sequence[float], score: float) -> dict[str, Any]:
-    """A crop as `pycocotools.coco.COCO.loadRes` takes results."""
+    """Return a crop as `pycocotools.coco.COCO.loadRes` takes results."""
     return {
         "image_id": coco_image_id(file_name),
         "category_id": GOOD,
@@ -48,7 +48,7 @@ def coco_prediction(file_name: str, box: Sequence[float], score: float) -> dict[
 
 
 def crops_of_coco(annotations: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The crops of one image: `boxes` (S, 4) corners, `scores` (S,) or None, `good` (S,), of COCO annotations.
+    """Return the crops of one image: `boxes` (S, 4) corners, `scores` (S,) or None, `good` (S,), of COCO annotations.
 
     `rating` and `validity` are extra fields: with a rating on every annotation these are the scores; good are those
     with a validity of at least 0.5 or, without one, those of another category than "rejected crop" (id 2).

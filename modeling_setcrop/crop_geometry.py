@@ -20,7 +20,7 @@ COVER_IOU = 0.905
 
 
 def _namespace(array: Any) -> ModuleType:
-    """The module whose functions work on an array: NumPy, or torch for its tensors (which is then imported)."""
+    """Return the module whose functions work on an array: NumPy, or torch for its tensors (which is then imported)."""
     return np if isinstance(array, np.ndarray) else sys.modules["torch"]
 
 
@@ -71,12 +71,12 @@ def good_crop_probability(ratings: Any) -> Any:
 
 
 def rank(scores: np.ndarray) -> np.ndarray:
-    """Indices of scores (N,) from the highest to the lowest; equal ones keep the order of the input."""
+    """Return the indices of scores (N,) from the highest to the lowest; equal ones keep the order of the input."""
     return np.argsort(-np.asarray(scores), kind="stable")
 
 
 def nms(boxes: np.ndarray, scores: np.ndarray, iou_threshold: float, count: int | None = None) -> np.ndarray:
-    """Indices of the boxes kept by greedy non-maximum suppression, best score first; the first `count` if given.
+    """Return indices of boxes kept by greedy non-maximum suppression, best score first; the first `count` if given.
 
     A box (N, 4) is dropped when its overlap with a better kept one exceeds `iou_threshold`. Equal scores keep the
     order of the input, so the result does not depend on the run.
@@ -91,7 +91,7 @@ def nms(boxes: np.ndarray, scores: np.ndarray, iou_threshold: float, count: int 
 
 
 def maximal_marginal_relevance(boxes: np.ndarray, scores: np.ndarray, diversity: float, count: int) -> np.ndarray:
-    """Indices of up to `count` boxes (N, 4), chosen greedily between score (N,), in 0..1, and overlap.
+    """Return the indices of up to `count` boxes (N, 4), chosen greedily between scores (N,), in 0..1, and overlap.
 
     Each step takes the box with the highest `(1 - diversity) * score - diversity * overlap`, where overlap is the
     largest IoU with a box already taken (Carbonell and Goldstein, SIGIR 1998). `diversity` 0 is the order of the
@@ -109,7 +109,7 @@ def maximal_marginal_relevance(boxes: np.ndarray, scores: np.ndarray, diversity:
 
 
 def covering_order(boxes: np.ndarray, probabilities: np.ndarray, count: int | None = None) -> np.ndarray:
-    """Indices of boxes chosen so that the image's best crop is among them as probably as possible.
+    """Return the indices of boxes chosen so that the image's best crop is among them as probably as possible.
 
     A box covers those that it overlaps by an IoU of more than 0.9. The first box stays first; each next one covers
     most of the probability that is left (greedy, within 1 - 1/e of the best such set: Nemhauser et al., 1978). Of
@@ -136,7 +136,7 @@ def covering_order(boxes: np.ndarray, probabilities: np.ndarray, count: int | No
 
 
 def hull(boxes: np.ndarray) -> np.ndarray:
-    """The smallest box (4,) that contains all of `boxes` (N, 4)."""
+    """Return the smallest box (4,) that contains all of `boxes` (N, 4)."""
     return np.concatenate([boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)])
 
 
@@ -297,7 +297,7 @@ def _evenly(start: float, stop: float, count: int) -> np.ndarray:
 
 
 def gaic_grid() -> np.ndarray:
-    """The grid anchors of GAIC (Zeng et al., 2019), the crops that its raters judged.
+    """Return the grid anchors of GAIC (Zeng et al., 2019), the crops that its raters judged.
 
     Corners lie at the centres of 12 x 12 bins, the upper left one in the first four bins of each axis and the lower
     right one in the last four, and a crop covers at least half of the image.

@@ -144,7 +144,7 @@ class CropOptions:
         return cls().updated(**options)
 
     def updated(self, **options: Any) -> CropOptions:
-        """The same options with some changed, see [`from_kwargs`]."""
+        """Return the same options with some changed, see [`from_kwargs`]."""
         known = [field.name for field in fields(self)]
         for name in options:
             if name not in known:
@@ -154,7 +154,7 @@ class CropOptions:
         return replace(self, **options)
 
     def changed(self) -> dict[str, Any]:
-        """The options that are not at their defaults, for a record of what was asked."""
+        """Return the options that are not at their defaults, for a record of what was asked."""
         return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) != field.default}
 
     @property
@@ -214,7 +214,7 @@ def _items(name: str, value: Any) -> list[Any]:
 
 
 def _content(item: Any, name: str, points: bool) -> tuple[float, ...]:
-    """A box x1, y1, x2, y2 or, where allowed, a point x, y, either perhaps with a weight behind it."""
+    """Return a box x1, y1, x2, y2 or, where allowed, a point x, y, either perhaps with a weight behind it."""
     if isinstance(item, Mapping) and "weight" in item:
         rest = {key: value for key, value in item.items() if key != "weight"}
         place = rest.get("point", rest.get("box", rest))

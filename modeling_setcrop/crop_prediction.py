@@ -34,7 +34,7 @@ class EncodedImage:
         self.importance = None if importance is None else _array(importance[0])
 
     def prediction(self, image_size: tuple[int, int]) -> Prediction:
-        """What the model says of the image, whose height and width are `image_size` pixels, in which boxes are."""
+        """Return what the model says of the image of this height and width in pixels, in which boxes are."""
 
         @torch.inference_mode()
         def rate(boxes: np.ndarray) -> np.ndarray:
@@ -98,5 +98,5 @@ def _row(output: Any, row: int) -> Any:
 
 
 def _array(values: torch.Tensor) -> np.ndarray:
-    """A tensor of any device and precision as float64; to the CPU first, as not every device has float64."""
+    """Return a tensor of any device and precision as float64; to the CPU first, as not every device has float64."""
     return values.detach().cpu().to(torch.float64).numpy()

@@ -165,7 +165,7 @@ def _grid_lines(centre: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
 
 
 def _grid_terms() -> list[list[float]]:
-    """What places (3, 14) are made of: shares of a crop's centre and of its size, and an offset."""
+    """Return what places (3, 14) are made of: shares of a crop's centre and of its size, and an offset."""
     inside = [(1, (step + 0.5) / _INSIDE - 0.5, 0) for step in range(_INSIDE)]
     low = [(1, -0.5, -offset) for offset in _AT_EDGES]
     high = [(1, 0.5, offset) for offset in _AT_EDGES]

@@ -110,7 +110,7 @@ class CropConstraints:
 
     @classmethod
     def from_options(cls, options: CropOptions, ratio: Any, image_size: tuple[int, int]) -> CropConstraints:
-        """The constraints that options set for one of their aspect ratios on one image (height and width).
+        """Return the constraints that options set for one of their aspect ratios on one image (height and width).
 
         Raises:
             ValueError: Content to keep or avoid lies outside the image.
@@ -229,7 +229,7 @@ class Prediction:
         return self.merit(self.boxes) if self.ratings is None else _settled(self.ratings)
 
     def merit(self, boxes: np.ndarray) -> np.ndarray:
-        """What boxes (M, 4) in pixels are ranked by (M,): the rating, 1..5, or without one the probability itself.
+        """Return what boxes (M, 4) in pixels are ranked by (M,): the rating, 1..5, or without one the probability.
 
         Probabilities of poor crops lie so near to 0 that they would no longer tell better from worse.
         """
@@ -292,7 +292,7 @@ class Selection:
 
 
 def suggest(prediction: Prediction, options: CropOptions, label: str = "crop") -> Any:
-    """The answer to one call: crops of every aspect ratio asked for, and with `details` a verdict on the image.
+    """Return the answer to one call: crops of every aspect ratio asked for, and with `details` a verdict on the image.
 
     Returns:
         A list of dicts, see [`Selection.as_dicts`], each with the `label` and, where the caller gave a list,
@@ -322,7 +322,7 @@ def suggest(prediction: Prediction, options: CropOptions, label: str = "crop") -
 
 
 def _best_of(crops: list[dict[str, Any]], ranking: np.ndarray, options: CropOptions) -> list[dict[str, Any]]:
-    """The best of several aspect ratios' crops, those that break nothing first."""
+    """Return the best of several aspect ratios' crops, those that break nothing first."""
     merit = ranking - np.where([bool(crop.get("gave_way")) for crop in crops], 1e3, 0)
     boxes = np.array([list(crop["box"].values()) for crop in crops], dtype=np.float64).reshape(-1, 4)
     count = len(crops) if options.top_k is None else options.top_k
@@ -331,7 +331,7 @@ def _best_of(crops: list[dict[str, Any]], ranking: np.ndarray, options: CropOpti
 
 
 def select_crops(prediction: Prediction, constraints: CropConstraints, options: CropOptions) -> Selection:
-    """The best crops of an image under constraints.
+    """Return the best crops of an image under constraints.
 
     Raises:
         ConstraintError: With `options.strict`, when nothing satisfies everything.
@@ -341,12 +341,12 @@ def select_crops(prediction: Prediction, constraints: CropConstraints, options: 
 
 
 def _places(prediction: Prediction, constraints: CropConstraints) -> Search:
-    """The search for the crops of one image under constraints."""
+    """Return the search for the crops of one image under constraints."""
     return _refined_set(prediction) if constraints.is_free else _search(prediction, constraints)
 
 
 def _side_by_side(prediction: Prediction, searches: Sequence[Search]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """What searches find, all of them in step: what they want rated at one time is rated in one call."""
+    """Return what searches find, all of them in step: what they want rated at one time is rated in one call."""
     found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     merits: dict[int, Any] = dict.fromkeys(range(len(searches)))
     while merits:
@@ -365,7 +365,7 @@ def _side_by_side(prediction: Prediction, searches: Sequence[Search]) -> list[tu
 def _selected(
     prediction: Prediction, constraints: CropConstraints, options: CropOptions, boxes: np.ndarray, merit: np.ndarray
 ) -> Selection:
-    """The crops that a caller gets, of boxes (M, 4) with their merits (M,)."""
+    """Return the crops that a caller gets, of boxes (M, 4) with their merits (M,)."""
     broken = _broken(boxes, constraints, prediction.image_size)
     if options.strict and broken.any():
         raise ConstraintError(_names(broken[broken.sum(axis=-1).argmin()]))
@@ -390,7 +390,7 @@ def _selected(
 
 
 def _wish_worth(prediction: Prediction) -> float:
-    """What a whole wish adds to a crop's merit: more than crops of one image differ by."""
+    """Return what a whole wish adds to a crop's merit: more than crops of one image differ by."""
     return _WISH if prediction.rate is not None else 1.0
 
 
@@ -411,7 +411,7 @@ def judge_image(prediction: Prediction, best_score: float | None = None) -> dict
 
 
 def _judged(prediction: Prediction) -> Search:
-    """The boxes by which an image is judged: the whole, and windows that say where its content is, if nothing else."""
+    """Return the boxes by which an image is judged: the whole, and windows that say where its content is."""
     height, width = prediction.image_size
     whole = np.array([[0, 0, width, height]], dtype=np.float64)
     windows = np.zeros((0, 4)) if prediction.importance is not None else _windows(prediction.image_size)
@@ -420,7 +420,7 @@ def _judged(prediction: Prediction) -> Search:
 
 
 def _verdict(prediction: Prediction, merit: np.ndarray, best_score: float | None) -> dict[str, Any]:
-    """What [`judge_image`] says, from the merits of the boxes of [`_judged`]."""
+    """Return what [`judge_image`] says, from the merits of the boxes of [`_judged`]."""
     if best_score is None:
         best_score = float(prediction.score(prediction.set_merit.max(keepdims=True))[0])
     original = float(prediction.score(merit[:1])[0])
@@ -436,7 +436,7 @@ def _verdict(prediction: Prediction, merit: np.ndarray, best_score: float | None
 
 
 def centre_of_mass(importance: np.ndarray, margin: float | None = None) -> tuple[float, float]:
-    """The point (x, y), in 0..1, about which the weights of a map (H, W), to a power, lie; the middle of an empty one.
+    """Return the centre (x, y), in 0..1, of the weights of a map (H, W), to a power; the middle of an empty one.
 
     Args:
         importance: 0..1.
@@ -507,7 +507,7 @@ def _broken(boxes: np.ndarray, constraints: CropConstraints, image_size: tuple[i
 
 
 def _cost(boxes: np.ndarray, constraints: CropConstraints, image_size: tuple[int, int]) -> np.ndarray:
-    """What (M,) boxes cost for the constraints they break."""
+    """Return what (M,) boxes cost for the constraints they break."""
     return _violations(boxes, constraints, image_size) @ _WEIGHTS
 
 
@@ -540,7 +540,7 @@ def _search(prediction: Prediction, constraints: CropConstraints) -> Search:
 
 
 def _refined_set(prediction: Prediction) -> Search:
-    """The model's set in whole pixels, its best crops moved to where the ratings around them are highest."""
+    """Return the model's set in whole pixels, its best crops moved to where the ratings around them are highest."""
     image_size = prediction.image_size
     boxes, merit = prediction.boxes, prediction.set_merit
     if prediction.rate is None:
@@ -564,7 +564,7 @@ def _refined_set(prediction: Prediction) -> Search:
 
 @cache
 def _edge_moves() -> np.ndarray:
-    """Moves (32, 4) of the four edges, in shares of the sides, spread evenly (Halton's sequence)."""
+    """Return moves (32, 4) of the four edges, in shares of the sides, spread evenly (Halton's sequence)."""
     numbers = np.arange(1, _EDGE_MOVES + 1)
     columns = []
     for base in (2, 3, 5, 7):
@@ -623,7 +623,7 @@ def _relaxed(prediction: Prediction, constraints: CropConstraints, kept: np.ndar
 
 
 def _distinct(boxes: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
-    """The whole-pixel boxes (M, 4) without repeats, sorted by place; by one number a box, as sorting rows is slow."""
+    """Return whole-pixel boxes (M, 4) without repeats, sorted by place, by one number each (sorting rows is slow)."""
     height, width = image_size
     radices = (width + 1, height + 1, width + 1, height + 1)
     keys = np.zeros(len(boxes), dtype=np.int64)
@@ -637,7 +637,7 @@ def _distinct(boxes: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
 
 
 def _free_regions(image_size: tuple[int, int], avoid: np.ndarray) -> np.ndarray:
-    """The maximal boxes (R, 4) inside the image that touch none of the `avoid` boxes.
+    """Return the maximal boxes (R, 4) inside the image that touch none of the `avoid` boxes.
 
     As in packing by maximal rectangles (Jylanki, 2010): every region that a box touches is replaced by its parts
     left, right, above and below the box, and regions inside another one are dropped.
@@ -711,7 +711,7 @@ def _shapes(region: np.ndarray, constraints: CropConstraints, keep: np.ndarray |
 
 
 def _sizes_inside(region: np.ndarray, shape: float, image_size: tuple[int, int]) -> np.ndarray:
-    """The image's sizes (S, 2, rising) of a shape that a region has room for; perhaps none."""
+    """Return the image's sizes (S, 2, rising) of a shape that a region has room for; perhaps none."""
     sizes = pixel_sizes(shape, image_size)
     height, width = _region_size(region)
     if (height, width) == image_size:
@@ -767,7 +767,7 @@ def _relaxed_candidates(
 def _least_broken_sizes(
     sizes: np.ndarray, constraints: CropConstraints, image_size: tuple[int, int], keep: np.ndarray | None
 ) -> np.ndarray:
-    """The size that breaks the bounds least, and the smallest that leaves room for `keep` (1 or 2, 2)."""
+    """Return the size that breaks the bounds least, and the smallest that leaves room for `keep` (1 or 2, 2)."""
     chosen = sizes[_broken_bounds(sizes, constraints, image_size).argmin()][None]
     if keep is not None:
         roomy = sizes[(sizes >= keep[2:] - keep[:2]).all(axis=-1)]

@@ -58,7 +58,7 @@ class CroppingBase:
         return next(iter(dict(self.config.id2label or {0: "crop"}).values()))
 
     def prepare(self, loaded: LoadedImage) -> np.ndarray:
-        """The network's input (3, H, W) for an image."""
+        """Return the network's input (3, H, W) for an image."""
         return self.preprocessing(loaded.image)
 
     def answer(
@@ -68,7 +68,7 @@ class CroppingBase:
         options: CropOptions,
         inside: tuple[int, int, int, int] | None = None,
     ) -> Any:
-        """The crops of one image, see [`crop_selection.suggest`].
+        """Return the crops of one image, see [`crop_selection.suggest`].
 
         Args:
             encoded: Of [`encode`].

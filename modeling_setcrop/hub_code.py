@@ -36,7 +36,7 @@ PIPELINES = {
 
 
 def code_files() -> list[Path]:
-    """The modules that a checkpoint's code consists of, sorted by name."""
+    """Return the modules that a checkpoint's code consists of, sorted by name."""
     return sorted({Path(__file__), *map(Path, get_relative_import_files(__file__))})
 
 

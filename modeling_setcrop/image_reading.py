@@ -220,7 +220,7 @@ def open_image(source: str | os.PathLike[str] | IO[bytes], name: str | None = No
 
 
 def _raw_preview(file: IO[bytes], named: str) -> IO[bytes]:
-    """The image that a camera has put into its raw file.
+    """Return the image that a camera has put into its raw file.
 
     Raises:
         ImageFileError: There is none, or rawpy is not installed.

@@ -83,7 +83,7 @@ def _exists(path: str) -> bool:
 
 
 def _base64(text: str) -> bytes | None:
-    """The bytes that a base64 text stands for, or None where it is none."""
+    """Return the bytes that a base64 text stands for, or None where it is none."""
     try:
         # Nothing as short as a file's name holds an image.
         content = base64.b64decode("".join(text.split()), validate=True)
@@ -116,7 +116,7 @@ def _download(url: str, timeout: float | None) -> bytes:
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
-    """An image of an array's values, in the array's own depth."""
+    """Return an image of an array's values, in the array's own depth."""
     shape = array.shape
     if array.ndim == 3 and shape[2] == 1:
         array = array[..., 0]

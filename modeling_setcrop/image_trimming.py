@@ -85,7 +85,7 @@ def content_box(image: Image.Image) -> tuple[int, int, int, int]:
 
 
 def _without_border(pixels: np.ndarray, box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
-    """The box without one plain border at each of its sides."""
+    """Return the box without one plain border at each of its sides."""
     x1, y1, x2, y2 = box
     top, bottom = _border(pixels[y1:y2, x1:x2]), _border(pixels[y1:y2, x1:x2][::-1])
     rows = pixels[y1 + top : y2 - bottom, x1:x2].swapaxes(0, 1)

@@ -195,7 +195,7 @@ def set_crop_loss(
     outputs_coord: torch.Tensor | None = None,
     num_good_crops: torch.Tensor | float | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor], list[dict[str, torch.Tensor]] | None]:
-    """The set loss: validity (focal), L1 and GIoU, over all decoder layers (section 3.2, equations 1 to 6).
+    """Return the set loss: validity (focal), L1 and GIoU, over all decoder layers (section 3.2, equations 1 to 6).
 
     Same arguments and results as upstream's `ForObjectDetectionLoss` of Conditional DETR, and the same value with
     `label_smoothing="none"`.

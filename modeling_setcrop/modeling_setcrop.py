@@ -195,7 +195,7 @@ class SetCropModel(ConditionalDetrModel):
         return _padded(parts, list(groups.values()))
 
     def source_index(self, source: torch.Tensor | int | None) -> torch.Tensor:
-        """An index of `config.rating_sources` for all images, or (B,) one for each; None is the default source."""
+        """Return an index of `config.rating_sources` for all images, or (B,) one for each; None: the default."""
         source = self.config.default_source if source is None else source
         return torch.as_tensor(source, device=self.device)
 
@@ -462,7 +462,7 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
         return (self.bbox_predictor(hidden) + torch.cat([reference, size], dim=-1)).sigmoid()
 
     def scoring_loss(self, loss_dict: dict[str, torch.Tensor]) -> torch.Tensor | float:
-        """The scoring head's part of the loss, a mean over the images with rated crops, from the separate losses."""
+        """Return the scoring head's share of the loss, a mean over rated images, of the separate losses."""
         weights = {
             "loss_crop_score": self.config.crop_score_loss_coefficient,
             "loss_crop_rank": self.config.crop_rank_loss_coefficient,
@@ -472,7 +472,7 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
     def _scoring_losses(
         self, encoded: SetCropEncoderOutput, labels: list[dict[str, torch.Tensor]], source: torch.Tensor | int | None
     ) -> dict[str, torch.Tensor]:
-        """The scoring head's separate losses on the rated crops, in training where augmentation has moved them."""
+        """Return the scoring head's separate losses on the rated crops, moved by augmentation in training."""
         moved = [label.get("jittered_boxes", label["scored_boxes"]) for label in labels]
         boxes = nn.utils.rnn.pad_sequence(moved, batch_first=True).to(encoded.last_hidden_state)
         score, rank = crop_scoring_loss(self.score_crops(boxes, encoded, source=source), labels)
@@ -480,7 +480,7 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
 
 
 def _without_heads(name: str, holder: str) -> str:
-    """What to say to code that asks the model without heads, which `AutoModel` loads, for theirs."""
+    """Return what to say to code that asks the model without heads, which `AutoModel` loads, for theirs."""
     if name not in _OF_THE_HEADS:
         return f"{holder!r} object has no attribute {name!r}"
     return (
@@ -493,7 +493,7 @@ def _padded(parts: list[SetCropEncoderOutput], rows: list[list[int]]) -> SetCrop
     order = torch.tensor([row for group in rows for row in group]).argsort()
 
     def joined(maps: list[torch.Tensor]) -> torch.Tensor:
-        """Maps (b, h, w, ...) of every group as (B, H, W, ...), in the order of the batch."""
+        """Return maps (b, h, w, ...) of every group as (B, H, W, ...), in the order of the batch."""
         height, width = (max(part.shape[axis] for part in maps) for axis in (1, 2))
         padded = []
         for part in maps:

@@ -47,7 +47,7 @@ class EndpointHandler:
 
 
 def _images(inputs: Any) -> Any:
-    """The images of a request; a text that is neither an address nor base64 must not name a file of the server."""
+    """Return the images of a request; a text must be an address or base64, not name a file of the server."""
     several = isinstance(inputs, list)
     for image in inputs if several else [inputs]:
         if isinstance(image, str) and "." in image and not image.startswith(("http://", "https://", "data:")):

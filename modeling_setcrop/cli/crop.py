@@ -272,7 +272,7 @@ class _Run:
                 remove_crops(self.journal, stale)
 
     def summarise(self, out: Path, dry_run: bool) -> None:
-        """The run in one line, and where it stopped if it did."""
+        """Return the run in one line, and where it stopped if it did."""
         rate = f", {self.images / self.seconds:.1f} images a second" if self.images and self.seconds else ""
         verb = "would go" if dry_run else "went"
         print(

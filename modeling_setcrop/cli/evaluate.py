@@ -101,7 +101,7 @@ def run_evaluation(
     command: str,
     rating_scale: str | None = None,
 ) -> Evaluated:
-    """Loads what the options name and evaluates, with a progress bar; errors end the command with one line."""
+    """Load what the options name and evaluate it, with a progress bar; errors end the command with one line."""
     from rich.console import Console
     from rich.progress import Progress
 

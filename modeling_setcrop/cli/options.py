@@ -110,7 +110,7 @@ def report(error: ImageFileError) -> None:
 
 
 def selection_options(params: Mapping[str, Any]) -> CropOptions:
-    """What is asked of crops, from a command's parameters.
+    """Return what is asked of crops, from a command's parameters.
 
     Args:
         params: Of the command's context; those that are no options of crops are left alone.
@@ -141,7 +141,7 @@ def selection_options(params: Mapping[str, Any]) -> CropOptions:
 
 
 def content_options(params: Mapping[str, Any]) -> Content:
-    """What single images' crops must or had better keep and avoid, from a command's parameters.
+    """Return what single images' crops must or had better keep and avoid, from a command's parameters.
 
     Raises:
         UsageError: The file cannot be read, or faces cannot be found.
@@ -177,7 +177,7 @@ def load_cropper(
     trust_remote_code: bool = False,
     images: int | None = None,
 ) -> Cropper:
-    """The cropper on torch or onnxruntime, its checkpoint read without progress bars.
+    """Return the cropper on torch or onnxruntime, its checkpoint read without progress bars.
 
     Args:
         model, device, runtime, trust_remote_code: The command's options.

@@ -80,7 +80,7 @@ def _parse_box(text: str) -> tuple[float, ...]:
 def _score(
     cropper: Cropper, image: Path, boxes: list[tuple[float, ...]], size: float, heatmap: Path | None, tightness: str
 ) -> list[dict[str, Any]]:
-    """The crops with their ratings: those given, in order, or the best of a grid of places."""
+    """Return the crops with their ratings: those given, in order, or the best of a grid of places."""
     import numpy as np
 
     from ..crop_geometry import candidate_grid, rank, xyxy_to_cxcywh
@@ -118,7 +118,7 @@ def _score(
 def _write_heatmap(
     image: Image.Image, corners: np.ndarray, scores: np.ndarray, image_size: tuple[int, int], path: Path
 ) -> None:
-    """The image in grey under a map from blue (worst place) to red (best) over the centres of the crops."""
+    """Return the image in grey under a map from blue (worst place) to red (best) over the centres of the crops."""
     import numpy as np
     from PIL import Image, ImageOps
 

@@ -176,7 +176,7 @@ def show(suggestion: Suggestion, as_json: bool, drawn: Path | None = None) -> No
 
 
 def crop_table(suggestion: Suggestion) -> Table:
-    """An image's crops, and what the model thinks of the whole image."""
+    """Return an image's crops, and what the model thinks of the whole image."""
     from rich.markup import escape
     from rich.table import Table
 

@@ -68,7 +68,7 @@ def _saturation_hue(image: Image.Image, factor: float, shift: float) -> Image.Im
 
 
 def photometric_distortion(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Changes brightness, contrast, saturation and hue at random, each with probability one half.
+    """Change brightness, contrast, saturation and hue at random, each with probability one half.
 
     Brightness moves by up to 32 of 255 levels, contrast and saturation are scaled by 0.5 to 1.5 and hue turns by up
     to 18 degrees. Contrast comes before or after saturation and hue, with equal chance (the distortion of SSD, which

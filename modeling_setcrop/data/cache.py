@@ -34,7 +34,7 @@ def build(
     options: dict | None = None,
     rating_scale: Sequence[float] = RATING_SCALE,
 ) -> DatasetDict:
-    """Reads a data set once into memory-mapped Arrow files and opens them.
+    """Read a data set once into memory-mapped Arrow files and open them.
 
     The files are kept in the `datasets` cache, under a name that depends on the size and time of every file below
     `folders`, so an unchanged data set opens at once and a changed one is read anew. Images are not decoded and not

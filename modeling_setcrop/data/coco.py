@@ -180,7 +180,7 @@ def _write_split(dataset: Dataset, folder: Path) -> dict[str, Any]:
 
 
 def _upright_file(image: dict[str, Any]) -> tuple[bytes, str]:
-    """A row's image as a file's bytes and ending, upright."""
+    """Return a row's image as a file's bytes and ending, upright."""
     content = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
     with Image.open(io.BytesIO(content)) as opened:
         suffix = os.path.splitext(image["path"] or "")[1] or f".{(opened.format or 'png').lower()}"

@@ -140,7 +140,7 @@ class AspectRatioBatchSampler:
 
 
 def batches_of_one_size(sizes: Sequence[tuple[int, int]], batch_size: int) -> list[list[int]]:
-    """Indices of images in batches that need no padding, which would change what a model answers.
+    """Return the indices of images in batches that need no padding, which would change what a model answers.
 
     Args:
         sizes: (height, width) of each image as the model sees it.

@@ -53,7 +53,7 @@ class CropView:
 
 
 def good_crops(labels: CropLabels, source: str) -> np.ndarray:
-    """The crops (K, 4) that a source calls good, best first."""
+    """Return the crops (K, 4) that a source calls good, best first."""
     if source == "people" and labels.people is not None:
         return np.concatenate([labels.people[None], labels.crops[:2]])
     return labels.crops
@@ -128,12 +128,12 @@ def distort(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def stretched(ratio: float, rng: np.random.Generator) -> float:
-    """An aspect ratio near the given one, at which a view is drawn."""
+    """Return an aspect ratio near the given one, at which a view is drawn."""
     return ratio * math.exp(rng.normal(0, _STRETCH))
 
 
 def grid_boxes(image_ratio: float) -> np.ndarray:
-    """The candidate crops (M, 4) of grid-anchor cropping (Zeng et al., 2019) in an image of this aspect ratio."""
+    """Return the candidate crops (M, 4) of grid-anchor cropping (Zeng et al., 2019) for an aspect ratio."""
     lines = (np.arange(12) + 0.5) / 12
     x1, y1, x2, y2 = (axis.ravel() for axis in np.meshgrid(lines[:4], lines[:4], lines[-4:], lines[-4:]))
     ratio = (x2 - x1) * image_ratio / (y2 - y1)
@@ -204,7 +204,7 @@ def _window_families(
 
 
 def _importance_map(subjects: np.ndarray, importance: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Importance (rows, columns): each cell has the largest of the subjects', by the share that they cover."""
+    """Return importance (rows, columns): each cell has the largest of the subjects', by the share that they cover."""
     result = np.zeros(shape)
     covered = [
         (

@@ -86,7 +86,7 @@ def _rows(root: Path, file: Path, tree: ElementTree.Element, problems: Problems)
 
 
 def _region(box: ElementTree.Element) -> Region:
-    """Raises ValueError where a box is turned or a value no number, KeyError where an edge is missing."""
+    """Raise ValueError where a box is turned or a value no number, KeyError where an edge is missing."""
     if float(box.get("rotation", 0)) % 360:
         raise ValueError(f"box turned by {box.get('rotation')} degrees")
     x1, y1, x2, y2 = (float(box.attrib[edge]) for edge in ("xtl", "ytl", "xbr", "ybr"))

@@ -56,7 +56,7 @@ def load_editor(path: str | os.PathLike, *, problems: Problems | None = None) ->
 
 
 def label_file(root: Path) -> Path:
-    """The folder's file of labels.
+    """Return the folder's file of labels.
 
     Raises:
         DataError: it has none.

@@ -24,7 +24,7 @@ LABELS = {"train": "cropping_training_set.json", "test": "cropping_testing_set.j
 
 
 def load_fcdb(path: str | os.PathLike, *, problems: Problems | None = None) -> DatasetDict:
-    """Reads FCDB: one good crop per image, without a score, in its official splits "train" and "test".
+    """Read FCDB: one good crop per image, without a score, in its official splits "train" and "test".
 
     Args:
         path: the folder with the two JSON files (one is enough) and the images.

@@ -24,7 +24,7 @@ LABELS = "500_image_dataset.mat"
 
 
 def load_flms(path: str | os.PathLike, *, problems: Problems | None = None) -> DatasetDict:
-    """Reads FLMS: some ten crops per image by different annotators, all of them good, without scores.
+    """Read FLMS: some ten crops per image by different annotators, all of them good, without scores.
 
     Args:
         path: the folder with `image` and `500_image_dataset.mat`.

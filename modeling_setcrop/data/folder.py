@@ -32,7 +32,7 @@ METADATA = "metadata.jsonl"
 def load_folder(
     path: str | os.PathLike, *, problems: Problems | None = None, rating_scale: Sequence[float] = RATING_SCALE
 ) -> DatasetDict:
-    """Reads a folder of images with a `metadata.jsonl` (see above).
+    """Read a folder of images with a `metadata.jsonl` (see above).
 
     Args:
         path: the folder; `file_name`s are relative to it.

@@ -29,7 +29,7 @@ _V2_SPLITS = {"train": "train", "val": "validation", "test": "test"}
 
 
 def load_gaic(path: str | os.PathLike, *, problems: Problems | None = None) -> DatasetDict:
-    """Reads GAIC version 1 or 2, which differ in whether `annotations` has a folder for each split.
+    """Read GAIC version 1 or 2, which differ in whether `annotations` has a folder for each split.
 
     Good crops are those with a mean opinion score of at least 4; an image that has none takes its best-scored crops
     (as in the authors' release; the paper names the threshold alone, section 4.3). Crops scored -2 ("not rated") are
@@ -60,7 +60,7 @@ def load_gaic(path: str | os.PathLike, *, problems: Problems | None = None) -> D
 
 
 def read_annotation(path: str | os.PathLike, problems: Problems) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """The rated crops of one annotation file.
+    """Return the rated crops of one annotation file.
 
     Returns:
         (S, 4) boxes x1, y1, x2, y2 in pixels, (S,) scores 1..5, and the 1-based line of each.

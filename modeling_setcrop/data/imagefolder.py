@@ -70,7 +70,7 @@ def _rows(file: Path, split: str, problems: Problems) -> Iterator[Row]:
 
 
 def _as_crops(line: dict[str, Any], split: str) -> dict[str, Any]:
-    """A line in the words of layout `folder`."""
+    """Return a line in the words of layout `folder`."""
     objects = line["objects"]
     validity = objects.get("validity")
     return {

@@ -43,7 +43,7 @@ class SplitSummary:
 
 
 def summarise(splits: DatasetDict) -> dict[str, SplitSummary]:
-    """The numbers of every split; no image is opened."""
+    """Return the numbers of every split; no image is opened."""
     return {name: _summary(dataset) for name, dataset in splits.items()}
 
 
@@ -77,7 +77,7 @@ def check(splits: DatasetDict, problems: Problems, progress: Callable[[int], Non
 
 
 def _decode(image: dict[str, Any]) -> tuple[str, str | None]:
-    """A digest of the file's bytes, and why it does not decode."""
+    """Return a digest of the file's bytes, and why it does not decode."""
     try:
         content = image["bytes"]
         if content is None:

@@ -97,7 +97,7 @@ def _row(root: Path, export: Path, number: int, task: dict[str, Any], problems: 
 
 
 def _image(root: Path, data: dict[str, Any]) -> str | None:
-    """The image's file in the folder, from a task's data."""
+    """Return the image's file in the folder, from a task's data."""
     values = [data.get("image"), *data.values()]
     address = next((value for value in values if isinstance(value, str) and "." in value), None)
     if address is None:

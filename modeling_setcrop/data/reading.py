@@ -82,14 +82,14 @@ def boxes_inside(
 
 
 def held_out(names: Iterable[str], share: float, seed: int) -> set[str]:
-    """A seeded sample of round(share * n) names, the same whatever order they come in."""
+    """Return a seeded sample of round(share * n) names, the same whatever order they come in."""
     ordered = sorted(names)
     picked = np.random.default_rng(seed).permutation(len(ordered))[: round(share * len(ordered))]
     return {ordered[index] for index in picked}
 
 
 def files_in(folder: Path) -> dict[str, os.DirEntry]:
-    """The visible files of a folder by name; empty when there is no such folder."""
+    """Return the visible files of a folder by name; empty when there is no such folder."""
     if not folder.is_dir():
         return {}
     with os.scandir(folder) as entries:
@@ -111,7 +111,7 @@ def images_by_stem(folder: Path, problems: Problems) -> dict[str, str]:
 
 
 def read_annotation_text(path: str | os.PathLike) -> str:
-    """The text of one image's annotation file, without the byte-order mark that some editors put in front.
+    """Return the text of one image's annotation file, without the byte-order mark that some editors put in front.
 
     Raises:
         OSError, UnicodeDecodeError: it cannot be read, or is not UTF-8.

@@ -16,7 +16,7 @@ _ROWS_PER_GROUP = 100
 
 
 def load_saved(path: str | os.PathLike, *, problems: Problems | None = None) -> DatasetDict:
-    """Reads a folder written by `DatasetDict.save_to_disk`, or one with `SPLIT.parquet` or `SPLIT-*.parquet` files.
+    """Read a folder written by `DatasetDict.save_to_disk`, or one with `SPLIT.parquet` or `SPLIT-*.parquet` files.
 
     Args:
         problems: unused, as only complete entries are ever written.
@@ -41,7 +41,7 @@ def load_saved(path: str | os.PathLike, *, problems: Problems | None = None) -> 
 
 
 def save(splits: DatasetDict, path: str | os.PathLike, form: str) -> None:
-    """Writes a self-contained copy, images included, to a new folder, whole or not at all.
+    """Write a self-contained copy, images included, to a new folder, whole or not at all.
 
     Args:
         form: "disk" (`DatasetDict.save_to_disk`) or "parquet" (`SPLIT.parquet` a split).

@@ -74,7 +74,7 @@ class Problems:
         self.found.append(problem)
 
     def counts(self) -> dict[str, int]:
-        """Number of problems of each kind, most frequent first."""
+        """Return the number of problems of each kind, most frequent first."""
         return dict(Counter(problem.kind for problem in self.found).most_common())
 
 
@@ -98,5 +98,5 @@ class Row(NamedTuple):
 
 
 def good_or_best(scores: np.ndarray, good: np.ndarray) -> np.ndarray:
-    """The good flags, or, where no crop is good, flags of the best-scored ones (as the authors' release)."""
+    """Return the good flags, or, where no crop is good, flags of the best-scored ones (as the authors' release)."""
     return good if good.any() else scores == scores.max()

@@ -25,23 +25,23 @@ _SALIENCY_SIDE = 512
 
 
 def constant(boxes: np.ndarray, scores: np.ndarray, images: int) -> Predictions:
-    """The same (N, 4) boxes with the same (N,) scores for every image."""
+    """Return the same (N, 4) boxes with the same (N,) scores for every image."""
     return Predictions([boxes] * images, [scores] * images)
 
 
 def whole_image(images: int) -> Predictions:
-    """The uncropped image."""
+    """Return the uncropped image."""
     return constant(np.array([[0.0, 0.0, 1.0, 1.0]]), np.ones(1), images)
 
 
 def centre_crop(images: int, scale: float) -> Predictions:
-    """The middle of the image, `scale` of its width and height."""
+    """Return the middle of the image, `scale` of its width and height."""
     margin = (1 - scale) / 2
     return constant(np.array([[margin, margin, 1 - margin, 1 - margin]]), np.ones(1), images)
 
 
 def cover_set(train: Labels, eps: float, count: int = 10) -> tuple[np.ndarray, np.ndarray]:
-    """The constant set that greedy cover fits for ACC_{1/N}(eps).
+    """Return the constant set that greedy cover fits for ACC_{1/N}(eps).
 
     Each box in turn is the one on the lattice that meets, with IoU >= eps, most of the training images whose
     best-rated crop no earlier box meets. Where crops have no scores, every good crop counts for its share of its
@@ -70,7 +70,7 @@ def best_box(train: Labels) -> np.ndarray:
 
 
 def frequent_set(train: Labels, count: int = 90) -> tuple[np.ndarray, np.ndarray]:
-    """The constant set for AP: the lattice's boxes that are good most often in the training images.
+    """Return the constant set for AP: the lattice's boxes that are good most often in the training images.
 
     Returns:
         (up to count, 4) boxes, and as scores the share of images in which each is good.
@@ -103,7 +103,7 @@ def mean_score_set(train: Labels) -> tuple[np.ndarray, np.ndarray]:
 
 
 def saliency_croppers() -> dict[str, Callable[[Dataset, float], Predictions]]:
-    """The image-dependent classics whose packages are installed, by name: libvips' attention and smartcrop."""
+    """Return the image-dependent classics whose packages are installed, by name: libvips' attention and smartcrop."""
     croppers: dict[str, Callable[[Any, float], Predictions]] = {}
     if importlib.util.find_spec("pyvips"):
         croppers["libvips attention"] = libvips_attention

@@ -40,7 +40,7 @@ class Labels:
 
     @classmethod
     def from_dataset(cls, dataset: Dataset) -> Labels:
-        """The labels of a data set with the columns of `modeling_setcrop.data.FEATURES`; no image is opened."""
+        """Return the labels of a data set with the columns of `modeling_setcrop.data.FEATURES`; no image is opened."""
         columns = ["image_id", "width", "height", "boxes", "scores", "good"]
         table = dataset.select_columns(columns).with_format("arrow")[:]
         sizes = np.stack([table["width"].to_numpy(), table["height"].to_numpy()], axis=1).astype(np.float64)
@@ -54,7 +54,7 @@ class Labels:
         )
 
     def select(self, indices: Sequence[int]) -> Labels:
-        """The labels of some of the images."""
+        """Return the labels of some of the images."""
 
         def pick(values: list) -> list:
             return [values[index] for index in indices]
@@ -85,7 +85,7 @@ class Predictions:
 
 
 def _lists(column: pa.ChunkedArray) -> list[np.ndarray]:
-    """The lists of an Arrow column as arrays (nested fixed-size lists flattened)."""
+    """Return the lists of an Arrow column as arrays (nested fixed-size lists flattened)."""
     lengths = pc.list_value_length(column).to_numpy()
     flat = pc.list_flatten(column)
     width = 1

@@ -39,14 +39,14 @@ class Resampled(NamedTuple):
     samples: np.ndarray
 
     def estimate(self) -> Estimate:
-        """The measure with its 95 % interval."""
+        """Return the measure with its 95 % interval."""
         if np.isnan(self.samples).all():
             return Estimate(self.value, np.nan, np.nan)
         low, high = np.nanpercentile(self.samples, [2.5, 97.5])
         return Estimate(self.value, float(low), float(high))
 
     def less(self, other: Resampled) -> Estimate:
-        """This measure less the same of another method on the same images, with its paired interval.
+        """Return this measure less the same of another method on the same images, with its paired interval.
 
         Narrower than the two intervals apart from each other, because both methods meet the same easy and hard
         images.
@@ -118,7 +118,7 @@ def resample(measured: Mapping[str, Measured], images: int, seed: int = 0) -> di
 
 
 def estimate(measured: Mapping[str, Measured], images: int, seed: int = 0) -> dict[str, Estimate]:
-    """The measures over the images with their bootstrap intervals, see [`resample`]."""
+    """Return the measures over the images with their bootstrap intervals, see [`resample`]."""
     return {name: found.estimate() for name, found in resample(measured, images, seed).items()}
 
 

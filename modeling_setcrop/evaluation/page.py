@@ -43,7 +43,7 @@ def write_report(
     train: Labels | None = None,
     images: int = 12,
 ) -> Path:
-    """Writes `index.html`, the figures as PNG and the evaluation's tables into `folder`.
+    """Write `index.html`, the figures as PNG and the evaluation's tables into `folder`.
 
     Args:
         config: the model's configuration, for the smoothing map; None leaves it out.

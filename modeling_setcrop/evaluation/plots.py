@@ -25,7 +25,7 @@ _TILES_A_ROW = 4
 
 
 def quality_validity(labels: Labels, predictions: Predictions) -> Figure:
-    """Validity of each predicted crop against the rating of the labelled crop it overlaps most (paper, Fig. 7).
+    """Return validity of each predicted crop against the rating of the labelled crop it overlaps most (paper, Fig. 7).
 
     Predictions that overlap no labelled crop by 0.85 IoU have no known quality and are left out.
     """
@@ -76,7 +76,7 @@ def score_calibration(labels: Labels, predictions: Predictions) -> Figure:
 
 
 def smoothing_map(config: Any) -> Figure:
-    """The map M of quality guidance (paper, Fig. 6a): soft label by rating and IoU of the nearest rated crop.
+    """Return the map M of quality guidance (paper, Fig. 6a): soft label by rating and IoU of the nearest rated crop.
 
     Args:
         config: gives `smoothing_upper_bound`, `quality_lower`, `quality_upper` and `quality_iou_threshold`.
@@ -135,7 +135,7 @@ def contact_sheet(
 
 
 def _drawn(caption: str, loaded: LoadedImage, boxes: np.ndarray, scores: np.ndarray | None) -> tuple[str, Image.Image]:
-    """A tile with (K, 4) crops, normalised to [0, 1], and (K,) scores or none."""
+    """Return a tile with (K, 4) crops, normalised to [0, 1], and (K,) scores or none."""
     height, width = loaded.size
     edges = ("xmin", "ymin", "xmax", "ymax")
     crops: list[dict[str, Any]] = [

@@ -77,7 +77,7 @@ def predict(
 
 
 def suppress(predictions: Predictions, nms_iou: float) -> Predictions:
-    """The same predictions without crops that overlap a better one of their image by more than `nms_iou`."""
+    """Return the same predictions without crops that overlap a better one of their image by more than `nms_iou`."""
     kept = [nms(boxes, scores, nms_iou) for boxes, scores in zip(predictions.boxes, predictions.scores, strict=True)]
     return Predictions(
         [boxes[index] for boxes, index in zip(predictions.boxes, kept, strict=True)],
@@ -101,7 +101,7 @@ class _Answer(NamedTuple):
 
 
 def _batches(sizes: np.ndarray, processor: Any, batch_size: int, device: torch.device) -> list[list[int]]:
-    """Indices of images of one shape together, from their (width, height) (I, 2) in pixels."""
+    """Return the indices of images of one shape together, from their (width, height) (I, 2) in pixels."""
     edges = processor.size
     if not edges.shortest_edge:
         seen = [(edges.height, edges.width)] * len(sizes)

@@ -77,7 +77,7 @@ class Evaluation:
         return None if self.labels.scores is None else float(has_equals(self.labels.scores).mean())
 
     def compared(self) -> list[str]:
-        """The methods that look at the image, which are to be better than those that do not."""
+        """Return the methods that look at the image, which are to be better than those that do not."""
         baselines = any(result.image_independent for result in self.methods.values())
         return [name for name, result in self.methods.items() if baselines and not result.image_independent]
 

@@ -63,7 +63,7 @@ def title(evaluation: Evaluation) -> str:
 
 
 def terminal_tables(evaluation: Evaluation) -> list[Table]:
-    """The main measures, and the differences from the best image-independent baselines, as tables for the terminal."""
+    """Return the main measures, and the differences from the best baselines, as tables for the terminal."""
     tables = [_terminal_table(*cells(evaluation), title(evaluation), "95 % bootstrap intervals over images")]
     compared = comparison_cells(evaluation)
     if compared:
@@ -83,7 +83,7 @@ def _terminal_table(header: list[str], rows: list[list[str]], title: str, captio
 
 
 def markdown(evaluation: Evaluation) -> str:
-    """The main measures, and the differences from the best image-independent baselines, as Markdown tables."""
+    """Return the main measures, and the differences from the best image-independent baselines, as Markdown tables."""
     intervals = f"In brackets: 95 % bootstrap intervals over images ({RESAMPLES} resamples)"
     header, rows = cells(evaluation)
     parts = [f"{title(evaluation)}. {intervals}.", "", markdown_table(header, _in_brackets(rows))]
@@ -154,7 +154,7 @@ def json_text(evaluation: Evaluation) -> str:
 
 
 def write(evaluation: Evaluation, folder: str | os.PathLike) -> list[Path]:
-    """Writes `evaluation.json`, `.csv` and `.md` into `folder`, which is made if need be."""
+    """Write `evaluation.json`, `.csv` and `.md` into `folder`, which is made if need be."""
     texts = {"json": json_text(evaluation), "csv": csv_text(evaluation), "md": markdown(evaluation)}
     return [write_text(Path(folder) / f"evaluation.{ending}", text) for ending, text in texts.items()]
 
@@ -178,12 +178,12 @@ def write_predictions(evaluation: Evaluation, folder: str | os.PathLike) -> list
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Writes a text file whole or not at all."""
+    """Write a text file whole or not at all."""
     return write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
-    """Writes a file whole or not at all."""
+    """Write a file whole or not at all."""
     with atomic_writer(path) as file:
         file.write(content)
     return path

@@ -50,7 +50,7 @@ class OnnxMismatchError(RuntimeError):
 def export_onnx(
     checkpoint: str | Path, target: str | Path, images: Sequence[str | Path], dtypes: Sequence[Dtype] = tuple(GRAPHS)
 ) -> dict[str, Any]:
-    """Writes `config.json`, `preprocessor_config.json` and the graphs in `onnx/`, and checks them.
+    """Write `config.json`, `preprocessor_config.json` and the graphs in `onnx/`, and check them.
 
     The layout is that of transformers.js, which loads the folder as it is. `onnx/model.onnx` takes `pixel_values`
     (B, 3, H, W), images of one shape without padding, their sides multiples of the image processor's `size_divisor`,
@@ -129,7 +129,7 @@ def _plain_attention(model: SetCropForImageCropping) -> Iterator[None]:
 
 
 def export_graphs(model: SetCropForImageCropping, folder: Path, size_divisor: int | None = None) -> None:
-    """Writes `model.onnx`, and `scorer.onnx` if the model scores, into `folder`.
+    """Write `model.onnx`, and `scorer.onnx` if the model scores, into `folder`.
 
     Args:
         model: in evaluation mode.
@@ -191,7 +191,7 @@ class _Proposer(nn.Module):
 
 
 def _encoding(encoded: Any) -> dict[str, torch.Tensor]:
-    """The parts of an encoding that the scoring head or the caller needs, by the names that the graphs have for them.
+    """Return the parts of an encoding that the scoring head or the caller needs, by their names in the graphs.
 
     `memory` is (B, H, W, D); the rest is named as in [`SetCropEncoderOutput`].
     """
@@ -252,7 +252,7 @@ def _make_optional(graph: Any, name: str, default: np.ndarray) -> None:
 
 
 def _compact(graph: Any) -> Any:
-    """A graph whose weights are stored in half precision, cast when it is loaded, and that says nothing of its making.
+    """Return a graph whose weights are stored in half precision, cast when it is loaded.
 
     What half precision does not hold exactly, such as what follows from several weights, stays as it is.
     """
@@ -286,7 +286,7 @@ def _compact(graph: Any) -> Any:
 
 
 def _expanded(graph: Any) -> Any:
-    """The same graph with its weights in single precision again, as quantisation needs them."""
+    """Return the same graph with its weights in single precision again, as quantisation needs them."""
     from onnx import numpy_helper
 
     halves = {tensor.name: tensor for tensor in graph.graph.initializer if tensor.name.endswith(".half")}
@@ -327,7 +327,7 @@ def check_agreement(
 
 
 def halve(source: Path, target: Path) -> None:
-    """Writes the graph with its computations in half precision; inputs and outputs stay in single precision."""
+    """Write the graph with its computations in half precision; inputs and outputs stay in single precision."""
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
@@ -335,7 +335,7 @@ def halve(source: Path, target: Path) -> None:
 
 
 def quantize(processor: Any, source: Path, target: Path, images: Sequence[str | Path]) -> None:
-    """Writes the graph with a backbone in int8, the ranges of its activations calibrated on images.
+    """Write the graph with a backbone in int8, the ranges of its activations calibrated on images.
 
     The transformer, where rounding costs most and time least, stays in float32.
     """
@@ -370,7 +370,7 @@ def quantize(processor: Any, source: Path, target: Path, images: Sequence[str | 
 
 
 def compare_graph(folder: Path, graph: str, images: Sequence[str | Path]) -> dict[str, float]:
-    """What another precision's graph changes on images.
+    """Return what another precision's graph changes on images.
 
     Args:
         folder: with the graphs in `onnx/`.
@@ -415,7 +415,7 @@ def _batches(processor: Any, images: Sequence[str | Path]) -> Iterator[np.ndarra
 
 
 def check_same_model(target: Path, model: SetCropForImageCropping) -> None:
-    """Raises FileExistsError if a folder has the config of a model of another architecture."""
+    """Raise FileExistsError if a folder has the config of a model of another architecture."""
     path = target / "config.json"
     if not path.is_file():
         return

@@ -191,7 +191,7 @@ class _WholeFile(io.BufferedRandom):
 
 @contextmanager
 def _unless_unsupported() -> Iterator[None]:
-    """Some file systems cannot say when bytes are on the disk."""
+    """Ignore that a file system cannot say when bytes are on the disk."""
     try:
         yield
     except OSError as error:

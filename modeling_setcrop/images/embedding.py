@@ -111,7 +111,7 @@ def _webp_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _webp_head(kind: bytes, data: bytes) -> bytes:
-    """The VP8X chunk of a file that had none, from its image's own head."""
+    """Return the VP8X chunk of a file that had none, from its image's own head."""
     if kind == b"VP8 " and data[3:6] == b"\x9d\x01\x2a":
         width, height = (value & 0x3FFF for value in struct.unpack("<HH", data[6:10]))
         flags = _WEBP_XMP

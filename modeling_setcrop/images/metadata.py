@@ -104,7 +104,7 @@ def _cropped_xmp(source: Image.Image, format: str, cut: Cut, strip: Strip, datas
 
 
 def _short_enough(document: Document) -> bytes | None:
-    """The packet, without the history of the image's making where it would not fit into a JPEG file."""
+    """Return the packet, without the history of the image's making where it would not fit into a JPEG file."""
     packet = write_xmp(document)
     for prefix in _HISTORY:
         if len(packet) > _MOST_JPEG_XMP and any(True for _ in properties(document, prefix)):
@@ -114,7 +114,7 @@ def _short_enough(document: Document) -> bytes | None:
 
 
 def _cleaned_exif(source: Image.Image, size: tuple[int, int], strip: Strip) -> Image.Exif:
-    """The source's EXIF without orientation, thumbnail or file structure, its pixel size that of the crop."""
+    """Return the source's EXIF without orientation, thumbnail or file structure, its pixel size that of the crop."""
     old, new = source.getexif(), Image.Exif()
     for tag in _DESCRIPTIVE_TAGS:
         if tag in old:

@@ -174,7 +174,7 @@ def add_child(parent: Element, prefix: str, name: str, text: str | None = None) 
 
 
 def _declared(node: Element, prefix: str) -> str | None:
-    """The namespace that a prefix stands for in an element."""
+    """Return the namespace that a prefix stands for in an element."""
     place: Any = node
     while place is not None and place.nodeType == place.ELEMENT_NODE:
         if place.hasAttribute(f"xmlns:{prefix}"):
@@ -224,7 +224,7 @@ def drop_location(document: Document) -> None:
 
 
 def _regions(document: Document, prefix: str, name: str) -> list[Element]:
-    """The items of a property's outermost array."""
+    """Return the items of a property's outermost array."""
     items = []
     for node in properties(document, prefix, name):
         if node.nodeType == node.ELEMENT_NODE:
@@ -248,7 +248,7 @@ def _keep_or_drop(li: Element, kept: bool) -> None:
 
 
 def _fields(node: Element, prefix: str, name: str) -> list[Element | Attr]:
-    """The fields of a structure, at any depth, of one name."""
+    """Return the fields of a structure, at any depth, of one name."""
     space = NAMESPACES[prefix]
     found: list[Element | Attr] = list(node.getElementsByTagNameNS(space, name))
     for element in (node, *node.getElementsByTagName("*")):
@@ -268,7 +268,7 @@ def _set_value(node: Element | Attr, value: str) -> None:
 
 
 def _numbers(node: Element, prefix: str, names: tuple[str, ...]) -> list[float] | None:
-    """The fields' values; None where one is missing or no number."""
+    """Return the fields' values; None where one is missing or no number."""
     try:
         values = [float(value_of(_fields(node, prefix, name)[0])) for name in names]
     except (IndexError, ValueError):

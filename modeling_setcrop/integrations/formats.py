@@ -268,7 +268,7 @@ def _shares(row: Row) -> tuple[float, float, float, float]:
 
 
 def _focus(row: Row) -> tuple[float, float]:
-    """The focus point, drawn into the crop where it lies outside: at least a tenth of the crop from its edges."""
+    """Return the focus point, moved into the crop where it lies outside: at least a tenth from its edges."""
     left, top, right, bottom = _shares(row)
     x_margin, y_margin = (right - left) / 10, (bottom - top) / 10
     return (

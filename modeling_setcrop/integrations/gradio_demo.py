@@ -48,7 +48,7 @@ class _Upload(gr.Image):
 
 
 def build_demo(cropper: ImageCroppingPipeline | Cropper, examples: list[str] | None = None) -> gr.Blocks:
-    """The page: drop an image, see its ranked crops drawn on it, download them or the JSON.
+    """Return the page: drop an image, see its ranked crops drawn on it, download them or the JSON.
 
     Args:
         cropper: The "image-cropping" pipeline, or a [`Cropper`].
@@ -116,7 +116,7 @@ def _table(crops: list[dict[str, Any]]) -> list[list[Any]]:
 
 
 def _write_files(folder: Path, source: Path, result: dict[str, Any]) -> list[str]:
-    """The crops, cut from the full file, and the JSON, in a folder of their own; old folders are deleted."""
+    """Return the crops, cut from the full file, and the JSON, in a folder of their own; old folders are deleted."""
     for old in folder.iterdir():
         if time.time() - old.stat().st_mtime > _LIFETIME:
             shutil.rmtree(old, ignore_errors=True)

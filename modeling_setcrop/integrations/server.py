@@ -224,12 +224,12 @@ def create_app(settings: ServerSettings = ServerSettings()) -> FastAPI:
 
     @app.post("/crops")
     async def crops(request: Request) -> Response:
-        """The crops of an image, as JSON."""
+        """Return the crops of an image, as JSON."""
         return await answer(request, "/crops", lambda asked: JSONResponse(_suggest(asked, settings)))
 
     @app.post("/crop")
     async def crop(request: Request) -> Response:
-        """The best crop, as an image of its own."""
+        """Return the best crop, as an image of its own."""
         return await answer(request, "/crop", lambda asked: _cut(asked, settings))
 
     @app.post(AZURE_PATH)
@@ -308,7 +308,7 @@ async def _body(request: Request, max_bytes: int) -> bytes:
 
 
 def _asked(request: Request, body: bytes, settings: ServerSettings) -> Asked:
-    """The image and the options of a request: the body is either the image or JSON that says where it is."""
+    """Return the image and the options of a request: the body is either the image or JSON that says where it is."""
     query = _query_options(request)
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         if not body:
@@ -347,7 +347,7 @@ def _query_options(request: Request) -> dict[str, Any]:
 
 
 def _read_below(settings: ServerSettings, name: str) -> bytes:
-    """The bytes of a file below the root; links that lead out of it are not followed."""
+    """Return the bytes of a file below the root; links that lead out of it are not followed."""
     if settings.root is None:
         raise HttpError(403, "NotAllowed", "this server reads no files (start it with --root)")
     root = settings.root.resolve()
@@ -364,7 +364,7 @@ def _read_below(settings: ServerSettings, name: str) -> bytes:
 
 
 def _read(asked: Asked, settings: ServerSettings, short_side: int) -> LoadedImage:
-    """The image, decoded only after its size has been found small enough."""
+    """Return the image, decoded only after its size has been found small enough."""
     with open_image(io.BytesIO(asked.content), asked.name) as image:
         _check_pixels(image.width * image.height, asked.name, settings)
         with decoding(asked.name):

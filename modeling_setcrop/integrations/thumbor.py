@@ -66,7 +66,7 @@ class Detector(BaseDetector):
 
 
 def _undecoded(image: Image.Image) -> Image.Image:
-    """The engine's image to read from, without turning it: where thumbor turns images it has done so already.
+    """Return the engine's image to read from, without turning it: where thumbor turns images it has done so already.
 
     One that is not decoded yet is opened anew, so that decoding it at reduced scale leaves the engine's own alone.
     """
@@ -77,7 +77,7 @@ def _undecoded(image: Image.Image) -> Image.Image:
 
 
 def _region(request: Any, size: tuple[int, int]) -> tuple[int, int, int, int] | None:
-    """The part of the image that the address itself has cut; None for the whole."""
+    """Return the part of the image that the address itself has cut; None for the whole."""
     if not request.should_crop:
         return None
     left, right = (min(max(int(request.crop[edge]), 0), size[0]) for edge in ("left", "right"))
@@ -92,7 +92,7 @@ def _choose(
     tight: bool,
     model: str | None,
 ) -> tuple[int, int, int, int]:
-    """The crop, left, top, right and bottom in pixels of the engine's image."""
+    """Return the crop, left, top, right and bottom in pixels of the engine's image."""
     cropper = shared_cropper(model)
     image = image if region is None else image.crop(region)
     loaded = decode_image(image, cropper.short_side, draft=region is None)

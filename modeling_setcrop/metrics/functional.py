@@ -47,7 +47,7 @@ def pairwise_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def ranked(pred_boxes: Arrays, pred_scores: Arrays, k: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """The `k` most valid crops of each image (None: all), best first.
+    """Return the `k` most valid crops of each image (None: all), best first.
 
     Returns:
         (I, K, 4) boxes and (I, K) scores; an image with fewer crops is filled with empty boxes scored -inf.
@@ -175,7 +175,7 @@ def match(
     k: int = 10,
     release_scores: Arrays | None = None,
 ) -> Matches:
-    """Matches the K most valid crops of each image with its good crops, the way COCO's evaluation does.
+    """Match the K most valid crops of each image with its good crops, the way COCO's evaluation does.
 
     In order of validity, a crop takes the free good crop with the highest IoU, if that is at least `eps`.
 

@@ -58,7 +58,7 @@ class Content:
         return self.faces or bool(self.by_name)
 
     def signature(self) -> dict[str, Any]:
-        """What decides about crops, for a run's record."""
+        """Return what decides about crops, for a run's record."""
         return {"content": self.digest, "faces": self.faces} if self else {}
 
     def options(self, options: CropOptions, source: Source, loaded: LoadedImage) -> CropOptions:
@@ -77,7 +77,7 @@ class Content:
 
 
 def _entry(line: str) -> tuple[str, dict[str, Any]]:
-    """An image and its options."""
+    """Return an image and its options."""
     try:
         entry = json.loads(line)
     except ValueError as error:

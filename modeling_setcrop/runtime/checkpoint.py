@@ -39,7 +39,7 @@ def weights_hash(checkpoint: str | Path) -> str | None:
 
 
 def read_config(path: Path) -> SimpleNamespace:
-    """The fields of a `config.json`, checked.
+    """Return the fields of a `config.json`, checked.
 
     Raises:
         CheckpointError: The file is missing, no JSON, of another model, or a field cannot be so.
@@ -58,7 +58,7 @@ def read_config(path: Path) -> SimpleNamespace:
 
 
 def read_preprocessing(path: Path) -> ImagePreprocessing:
-    """The preprocessing that a `preprocessor_config.json` describes, checked.
+    """Return the preprocessing that a `preprocessor_config.json` describes, checked.
 
     Raises:
         CheckpointError: The file is missing, no JSON, or a field cannot be so.

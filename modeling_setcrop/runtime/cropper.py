@@ -149,7 +149,7 @@ def _is_several(images: Any) -> bool:
 
 
 def _local_folder(name: str) -> Path:
-    """A checkpoint's folder, fetched from the Hub where it is none.
+    """Return a checkpoint's folder, fetched from the Hub where it is none.
 
     Raises:
         CheckpointError: It is neither a folder nor to be had from the Hub.

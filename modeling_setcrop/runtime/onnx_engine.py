@@ -64,7 +64,7 @@ class OnnxEngine:
         return _run(self._model, {"pixel_values": pixel_values.astype(np.float32, copy=False), **self._eye(source)})
 
     def _eye(self, source: int | None) -> dict[str, np.ndarray]:
-        """The input that says whose crops and ratings, of models that have several."""
+        """Return the input that says whose crops and ratings, of models that have several."""
         sources = getattr(self.config, "rating_sources", None) or []
         if not sources:
             return {}
@@ -103,7 +103,7 @@ class OnnxEncodedImage:
         self.engine, self.outputs, self.source = engine, outputs, source
 
     def prediction(self, image_size: tuple[int, int]) -> Prediction:
-        """What the model says of an image of this height and width; see `EncodedImage.prediction`."""
+        """Return what the model says of an image of this height and width; see `EncodedImage.prediction`."""
 
         def rate(boxes: np.ndarray) -> np.ndarray:
             return self.engine.rate(boxes[None], self.outputs, self.source)[0]

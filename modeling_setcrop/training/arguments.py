@@ -179,7 +179,7 @@ def _new_name(name: str) -> str:
 
 
 def _with_new_names(argv: Sequence[str]) -> list[str]:
-    """The command line with old options by their new names."""
+    """Return the command line with old options by their new names."""
     renamed = []
     for part in argv:
         option, equals, value = part.partition("=")
@@ -207,7 +207,7 @@ def _read_yaml(path: Path, known: set[str]) -> dict[str, object]:
 
 
 def parse_arguments(argv: Sequence[str], prog: str | None = None) -> CropTrainingArguments:
-    """Reads the command line; `--config FILE` gives values in YAML, which options on the command line override.
+    """Read the command line; `--config FILE` gives values in YAML, which options on the command line override.
 
     Raises:
         ValueError: the YAML file is broken, or has an option that does not exist, or a value is out of its range.

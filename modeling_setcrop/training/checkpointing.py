@@ -29,7 +29,7 @@ def _existing(output_dir: Path) -> list[Path]:
 
 
 def remove_old(output_dir: Path, keep: int) -> None:
-    """Deletes all but the newest `keep` checkpoints."""
+    """Delete all but the newest `keep` checkpoints."""
     for folder in _existing(output_dir)[:-keep]:
         shutil.rmtree(folder)
 
@@ -45,7 +45,7 @@ def refuse_checkpoints_in(output_dir: Path) -> None:
 
 
 def find_checkpoint(name: str, output_dir: Path) -> Path:
-    """The checkpoint folder called `name`, or the newest of `output_dir` for "latest".
+    """Return the checkpoint folder called `name`, or the newest of `output_dir` for "latest".
 
     Raises:
         CheckpointError: there is none.
@@ -68,7 +68,7 @@ def cut_log(path: Path, size: int) -> None:
 
 
 def save_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Writes `optimizer.safetensors` (moments) and `optimizer.json` (groups)."""
+    """Write `optimizer.safetensors` (moments) and `optimizer.json` (groups)."""
     state = optimizer.state_dict()
     tensors, scalars = {}, {}
     for index, values in state["state"].items():
@@ -83,7 +83,7 @@ def save_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Reads what `save_optimizer` wrote into an optimiser over the same parameters.
+    """Read what `save_optimizer` wrote into an optimiser over the same parameters.
 
     Raises:
         CheckpointError: the optimiser is over other parameters.
@@ -101,12 +101,12 @@ def load_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
 
 
 def save_weights(model: torch.nn.Module, path: Path) -> None:
-    """Writes all parameters and buffers of a model."""
+    """Write all parameters and buffers of a model."""
     save_file({name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}, path)
 
 
 def load_weights(model: torch.nn.Module, path: Path) -> None:
-    """Reads what `save_weights` wrote.
+    """Read what `save_weights` wrote.
 
     Raises:
         CheckpointError: there is no such file.
@@ -125,7 +125,7 @@ def random_state() -> dict[str, torch.Tensor]:
 
 
 def save_random_states(states: list[dict[str, torch.Tensor]], folder: Path) -> None:
-    """Writes the `random_state` of every process."""
+    """Write the `random_state` of every process."""
     save_file(
         {f"{rank}.{device}": value for rank, state in enumerate(states) for device, value in state.items()},
         folder / "random.safetensors",
@@ -133,7 +133,7 @@ def save_random_states(states: list[dict[str, torch.Tensor]], folder: Path) -> N
 
 
 def restore_random_state(folder: Path, rank: int) -> None:
-    """Sets process `rank`'s states again; a process that had none keeps its own."""
+    """Set process `rank`'s states again; a process that had none keeps its own."""
     states = load_file(folder / "random.safetensors")
     if f"{rank}.cpu" in states:
         torch.set_rng_state(states[f"{rank}.cpu"])

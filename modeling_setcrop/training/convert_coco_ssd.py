@@ -21,7 +21,7 @@ _PREFIX = "FeatureExtractor/MobilenetV2/"
 
 
 def load_coco_weights(backbone: EfficientNetLiteBackbone, folder: str | Path) -> EfficientNetLiteBackbone:
-    """Fills `backbone` (in place) with the weights of a coco-ssd model, and returns it.
+    """Fill `backbone` (in place) with the weights of a coco-ssd model, and return it.
 
     Pixels must be normalised with mean 0.5 and standard deviation 0.5.
 
@@ -70,7 +70,7 @@ def _read(folder: Path) -> dict[str, np.ndarray]:
 
 
 def _module_names(backbone: EfficientNetLiteBackbone) -> Iterator[tuple[str, str, str]]:
-    """Yields our convolution's name, TensorFlow's, and which of the block's convolutions it is."""
+    """Yield our convolution's name, TensorFlow's, and which of the block's convolutions it is."""
     yield "stem", "Conv", "stem"
     for ours, number, part in block_convolutions(backbone):
         yield ours, f"expanded_conv{f'_{number}' if number else ''}/{part}", part

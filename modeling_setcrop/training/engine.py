@@ -72,7 +72,7 @@ def parameter_groups(model: torch.nn.Module, lr: float, lr_backbone: float) -> l
 
 
 def learning_rate_factor(step: int, args: CropTrainingArguments, steps_per_epoch: int, total_steps: int) -> float:
-    """What the base learning rates are multiplied by for optimiser step `step` (counted from 0)."""
+    """Return what the base learning rates are multiplied by for optimiser step `step` (counted from 0)."""
     if step < args.warmup_steps:
         return (step + 1) / args.warmup_steps
     if args.lr_scheduler == "step":
@@ -259,7 +259,7 @@ class CropTraining:
             self.teacher = moving_average(self.raw_model, config.distillation_momentum)
 
     def _losses(self, outputs: Any, batch: dict[str, Any], rated: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The loss and its parts, with the scoring head's divided by `rated`, not by the rated images of the batch."""
+        """Return the loss and its parts, the scoring head's divided by `rated`, not by the batch's rated images."""
         losses = dict(outputs.loss_dict)
         scoring = {name: value for name, value in losses.items() if name.startswith("loss_crop_")}
         scale = _rated_images([batch]) / rated
@@ -323,7 +323,7 @@ class CropTraining:
         (folder / "metrics.json").write_text(json.dumps({"epoch": self.epoch, "step": self.step, **figures}, indent=1))
 
     def _checkpoint(self) -> Path:
-        """Saves everything that the run needs to go on as if it had never stopped."""
+        """Save everything that the run needs to go on as if it had never stopped."""
         folder = checkpoint_folder(self.output_dir, self.step)
         states = [random_state()]
         if self.accelerator.num_processes > 1:
@@ -389,7 +389,7 @@ class CropTraining:
             self.accelerator.log({name.replace("@", "_"): value for name, value in figures.items()}, step=self.step)
 
     def _prepare_repository(self) -> str | None:
-        """The repository to upload to, made before anything is trained; None where nothing is uploaded."""
+        """Return the repository to upload to, made before anything is trained; None where nothing is uploaded."""
         if not (self.args.push_to_hub and self.accelerator.is_main_process):
             return None
         return prepare_repository(self.args.hub_model_id or self.output_dir.resolve().name)
@@ -398,7 +398,7 @@ class CropTraining:
 
     @contextlib.contextmanager
     def _stopping_on_signals(self) -> Iterator[None]:
-        """The first SIGINT or SIGTERM asks for a stop after the step; a second one acts as usual."""
+        """Return the first SIGINT or SIGTERM asks for a stop after the step; a second one acts as usual."""
 
         def ask(number: int, frame: object) -> None:
             self.stop_signal = number
@@ -539,7 +539,7 @@ class _RunningLog:
         self.images += images
 
     def take(self, accelerator: Accelerator) -> dict[str, float]:
-        """The means over steps and processes, and images per second; starts anew."""
+        """Return the means over steps and processes, and images per second; starts anew."""
         values = accelerator.reduce(torch.stack(list(self.sums.values())), "mean").tolist()
         seconds = time.perf_counter() - self.since
         figures = {name: value / self.steps for name, value in zip(self.sums, values, strict=True)}

@@ -23,12 +23,12 @@ _OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.bi
 
 
 def backbone_of(model: nn.Module) -> nn.Module:
-    """The convolutional backbone of a SetCrop model."""
+    """Return the convolutional backbone of a SetCrop model."""
     return model.model.backbone.model
 
 
 def backbone_stages(backbone: nn.Module) -> tuple[nn.Module, list[nn.Module]]:
-    """A backbone's stem and its stages, shallowest first.
+    """Return a backbone's stem and its stages, shallowest first.
 
     Knows the forms of transformers (ResNet: `embedder`, `encoder.stages`; EfficientNet-Lite: `stem`, `stages`) and of
     timm's ResNets (everything before `layer1`, `layer1`..`layer4`).
@@ -89,7 +89,7 @@ def parse_overrides(overrides: list[str]) -> dict[str, Any]:
 
 
 def load_model(name_or_path: str, overrides: dict[str, Any] | None = None) -> SetCropForImageCropping:
-    """The model to train.
+    """Return the model to train.
 
     Args:
         name_or_path: a SetCrop or Conditional DETR checkpoint, as a folder or a name on the Hub. A folder with a
@@ -141,7 +141,7 @@ def load_model(name_or_path: str, overrides: dict[str, Any] | None = None) -> Se
 def load_processor(
     name_or_path: str, short_side: int | None = None, long_side: int | None = None
 ) -> BaseImageProcessor:
-    """The image processor saved beside a model; for one of Conditional DETR, the same pixels with crops for labels.
+    """Return the image processor beside a model; for one of Conditional DETR, the same pixels with crops for labels.
 
     Args:
         name_or_path: a folder or a name on the Hub.

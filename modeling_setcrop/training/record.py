@@ -61,7 +61,7 @@ def write_training_record(folder: Path, args: Any, images: Mapping[str, int], st
 
 
 def _given(args: Any) -> dict[str, Any]:
-    """The arguments that are not their defaults."""
+    """Return the arguments that are not their defaults."""
     given = {}
     for field in fields(args):
         default = field.default_factory() if field.default_factory is not MISSING else field.default
@@ -71,7 +71,7 @@ def _given(args: Any) -> dict[str, Any]:
 
 
 def _options(given: Mapping[str, Any]) -> list[str]:
-    """The arguments as the command takes them; folders by their names, since their places mean nothing elsewhere."""
+    """Return the arguments as the command takes them; folders by name, since paths mean nothing elsewhere."""
     options = []
     for name, value in given.items():
         if name in _NOT_OF_THE_RECIPE:

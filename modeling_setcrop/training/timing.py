@@ -24,7 +24,7 @@ class StepTimer:
         self.last = time.perf_counter()
 
     def mark(self, part: str | None) -> None:
-        """Ends a part: the time since the last mark is its own (nobody's for None)."""
+        """End a part: the time since the last mark is its own (nobody's for None)."""
         if not self.enabled:
             return
         if self.device.type == "cuda":
@@ -35,7 +35,7 @@ class StepTimer:
         self.last = now
 
     def watch(self, transformer: torch.nn.Module) -> None:
-        """Counts what a model does after `transformer`'s forward (heads, matching, losses) as the loss."""
+        """Count what a model does after `transformer`'s forward (heads, matching, losses) as the loss."""
         if self.enabled:
             # Copies of the model (averages, teachers) carry the hook too, but never train.
             transformer.register_forward_hook(lambda module, *_: self.mark("forward") if module.training else None)
