@@ -6,9 +6,6 @@ import base64
 import binascii
 import io
 import os
-import urllib.error
-import urllib.request
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -103,6 +100,11 @@ def _data_url(url: str) -> bytes:
 
 
 def _download(url: str, timeout: float | None) -> bytes:
+    # Only here, because few are asked for an address, and these imports take as long as all others here.
+    import urllib.error
+    import urllib.request
+    from http.client import HTTPException
+
     try:
         # Some servers refuse requests that do not say what asks.
         request = urllib.request.Request(url, headers={"User-Agent": "setcrop"})

@@ -21,12 +21,18 @@ from accelerate.state import AcceleratorState
 from huggingface_hub import HfApi, RepoUrl
 from safetensors.torch import load_file
 from training_data import write_cpc, write_folder, write_gaic, write_tiny_start
+from transformers import HfArgumentParser
 
 from modeling_setcrop import SetCropConfig, SetCropForImageCropping
-from modeling_setcrop.data import load
+from modeling_setcrop.data import LAYOUTS, load
 from modeling_setcrop.images.atomic import OLD_PREFIX
 from modeling_setcrop.training import checkpointing, engine
-from modeling_setcrop.training.arguments import CropTrainingArguments, parse_arguments
+from modeling_setcrop.training.arguments import (
+    LAYOUT_NAMES,
+    CropTrainingArguments,
+    option_parser,
+    parse_arguments,
+)
 from modeling_setcrop.training.averaging import moving_average
 from modeling_setcrop.training.checkpointing import CheckpointError, find_checkpoint
 from modeling_setcrop.training.engine import (
@@ -854,6 +860,25 @@ class TestTransformersTrainer:
 
 class TestArguments:
     NEEDED = ("--data", "d", "--model_name_or_path", "m", "--output_dir", "o")
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            "",
+            "--data=d --output-dir o --lr-drop-epochs 3 4 --profile --torch_compile false --ema_decay 0.9",
+            "--rating_scale 0 100 --train_short_sides 64 96 --max-steps 5 --report_to trackio --push_to_hub yes",
+        ],
+    )
+    def test_options_are_read_as_transformers_reads_them(self, options):
+        """Without importing it: `--help` would take seconds."""
+        theirs = HfArgumentParser(CropTrainingArguments, prog="train", description="Trains a SetCrop model.")
+        theirs.add_argument("--config", type=Path, help="YAML file with any of these options.")
+        ours = option_parser("train")
+        assert vars(ours.parse_args(options.split())) == vars(theirs.parse_args(options.split()))
+        assert ours.format_help() == theirs.format_help()
+
+    def test_layouts_are_named_as_they_are(self):
+        assert tuple(LAYOUTS) == LAYOUT_NAMES
 
     def test_the_command_line_overrides_the_file(self, tmp_path):
         file = tmp_path / "recipe.yaml"

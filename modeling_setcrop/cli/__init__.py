@@ -1,36 +1,81 @@
-"""The `setcrop` command: one module a subcommand, each importing what is heavy only when it runs."""
+"""The `setcrop` command: one module a subcommand, imported when it is asked for."""
 
 from __future__ import annotations
 
+import gc
 import sys
 from contextlib import suppress
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+from typer.main import get_group
 
 from .. import __version__
-from .crop import crop
-from .data import data
-from .demo import demo
-from .evaluate import evaluate
-from .export import export
-from .init import init
-from .publish import publish
-from .report import report
-from .score import score
-from .serve import serve
-from .suggest import suggest
-from .train import train
 
-app = typer.Typer(
-    name="setcrop",
-    help="Diverse, well-composed crops of images, each with the probability that a person would call it good.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    # Help in plain text: drawing it with Rich takes longer than all else that `--help` does.
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+# Modules of this package, in each a function or a `typer.Typer` of the same name.
+COMMANDS = (
+    "train", "suggest", "crop", "demo", "evaluate", "report", "publish", "init", "score", "serve", "data", "export",
+)  # fmt: skip
+# The training options come from `CropTrainingArguments`, which parses them itself.
+_PARSES_ITSELF = {"train"}
+
+# Help in plain text: drawing it with Rich takes longer than all else that `--help` does.
+_LOOK: dict[str, Any] = {
+    "pretty_exceptions_enable": False,
+    "rich_markup_mode": None,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+
+
+class _Commands(TyperGroup):
+    """Subcommands that are imported when they are asked for."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands: dict[str, Any] = dict.fromkeys(COMMANDS)
+        self._options_given = True
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        # Most of what a command's imports make stays: looking for garbage in it takes a twelfth of a cold start.
+        gc.set_threshold(50_000)
+        return super().main(*args, **kwargs)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name in self.commands and self.commands[cmd_name] is None:
+            self.commands[cmd_name] = _command(cmd_name)
+        return self.commands.get(cmd_name)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or args[0] not in COMMANDS:
+            return super().parse_args(ctx, args)
+        # A subcommand comes first, so that none of the group's own options is given; Typer would import pydantic to
+        # find that out.
+        self._options_given = False
+        try:
+            return super().parse_args(ctx, args)
+        finally:
+            self._options_given = True
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return super().get_params(ctx) if self._options_given else []
+
+
+def _command(name: str) -> Any:
+    """A subcommand with its options."""
+    found, alone = getattr(import_module(f".{name}", __name__), name), typer.Typer(**_LOOK)
+    if isinstance(found, typer.Typer):
+        alone.add_typer(found, name=name)
+    elif name in _PARSES_ITSELF:
+        settings = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+        alone.command(name, context_settings=settings, add_help_option=False)(found)
+    else:
+        alone.command(name)(found)
+    return get_group(alone).commands[name]
+
+
+app = typer.Typer(name="setcrop", cls=_Commands, no_args_is_help=True, **_LOOK)
 
 
 def _print_version(wanted: bool) -> None:
@@ -51,21 +96,3 @@ def main(
         # Names of files need not be text in the terminal's encoding.
         with suppress(AttributeError, OSError):
             stream.reconfigure(errors="backslashreplace")
-
-
-# The training options come from `CropTrainingArguments`, which parses them itself.
-app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
-    add_help_option=False,
-)(train)
-app.command()(suggest)
-app.command()(crop)
-app.command()(demo)
-app.command()(evaluate)
-app.command()(report)
-app.add_typer(data, name="data")
-app.add_typer(export, name="export")
-app.command()(publish)
-app.command()(init)
-app.command()(score)
-app.command()(serve)

@@ -89,7 +89,7 @@ Workers = Annotated[
 
 
 # So many images take no longer than readying the graphs for more does.
-_FEW = 8
+_FEW = 4
 FACES = "faces"
 """What `--keep` is given to keep faces."""
 

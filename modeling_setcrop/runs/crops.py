@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..images.writing import CropFile
+if TYPE_CHECKING:
+    from ..images.writing import CropFile
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class Crop:
 
     def to_write(self, out: Path) -> CropFile:
         """Return what is to be cut and written below an output folder."""
+        # Suggesting, which needs this module to know earlier crops, need not know how they are written.
+        from ..images.writing import CropFile
+
         x1, y1, x2, y2 = self.box
         return CropFile(self.box, out / self.file, None if self.size == (x2 - x1, y2 - y1) else self.size)
 

@@ -6,17 +6,17 @@ import argparse
 import difflib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any
-
-import yaml
-from transformers import HfArgumentParser
-
-from ..data import LAYOUTS
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 logger = logging.getLogger(__name__)
 
+# Of `data.LAYOUTS`, by name: the help is shown without importing what reads them, nor torch and transformers.
+LAYOUT_NAMES = (
+    "gaic", "cpc", "flms", "fcdb", "editor", "folder", "coco", "imagefolder", "saved", "label-studio", "cvat",
+)  # fmt: skip
 SCHEDULES = ("step", "cosine")
 PRECISIONS = ("no", "fp16", "bf16")
 
@@ -59,7 +59,7 @@ class CropTrainingArguments:
     """
 
     data: str = _option("", "Folder of the data set.")
-    layout: str = _option("gaic", f"How the data set lies in its folder: {', '.join(LAYOUTS)}.")
+    layout: str = _option("gaic", f"How the data set lies in its folder: {', '.join(LAYOUT_NAMES)}.")
     rating_scale: list[float] | None = field(
         default=None,
         metadata={
@@ -142,7 +142,7 @@ class CropTrainingArguments:
             if not getattr(self, name):
                 raise ValueError(f"{name} is not given")
         for name, choices in (
-            ("layout", tuple(LAYOUTS)),
+            ("layout", LAYOUT_NAMES),
             ("lr_scheduler", SCHEDULES),
             ("mixed_precision", (*PRECISIONS, None)),
         ):
@@ -191,6 +191,8 @@ def _with_new_names(argv: Sequence[str]) -> list[str]:
 
 
 def _read_yaml(path: Path, known: set[str]) -> dict[str, object]:
+    import yaml
+
     try:
         values = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
@@ -206,6 +208,44 @@ def _read_yaml(path: Path, known: set[str]) -> dict[str, object]:
     return values
 
 
+def option_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """The command line's options, one a field, as `transformers.HfArgumentParser` makes them (which takes seconds)."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Trains a SetCrop model.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    types = get_type_hints(CropTrainingArguments)
+    for option in fields(CropTrainingArguments):
+        default = option.default if option.default_factory is MISSING else option.default_factory()
+        flags = dict.fromkeys((f"--{option.name}", f"--{option.name.replace('_', '-')}"))
+        parser.add_argument(*flags, default=default, help=option.metadata["help"], **_reading(types[option.name]))
+    parser.add_argument("--config", type=Path, help="YAML file with any of these options.")
+    return parser
+
+
+def _reading(kind: Any) -> dict[str, Any]:
+    """How argparse reads a field of a type, which may be None: a value, a list of values, or a flag."""
+    kind = (
+        next((part for part in get_args(kind) if part is not NoneType), kind) if isinstance(kind, UnionType) else kind
+    )
+    if kind is bool:
+        return {"type": _read_bool, "nargs": "?", "const": True}
+    if get_origin(kind) is list:
+        return {"type": get_args(kind)[0], "nargs": "+"}
+    return {"type": kind}
+
+
+def _read_bool(text: str | bool) -> bool:
+    if isinstance(text, bool):
+        return text
+    words = {"yes": True, "true": True, "t": True, "y": True, "1": True}
+    words |= {"no": False, "false": False, "f": False, "n": False, "0": False}
+    if text.lower() not in words:
+        raise argparse.ArgumentTypeError(f"expected true or false, not {text!r}")
+    return words[text.lower()]
+
+
 def parse_arguments(argv: Sequence[str], prog: str | None = None) -> CropTrainingArguments:
     """Read the command line; `--config FILE` gives values in YAML, which options on the command line override.
 
@@ -215,8 +255,7 @@ def parse_arguments(argv: Sequence[str], prog: str | None = None) -> CropTrainin
         SystemExit: the command line itself is wrong (argparse has printed why), or asked for help.
     """
     argv = _with_new_names(argv)
-    parser = HfArgumentParser(CropTrainingArguments, prog=prog, description="Trains a SetCrop model.")
-    parser.add_argument("--config", type=Path, help="YAML file with any of these options.")
+    parser = option_parser(prog)
     config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     config.add_argument("--config", type=Path)
     path = config.parse_known_args(argv)[0].config
