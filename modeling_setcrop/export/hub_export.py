@@ -13,7 +13,8 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from ..hub_code import AUTO_CLASSES, IMAGE_PROCESSORS
 from ..images.atomic import atomic_files
-from ..runtime.checkpoint import GRAPH_FOLDER, WEIGHTS, weights_hash
+from ..runtime.checkpoint import GRAPH_FOLDER, WEIGHTS
+from .onnx_export import weights_hash
 from .transformers_js import write_transformers_js_config
 
 # What a checkpoint folder may hold beside the model, for its card.

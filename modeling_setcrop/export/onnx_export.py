@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -22,7 +23,7 @@ from ..image_preprocessing import ImagePreprocessing
 from ..image_reading import load_image_file
 from ..images.atomic import atomic_files
 from ..modeling_setcrop import SetCropForImageCropping
-from ..runtime.checkpoint import FP16_GRAPH, GRAPH_FOLDER, MODEL_GRAPH, QUANTIZED_GRAPH, SCORER_GRAPH, weights_hash
+from ..runtime.checkpoint import FP16_GRAPH, GRAPH_FOLDER, MODEL_GRAPH, QUANTIZED_GRAPH, SCORER_GRAPH, WEIGHTS
 from ..runtime.onnx_engine import SCORER_BOXES, OnnxEngine
 from .transformers_js import write_transformers_js_config
 
@@ -126,6 +127,12 @@ def _plain_attention(model: SetCropForImageCropping) -> Iterator[None]:
     finally:
         modeling_conditional_detr.create_bidirectional_mask = create_mask
         model.config._attn_implementation = implementation
+
+
+def weights_hash(checkpoint: str | Path) -> str | None:
+    """Return the SHA-256 of a local checkpoint's weights, by which its graphs are known for its own, or None."""
+    weights = Path(checkpoint) / WEIGHTS
+    return hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
 
 
 def export_graphs(model: SetCropForImageCropping, folder: Path, size_divisor: int | None = None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,12 +29,6 @@ class CheckpointError(ValueError):
 def has_graphs(folder: Path) -> bool:
     """Whether a folder holds graphs for onnxruntime."""
     return (folder / GRAPH_FOLDER / MODEL_GRAPH).is_file()
-
-
-def weights_hash(checkpoint: str | Path) -> str | None:
-    """Return the SHA-256 of a local checkpoint's weights, by which its graphs are known for its own, or None."""
-    weights = Path(checkpoint) / WEIGHTS
-    return hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
 
 
 def read_config(path: Path) -> SimpleNamespace:
