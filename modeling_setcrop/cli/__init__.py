@@ -63,7 +63,7 @@ class _Commands(TyperGroup):
 
 
 def _command(name: str) -> Any:
-    """A subcommand with its options."""
+    """Return a subcommand with its options."""
     found, alone = getattr(import_module(f".{name}", __name__), name), typer.Typer(**_LOOK)
     if isinstance(found, typer.Typer):
         alone.add_typer(found, name=name)

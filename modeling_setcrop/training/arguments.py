@@ -209,7 +209,7 @@ def _read_yaml(path: Path, known: set[str]) -> dict[str, object]:
 
 
 def option_parser(prog: str | None = None) -> argparse.ArgumentParser:
-    """The command line's options, one a field, as `transformers.HfArgumentParser` makes them (which takes seconds)."""
+    """Make the command line's options, one a field, as `transformers.HfArgumentParser` does (which takes seconds)."""
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Trains a SetCrop model.",
