@@ -83,9 +83,11 @@ def nms(boxes: np.ndarray, scores: np.ndarray, iou_threshold: float, count: int 
     """
     order = rank(scores)
     taken: list[int] = []
-    while len(order) > 0 and (count is None or len(taken) < count):
+    while len(order) > 0 and count != 0:
         best, order = order[0], order[1:]
         taken.append(int(best))
+        if len(taken) == count:
+            break
         order = order[box_iou(boxes[order], boxes[best : best + 1])[:, 0] <= iou_threshold]
     return np.array(taken, dtype=np.int64)
 
