@@ -3,7 +3,7 @@
     python examples/train_setcrop_lite.py --editor-data DIR --start MODEL --output_dir OUT --steps 5000
 
 `--start` is a SetCrop checkpoint, or a folder that `setcrop init` wrote, whose backbone and encoder training starts
-from; of a checkpoint that this script wrote, the heads go on too. `--faces` names boxes of faces, which no crop should
+from; of a checkpoint of setcrop-lite itself, everything goes on. `--faces` names boxes of faces, which no crop should
 cut (`find_faces.py` writes the file). `--raters-data` adds a data set of densely rated crops (layout gaic's windows as
 JSON lines) as a third source. Every step draws views, boxes and ratings afresh (`modeling_setcrop.data.crop_views`).
 The second stage, `train_setcrop_lite_set.py`, trains the set on top.
@@ -273,7 +273,7 @@ def parameter_groups(model: SetCropForImageCropping, args: argparse.Namespace) -
 
 
 def new_model(start: str, dropout: float = 0.1) -> SetCropForImageCropping:
-    """setcrop-lite with the backbone and encoder of a checkpoint; with its heads too, if this script made them."""
+    """setcrop-lite with the backbone and encoder of a checkpoint, or with all of a checkpoint of setcrop-lite."""
     loaded = SetCropForImageCropping.from_pretrained(start, ignore_mismatched_sizes=True, dtype=torch.float32)
     old = loaded.config.to_dict()
     backbone = loaded.config.backbone_config
@@ -297,7 +297,7 @@ def new_model(start: str, dropout: float = 0.1) -> SetCropForImageCropping:
     model = SetCropForImageCropping(config)
     kept = ("model.backbone", "model.encoder", "model.input_projection")
     if loaded.config.subject_map:
-        kept += ("model.subject_map", "crop_scorer")
+        kept = ("",)
     weights = {name: value for name, value in loaded.state_dict().items() if name.startswith(kept)}
     missing = model.load_state_dict(weights, strict=False)
     assert not missing.unexpected_keys

@@ -258,6 +258,7 @@ def main() -> None:
     parser.add_argument("--label_smoothing", nargs="+", default=["quality"], help="one, or several to compare")
     parser.add_argument("--smoothing_upper_bound", type=float, default=0.5)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--go_on", action="store_true", help="keep the set of --start instead of a new one")
     parser.add_argument("--share", type=float, default=1.0)
     parser.add_argument("--windows", type=int, default=1, help="windows beside each whole image and its mirror image")
     args = parser.parse_args()
@@ -281,19 +282,17 @@ def main() -> None:
             torch.manual_seed(seed)
             encoded.rng = np.random.default_rng(seed)
             fresh = SetCropForImageCropping(model.config)
+            body = ("model.backbone", "model.encoder", "model.input", "model.subject", "crop_scorer")
+            kept = ("",) if args.go_on else body
             fresh.load_state_dict(
-                {
-                    k: v
-                    for k, v in model.state_dict().items()
-                    if k.startswith(("model.backbone", "model.encoder", "model.input", "model.subject", "crop_scorer"))
-                },
-                strict=False,
+                {name: value for name, value in model.state_dict().items() if name.startswith(kept)}, strict=False
             )
             fresh.config.label_smoothing = smoothing
             fresh.config.rerank = False  # the set alone
             fresh.config.smoothing_upper_bound = args.smoothing_upper_bound
             fresh.config.quality_lower, fresh.config.quality_upper = 3.5, 4.75
-            fresh.initialize_anchors(anchors(train, fresh.config.num_queries, seed))
+            if not args.go_on:
+                fresh.initialize_anchors(anchors(train, fresh.config.num_queries, seed))
             args.label_smoothing = smoothing
             best, figures = train_set(fresh, encoded, val, args)
             with open(args.output_dir / "labels.jsonl", "a") as file:
