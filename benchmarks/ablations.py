@@ -279,7 +279,7 @@ def measure(labels: Labels, answer: Predictions) -> dict[str, float]:
 
 
 def train(options: argparse.Namespace, name: str, seed: int) -> None:
-    """Trains one variant with one seed and writes its figures."""
+    """Train one variant with one seed and write its figures."""
     variant, folder = VARIANTS[name], options.output_dir
     torch.set_num_threads(1)
     logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""Times the set loss against upstream's own Conditional DETR loss on the same predictions.
+"""Time the set loss against upstream's own Conditional DETR loss on the same predictions.
 
     python benchmarks/loss_speed.py [--device cuda] [--rounds 10]
 

@@ -1,4 +1,4 @@
-"""Times every measure on 500 images with 90 predicted and 90 labelled crops each.
+"""Time every measure on 500 images with 90 predicted and 90 labelled crops each.
 
     python benchmarks/metrics_speed.py [--images 500] [--rounds 5]
 

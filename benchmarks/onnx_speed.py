@@ -1,4 +1,4 @@
-"""Times torch against onnxruntime, float and int8, on the same images, and measures what int8 costs.
+"""Time torch against onnxruntime, float and int8, on the same images, and measure what int8 costs.
 
     python benchmarks/onnx_speed.py [--model DIR] [--onnx DIR] [--threads 2] [--rounds 30] [--data DIR --layout flms]
 

@@ -1,4 +1,4 @@
-"""Times one image to its best crop of an aspect ratio beside libvips' attention crop and smartcrop.py.
+"""Time one image to its best crop of an aspect ratio beside libvips' attention crop and smartcrop.py.
 
     python benchmarks/photo_speed.py [PHOTO] [--rounds 15] [--model DIR] [--cpu-time]
 

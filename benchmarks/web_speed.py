@@ -1,4 +1,4 @@
-"""Times the page's module in a headless Chromium, at one thread: a file read and through the network, the search.
+"""Time the page's module in a headless Chromium, at one thread: a file read and through the network, the search.
 
     PYTHONPATH=tests python benchmarks/web_speed.py [--model DIR] [--images DIR] [--repeats 9] [--aspect-ratio 1.5]
 

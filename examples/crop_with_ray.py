@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def _to_json(report: SourceReport) -> dict[str, Any]:
     return {"image": report.image.to_dict(), "state": report.state.to_list(), "sizes": list(report.sizes)}
 
 
-def find_photos(sources: list[Path], out: Path, errors: list[ImageFileError]) -> list[Source]:
+def find_images(sources: list[Path], out: Path, errors: list[ImageFileError]) -> list[Source]:
     """Images of files, folders, and Parquet tables with a column `path`."""
     paths: list[Path] = []
     for source in sources:
@@ -83,8 +84,8 @@ def find_photos(sources: list[Path], out: Path, errors: list[ImageFileError]) ->
     return list_sources(paths, errors.append, exclude=out)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run; returns the exit status: 1 when an image failed."""
+def parser_of_options() -> argparse.ArgumentParser:
+    """Return the command's parser."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", nargs="+", type=Path, metavar="IMAGE|FOLDER|PARQUET")
     parser.add_argument("--out", type=Path, required=True, help="output folder")
@@ -99,8 +100,45 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1, help="processors of each worker")
     parser.add_argument("--gpus", type=float, default=0, help="GPUs of each worker, perhaps a fraction")
     parser.add_argument("--batch-size", type=int, default=64, help="images handed to a worker at once")
-    args = parser.parse_args(arguments)
+    return parser
 
+
+def crop_on_cluster(
+    args: argparse.Namespace, model: str | None, plan: CropPlan, options: dict[str, Any], todo: list[Source]
+) -> Iterator[dict[str, Any]]:
+    """Yield the workers' report of every image, as they come."""
+    items = [{"path": str(source.path), "folder": str(source.folder), "stem": source.stem} for source in todo]
+    # Blocks no larger than a batch, so that all workers have work.
+    blocks = max(args.workers, -(-len(items) // args.batch_size))
+    reports = ray.data.from_items(items, override_num_blocks=min(blocks, len(items))).map_batches(
+        CropWorker,
+        fn_constructor_args=(model, plan, options, args.overwrite, args.threads),
+        batch_size=args.batch_size,
+        compute=ray.data.ActorPoolStrategy(size=args.workers),
+        num_cpus=args.threads,
+        num_gpus=args.gpus,
+    )
+    yield from reports.iter_rows()
+
+
+def record(report: dict[str, Any], journal: Journal) -> int:
+    """Note a worker's report of an image in the journal, and return how many crops it has.
+
+    Raises:
+        ImageFileError: The image failed.
+    """
+    source = Source(Path(report["path"]), Path(report["folder"]), report["stem"])
+    if report["error"]:
+        raise ImageFileError(source.path, report["error"])
+    done = json.loads(report["done"])
+    image = CroppedImage.from_dict(done["image"])
+    journal.add(source, image, FileState.from_list(done["state"]), done["sizes"])
+    return len(image.crops)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run, and return the exit status: 1 when an image failed."""
+    args = parser_of_options().parse_args(arguments)
     ratios = [part.strip() for part in args.aspect_ratio.split(",") if part.strip()]
     options = {"top_k": args.top_k, "aspect_ratio": ratios[0] if len(ratios) == 1 else ratios, "width": args.width}
     options = {name: value for name, value in options.items() if value not in (None, [])}
@@ -111,42 +149,26 @@ def main(arguments: list[str] | None = None) -> int:
     model = str(Path(args.model).resolve()) if args.model and Path(args.model).is_dir() else args.model
 
     errors: list[ImageFileError] = []
-    photos = find_photos([source.resolve() for source in args.sources], out, errors)
+    sources = find_images([source.resolve() for source in args.sources], out, errors)
     name = load_cropper(model, "cpu").name
     # The workers write; the driver keeps every other run away from the folder.
     with lock_folder(out):
         journal = Journal(out, plan.signature(name, options))
-        todo = [photo for photo in photos if args.overwrite or not journal.is_done(photo)]
+        todo = [source for source in sources if args.overwrite or not journal.is_done(source)]
         crops = 0
-        if todo:
-            items = [{"path": str(p.path), "folder": str(p.folder), "stem": p.stem} for p in todo]
-            # Blocks no larger than a batch, so that all workers have work.
-            blocks = max(args.workers, -(-len(items) // args.batch_size))
-            reports = ray.data.from_items(items, override_num_blocks=min(blocks, len(items))).map_batches(
-                CropWorker,
-                fn_constructor_args=(model, plan, options, args.overwrite, args.threads),
-                batch_size=args.batch_size,
-                compute=ray.data.ActorPoolStrategy(size=args.workers),
-                num_cpus=args.threads,
-                num_gpus=args.gpus,
-            )
-            for report in reports.iter_rows():
-                photo = Source(Path(report["path"]), Path(report["folder"]), report["stem"])
-                if report["error"]:
-                    errors.append(ImageFileError(photo.path, report["error"]))
-                    continue
-                done = json.loads(report["done"])
-                image = CroppedImage.from_dict(done["image"])
-                crops += len(image.crops)
-                journal.add(photo, image, FileState.from_list(done["state"]), done["sizes"])
+        for report in crop_on_cluster(args, model, plan, options, todo) if todo else ():
+            try:
+                crops += record(report, journal)
+            except ImageFileError as error:
+                errors.append(error)
     for error in errors:
         print(error, file=sys.stderr)
     if args.manifest is not None:
         failed = {error.path for error in errors}
-        write_manifest(args.manifest, journal.rows(p for p in photos if p.path not in failed), errors)
+        write_manifest(args.manifest, journal.rows(s for s in sources if s.path not in failed), errors)
     print(
         f"{crops} crops of {len(todo)} images went to {args.out}; "
-        f"{len(photos) - len(todo)} were done before, {len(errors)} failed"
+        f"{len(sources) - len(todo)} were done before, {len(errors)} failed"
     )
     return 1 if errors else 0
 

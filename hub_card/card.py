@@ -1,4 +1,4 @@
-"""Fills the model card's template from a checkpoint folder."""
+"""Fill the model card's template from a checkpoint folder."""
 
 from __future__ import annotations
 

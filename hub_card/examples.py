@@ -18,7 +18,7 @@ _CROPS = 3
 
 
 def write_examples(folder: Path, target: Path) -> list[Path]:
-    """Draws the best crops that the checkpoint in `folder` finds in `PHOTOS`, as JPEG files in `target`."""
+    """Draw the best crops that the checkpoint in `folder` finds in `PHOTOS`, as JPEG files in `target`."""
     cropper = pipeline("image-cropping", model=str(folder), device="cpu")
     written = []
     for photo in PHOTOS:

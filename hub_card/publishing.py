@@ -1,4 +1,4 @@
-"""Uploads an exported model folder, and the demo Space, through `huggingface_hub`."""
+"""Upload an exported model folder, and the demo Space, through `huggingface_hub`."""
 
 from __future__ import annotations
 

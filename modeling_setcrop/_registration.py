@@ -1,4 +1,4 @@
-"""Tells transformers of this package's classes, without importing it before somebody else does."""
+"""Tell transformers of this package's classes, without importing it before somebody else does."""
 
 from __future__ import annotations
 

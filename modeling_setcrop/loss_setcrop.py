@@ -232,25 +232,9 @@ def set_crop_loss(
         num_good_crops = crops_per_process(sum(counts), device)
     layer, image, anchor, crop = match_anchors(all_logits, all_boxes, targets, counts, config)
 
-    validity = torch.zeros_like(all_logits)
-    if config.label_smoothing == "quality" and "rate_boxes" in labels[0]:
-        validity = rated_targets(all_boxes, [label["rate_boxes"] for label in labels], config)
-    elif config.label_smoothing == "quality":
-        rated = [len(label["scores"]) for label in labels]
-        validity = quality_targets(
-            all_boxes,
-            _pad(labels, "scored_boxes", max(rated), device),
-            _pad(labels, "scores", max(rated), device),
-            torch.arange(max(rated), device=device) < torch.tensor(rated, device=device)[:, None],
-            config,
-        ).contiguous()
+    validity = _unmatched_validity(all_boxes, labels, config)
     validity[layer, image, anchor] = 1.0
-    focal = focal_loss(all_logits, validity, config.focal_alpha, config.focal_gamma)
-    if config.label_smoothing == "distillation" and "teacher_validity" in labels[0]:
-        teacher = torch.stack([label["teacher_validity"].to(device, torch.float) for label in labels])
-        focal = focal + focal_loss(all_logits, teacher.expand_as(all_logits), config.focal_alpha, config.focal_gamma)
-        if config.distillation_halved:
-            focal = focal / 2
+    focal = _validity_loss(all_logits, validity, labels, config)
 
     matched, wanted = all_boxes[layer, image, anchor], targets[image, crop]
     l1 = (matched - wanted).abs().sum(-1)
@@ -273,6 +257,36 @@ def set_crop_loss(
     suffixes = ["", *(f"_{i}" for i in range(len(all_logits) - 1))]
     loss_dict = {name + end: values[i] for i, end in enumerate(suffixes) for name, values in terms.items()}
     return loss, loss_dict, auxiliary
+
+
+def _unmatched_validity(
+    boxes: torch.Tensor, labels: list[dict[str, torch.Tensor]], config: SetCropConfig
+) -> torch.Tensor:
+    """Return the labels (L, B, N) of unmatched anchors: 0, or more by quality guidance."""
+    if config.label_smoothing != "quality":
+        return torch.zeros_like(boxes[..., 0])
+    if "rate_boxes" in labels[0]:
+        return rated_targets(boxes, [label["rate_boxes"] for label in labels], config)
+    rated, device = [len(label["scores"]) for label in labels], boxes.device
+    return quality_targets(
+        boxes,
+        _pad(labels, "scored_boxes", max(rated), device),
+        _pad(labels, "scores", max(rated), device),
+        torch.arange(max(rated), device=device) < torch.tensor(rated, device=device)[:, None],
+        config,
+    ).contiguous()
+
+
+def _validity_loss(
+    logits: torch.Tensor, validity: torch.Tensor, labels: list[dict[str, torch.Tensor]], config: SetCropConfig
+) -> torch.Tensor:
+    """Return the focal loss (L, B, N) against the labels, and against a teacher's probabilities where there is one."""
+    focal = focal_loss(logits, validity, config.focal_alpha, config.focal_gamma)
+    if config.label_smoothing != "distillation" or "teacher_validity" not in labels[0]:
+        return focal
+    teacher = torch.stack([label["teacher_validity"].to(logits) for label in labels])
+    focal = focal + focal_loss(logits, teacher.expand_as(logits), config.focal_alpha, config.focal_gamma)
+    return focal / 2 if config.distillation_halved else focal
 
 
 def crop_scoring_loss(

@@ -18,7 +18,7 @@ _LEVELS = np.arange(256, dtype=np.float64)
 
 
 def mirror(image: Image.Image, boxes: np.ndarray) -> tuple[Image.Image, np.ndarray]:
-    """Mirrors an image left to right, and its boxes with it.
+    """Mirror an image left to right, and its boxes with it.
 
     Args:
         image: the image, of any mode.

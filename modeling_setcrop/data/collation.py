@@ -87,7 +87,7 @@ class AspectRatioBatchSampler:
         self.start = 0
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Chooses the epoch (counted from 0) and the first batch of it to give, to resume within an epoch."""
+        """Choose the epoch (counted from 0) and the first batch of it to give, to resume within an epoch."""
         self.epoch = epoch
         self.start = start
 

@@ -77,52 +77,68 @@ def _row(root: Path, file: Path, number: int, line: str, problems: Problems) -> 
 
 def entry_row(root: Path, file: Path, number: int, entry: Any, problems: Problems) -> Row | None:
     """Return the row of one line of metadata, or None after noting what is wrong with it."""
-    if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
-        problems.add("wrong number of fields", file, "has no file_name", number)
-        return None
-    split = entry.get("split", "train")
-    if split not in SPLITS:
-        problems.add("unknown split", file, f"split {split!r} is not one of {', '.join(SPLITS)}", number)
-        return None
-    parts = Path(entry["file_name"]).parts
-    if Path(entry["file_name"]).is_absolute() or ".." in parts:
-        problems.add("outside the folder", file, f"file_name {entry['file_name']!r} leaves the folder", number)
-        return None
-    image = root / entry["file_name"]
-    if not image.is_file():
-        problems.add("annotation without image", file, f"no such image: {entry['file_name']}", number)
-        return None
-    size = image_size(image, problems)
-    if size is None:
-        return None
-    boxes = _numbers(entry.get("boxes"), (None, 4))
-    if boxes is None or not len(boxes):
-        problems.add("wrong number of fields", file, "boxes is not a list of [x1, y1, x2, y2]", number)
-        return None
-    scores = good = None
-    if entry.get("scores") is not None:
-        scores = _numbers(entry["scores"], (len(boxes),))
-        if scores is None or not np.isfinite(scores).all():
-            problems.add("score out of range", file, f"scores are not {len(boxes)} finite numbers", number)
+    try:
+        split = _checked_place(entry)
+        image = root / entry["file_name"]
+        if not image.is_file():
+            raise _BadEntryError("annotation without image", f"no such image: {entry['file_name']}")
+        size = image_size(image, problems)
+        if size is None:
             return None
-    if entry.get("good") is not None:
-        good = _flags(entry["good"], len(boxes))
-        if good is None:
-            problems.add("wrong number of fields", file, f"good is not a list of {len(boxes)} booleans", number)
-            return None
-    scale = _numbers(entry.get("rating_scale"), (2,))
-    if scale is None and entry.get("rating_scale") is not None:
-        problems.add("wrong number of fields", file, "rating_scale is not [lowest, highest]", number)
-        return None
-    own_scale = None if scale is None else (float(scale[0]), float(scale[1]))
-    boxes, keep = boxes_inside(boxes, size, file, [number] * len(boxes), problems)
-    if not keep.any():
-        problems.add("no usable crop", file, "has no crop inside the image", number)
+        boxes = _numbers(entry.get("boxes"), (None, 4))
+        if boxes is None or not len(boxes):
+            raise _BadEntryError("wrong number of fields", "boxes is not a list of [x1, y1, x2, y2]")
+        scores, good, scale = _checked_labels(entry, len(boxes))
+        boxes, keep = boxes_inside(boxes, size, file, [number] * len(boxes), problems)
+        if not keep.any():
+            raise _BadEntryError("no usable crop", "has no crop inside the image")
+    except _BadEntryError as error:
+        problems.add(error.kind, file, str(error), number)
         return None
     scores = None if scores is None else scores[keep]
     good = None if good is None else good[keep]
     name = os.path.splitext(entry["file_name"])[0]
-    return Row(str(image), name, *size, boxes[keep], scores, good, split, own_scale)
+    return Row(str(image), name, *size, boxes[keep], scores, good, split, scale)
+
+
+class _BadEntryError(ValueError):
+    """What is wrong with a line, and of which kind that is."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+def _checked_place(entry: Any) -> str:
+    """Return the split of an entry whose file lies in the folder."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
+        raise _BadEntryError("wrong number of fields", "has no file_name")
+    split = entry.get("split", "train")
+    if split not in SPLITS:
+        raise _BadEntryError("unknown split", f"split {split!r} is not one of {', '.join(SPLITS)}")
+    path = Path(entry["file_name"])
+    if path.is_absolute() or ".." in path.parts:
+        raise _BadEntryError("outside the folder", f"file_name {entry['file_name']!r} leaves the folder")
+    return split
+
+
+def _checked_labels(
+    entry: dict[str, Any], count: int
+) -> tuple[np.ndarray | None, np.ndarray | None, tuple[float, float] | None]:
+    """Return the scores, the good flags and the rating scale of an entry with so many boxes, None where left out."""
+    scores = good = None
+    if entry.get("scores") is not None:
+        scores = _numbers(entry["scores"], (count,))
+        if scores is None or not np.isfinite(scores).all():
+            raise _BadEntryError("score out of range", f"scores are not {count} finite numbers")
+    if entry.get("good") is not None:
+        good = _flags(entry["good"], count)
+        if good is None:
+            raise _BadEntryError("wrong number of fields", f"good is not a list of {count} booleans")
+    scale = _numbers(entry.get("rating_scale"), (2,))
+    if scale is None and entry.get("rating_scale") is not None:
+        raise _BadEntryError("wrong number of fields", "rating_scale is not [lowest, highest]")
+    return scores, good, None if scale is None else (float(scale[0]), float(scale[1]))
 
 
 def _numbers(value: Any, shape: tuple[int | None, ...]) -> np.ndarray | None:

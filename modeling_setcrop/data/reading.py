@@ -49,7 +49,7 @@ def boxes_inside(
     problems: Problems,
     draw_in: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Clips corners that rounding put up to a pixel outside and notes the boxes that are wrong.
+    """Clip corners that rounding put up to a pixel outside and note the boxes that are wrong.
 
     Args:
         boxes: (S, 4) corners x1, y1, x2, y2 in pixels.

@@ -1,4 +1,4 @@
-"""Runs a model over a data set."""
+"""Run a model over a data set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluates a model, the baselines and the annotators on one data set."""
+"""Evaluate a model, the baselines and the annotators on one data set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writes a model as ONNX graphs for any batch and image size, in three precisions, and checks them on images."""
+"""Write a model as ONNX graphs for any batch and image size, in three precisions, and check them on images."""
 
 from __future__ import annotations
 

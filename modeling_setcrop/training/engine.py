@@ -113,21 +113,9 @@ class CropTraining:
         if self.accelerator.is_main_process:
             _warn_of_missing_processes(self.accelerator.num_processes)
         set_seed(args.seed, device_specific=True)
-        with self.accelerator.main_process_first():
-            splits = load(args.layout, args.data, rating_scale=args.rating_scale) if dataset is None else dataset
-        self.train_rows = _split(splits, "train", args.max_train_samples, args.data)
-        self.validation_rows = _split(splits, "validation", args.max_eval_samples, args.data)
-        if self.metric in RATED_FIGURES and all(scores is None for scores in self.validation_rows["scores"]):
-            raise ValueError(f"metric_for_best: {self.metric} needs ratings, and no validation image has any")
+        self._load_rows(dataset)
         self.processor: Any = load_processor(args.model_name_or_path, args.eval_short_side, args.eval_long_side)
-        if self.accelerator.is_main_process:
-            sweep_parts(self.output_dir)
-        self.accelerator.wait_for_everyone()
-        if not args.resume_from_checkpoint:
-            refuse_checkpoints_in(self.output_dir)
-        self.resume_folder = (
-            find_checkpoint(args.resume_from_checkpoint, self.output_dir) if args.resume_from_checkpoint else None
-        )
+        self.resume_folder = self._folder_to_resume()
         model = load_model(str(self.resume_folder or args.model_name_or_path), parse_overrides(args.config_overrides))
         freeze_backbone_stages(model, args.freeze_backbone_stages)
         backbone: Any = backbone_of(model)
@@ -145,9 +133,8 @@ class CropTraining:
 
         self.sampler = self._sampler(self.train_rows, shuffle=True)
         self.train_loader = self._loader(self.train_rows, self.sampler, augment=True)
-        self.validation_loader = self._loader(
-            self.validation_rows, self._sampler(self.validation_rows, shuffle=False), augment=False
-        )
+        ordered = self._sampler(self.validation_rows, shuffle=False)
+        self.validation_loader = self._loader(self.validation_rows, ordered, augment=False)
         self.steps_per_epoch = -(-len(self.sampler) // args.gradient_accumulation_steps)
         self.total_steps = args.max_steps or args.num_train_epochs * self.steps_per_epoch
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -160,8 +147,28 @@ class CropTraining:
         self.stop_signal: int | None = None
         self.stopping = False
 
+    def _load_rows(self, dataset: DatasetDict | None) -> None:
+        """Open the data, and check that the splits have what the recipe needs."""
+        args = self.args
+        with self.accelerator.main_process_first():
+            splits = load(args.layout, args.data, rating_scale=args.rating_scale) if dataset is None else dataset
+        self.train_rows = _split(splits, "train", args.max_train_samples, args.data)
+        self.validation_rows = _split(splits, "validation", args.max_eval_samples, args.data)
+        if self.metric in RATED_FIGURES and all(scores is None for scores in self.validation_rows["scores"]):
+            raise ValueError(f"metric_for_best: {self.metric} needs ratings, and no validation image has any")
+
+    def _folder_to_resume(self) -> Path | None:
+        """Return the checkpoint to go on from; refuse a folder with another run's where there is none."""
+        if self.accelerator.is_main_process:
+            sweep_parts(self.output_dir)
+        self.accelerator.wait_for_everyone()
+        if self.args.resume_from_checkpoint:
+            return find_checkpoint(self.args.resume_from_checkpoint, self.output_dir)
+        refuse_checkpoints_in(self.output_dir)
+        return None
+
     def train(self) -> dict[str, float]:
-        """Trains to the end and returns the best validation's figures."""
+        """Train to the end and return the best validation's figures."""
         repository = self._prepare_repository()
         self.output_dir.mkdir(parents=True, exist_ok=True)
         if self.resume_folder is not None:
@@ -453,7 +460,7 @@ class CropTraining:
 
 
 def run(argv: Sequence[str], prog: str) -> int:
-    """Trains as the command line says; returns the exit status, after one line on stderr when something is wrong."""
+    """Train as the command line says and return the exit status, after one line on stderr when something is wrong."""
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
