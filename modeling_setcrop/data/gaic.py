@@ -17,10 +17,9 @@ from datasets import DatasetDict
 
 from .cache import build
 from .reading import boxes_inside, files_in, held_out, image_size, images_by_stem, read_annotation_text
-from .schema import GOOD_RATING, DataError, Problems, Row, good_or_best
+from .schema import GOOD_RATING, RATING_SCALE, DataError, Problems, Row, good_or_best
 
 NOT_RATED = -2.0
-LOWEST_SCORE, HIGHEST_SCORE = 1.0, 5.0
 # Version 1 has no validation split: 36 of its 1,036 training images are held out.
 V1_VALIDATION_SHARE = 36 / 1036
 V1_VALIDATION_SEED = 0
@@ -79,7 +78,7 @@ def read_annotation(path: str | os.PathLike, problems: Problems) -> tuple[np.nda
         table, numbers = _parse_lines(path, text, problems)
     scores = table[:, 4]
     rated = scores != NOT_RATED
-    valid = (scores >= LOWEST_SCORE) & (scores <= HIGHEST_SCORE)
+    valid = (scores >= RATING_SCALE[0]) & (scores <= RATING_SCALE[1])
     for index in np.flatnonzero(rated & ~valid):
         message = f"score {scores[index]:g} is neither in 1..5 nor -2 (not rated)"
         problems.add("score out of range", path, message, numbers[index])

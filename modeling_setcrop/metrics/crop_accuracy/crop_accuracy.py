@@ -48,7 +48,7 @@ class CropAccuracy(evaluate.Metric):
         predictions: list[dict],
         references: list[dict],
         n: tuple[int, ...] = (1, 5, 10),
-        eps: tuple[float, ...] = (0.85, 0.90),
+        eps: tuple[float, ...] = catalogue.EPS,
         equals: bool = False,
     ) -> dict[str, float]:
         arguments = (

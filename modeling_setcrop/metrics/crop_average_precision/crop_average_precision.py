@@ -45,7 +45,7 @@ class CropAveragePrecision(evaluate.Metric):
         predictions: list[dict],
         references: list[dict],
         k: tuple[int, ...] = (5, 10, 40),
-        eps: tuple[float, ...] = (0.85, 0.90),
+        eps: tuple[float, ...] = catalogue.EPS,
     ) -> dict[str, float]:
         arguments = (
             [np.array(row["boxes"]) for row in predictions],

@@ -37,7 +37,7 @@ class CropSet(evaluate.Metric):
         predictions: list[dict],
         references: list[dict],
         k: tuple[int, ...] = (5, 10),
-        eps: tuple[float, ...] = (0.85, 0.90),
+        eps: tuple[float, ...] = catalogue.EPS,
     ) -> dict[str, float]:
         pred_boxes = [np.array(row["boxes"]) for row in predictions]
         pred_scores = [np.array(row["scores"]) for row in predictions]
