@@ -16,7 +16,7 @@ import gzip
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,6 +40,9 @@ SIZES = [(LONG, side) for side in range(64, LONG + 1, STRIDE)] + [(side, LONG) f
 SOURCES = ["editors", "people", "raters"]
 RATERS_SHARE = 1 / 8
 PEOPLE_SHARE = 0.6
+# FCDB's training images that are kept out, to choose by.
+HELD_OUT = 80
+LOGGED_EVERY = 50
 
 
 def nearest_size(ratio: float) -> tuple[int, int]:
@@ -179,7 +182,9 @@ def batch_loss(
     slide = -(wanted * torch.log_softmax(slid / 0.3, dim=2)).sum(2)
     looks = batch["importance"]
     seen = (batch["source"] != SOURCES.index("raters")).float()[:, None, None].expand_as(looks)
-    importance = nn.functional.binary_cross_entropy(encoded.importance, looks, weight=seen)
+    # On a GPU the loss itself would stop at what is not a number, without a word.
+    predicted_looks = encoded.importance.nan_to_num().clamp(0, 1)
+    importance = nn.functional.binary_cross_entropy(predicted_looks, looks, weight=seen)
     return {
         "rating": (nn.functional.smooth_l1_loss(rated, target, reduction="none") * weight).sum() / weight.sum(),
         "order": ((centred - target_centred).square() * weight).sum() / weight.sum(),
@@ -304,7 +309,7 @@ def new_model(start: str, dropout: float = 0.1) -> SetCropForImageCropping:
     return model
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--editor-data", type=Path, required=True)
     parser.add_argument("--raters-data", type=Path)
@@ -327,69 +332,85 @@ def main() -> None:
     parser.add_argument("--average", type=float, default=0.998, help="decay of the average of the weights")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw views")
-    args = parser.parse_args()
-    torch.manual_seed(args.seed)
-    torch.set_num_threads(1)
-    found = Problems()
-    images = list(read_editor_images(args.editor_data, found))
+    return parser.parse_args()
+
+
+def read_data(args: argparse.Namespace) -> tuple[list[EditorImage], list[EditorImage]]:
+    """Images to train on and to choose by: the validation split and 80 of FCDB's training images."""
+    images = list(read_editor_images(args.editor_data, Problems()))
     images = with_faces(images, args.faces) if args.faces else images
     train = [image for image in images if image.split == "train"]
     order = np.random.default_rng(1).permutation(len(train))
-    people = [i for i in order if train[i].labels.people is not None][-80:]
-    held = [train[i] for i in people]  # of FCDB's training images, to choose by
-    train = [train[i] for i in order[: round(len(order) * args.share)] if i not in set(people)]
-    val = [image for image in images if image.split == "val"] + held
-    pixels, val_pixels = ([np.asarray(read_image(image.path)) for image in part] for part in (train, val))
-    raters = read_raters(args.raters_data, train) if args.raters_data else {}
-    print(len(train), "training images", len(val), "for validation;", len(raters), "with raters' crops", flush=True)
+    held = [i for i in order if train[i].labels.people is not None][-HELD_OUT:]
+    val = [image for image in images if image.split == "val"] + [train[i] for i in held]
+    return [train[i] for i in order[: round(len(order) * args.share)] if i not in set(held)], val
 
-    model = new_model(args.start, args.dropout)
-    model.to(args.device).train()
-    model.model.backbone.to(memory_format=torch.channels_last)
+
+def batches(views: Views, args: argparse.Namespace) -> Iterator[dict[str, torch.Tensor]]:
+    """Batches on the device, without end, drawn by worker processes."""
+    loader = DataLoader(
+        views, batch_size=None, num_workers=args.workers, prefetch_factor=4, pin_memory=args.device != "cpu"
+    )
+    for batch in loader:
+        yield {name: values.to(args.device, non_blocking=True) for name, values in batch.items()}
+
+
+def train_first_stage(
+    model: SetCropForImageCropping,
+    loader: Iterator[dict[str, torch.Tensor]],
+    validated: Callable[[SetCropForImageCropping], dict[str, float]],
+    args: argparse.Namespace,
+) -> None:
+    """Train, and keep the average of the weights and the log in the output folder.
+
+    Raises:
+        FloatingPointError: a loss is not a number; the last validated weights are in the output folder.
+    """
     groups = parameter_groups(model, args)
     optimizer = torch.optim.AdamW(groups, weight_decay=args.weight_decay)
     rates = [group["lr"] for group in groups]
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(args.average))
-    loader = iter(
-        DataLoader(
-            Views(train, pixels, raters, args.batch_size, args.seed),
-            batch_size=None,
-            num_workers=args.workers,
-            prefetch_factor=4,
-            pin_memory=args.device != "cpu",
-        )
-    )
-    args.output_dir.mkdir(parents=True, exist_ok=True)
     began, step, done, sums = time.time(), 0, 0.0, {}
     while done < 1:
         done = (time.time() - began) / 60 / args.minutes if args.minutes else step / args.steps
         factor = min(1, (step + 1) / 200) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(done, 1))))
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * factor
-        batch = {name: values.to(args.device, non_blocking=True) for name, values in next(loader).items()}
-        losses = batch_loss(model, batch, args.windows_weight)
-        loss = sum(losses.values())
+        losses = batch_loss(model, next(loader), args.windows_weight)
         optimizer.zero_grad()
-        loss.backward()
+        sum(losses.values()).backward()
         nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], 1.0)
         optimizer.step()
         average.update_parameters(model)
         step += 1
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + value.detach()
-        if step % 50 == 0:
-            line = {
-                "step": step,
-                "seconds": round(time.time() - began),
-                "lr": factor,
-                **{k: round(v.item() / 50, 4) for k, v in sums.items()},
-            }
-            note(args.output_dir, line)
+        line = {"step": step, "seconds": round(time.time() - began)}
+        if step % LOGGED_EVERY == 0:
+            means = {name: round(value.item() / LOGGED_EVERY, 4) for name, value in sums.items()}
+            note(args.output_dir, {**line, "lr": factor, **means})
+            if not all(map(math.isfinite, means.values())):
+                raise FloatingPointError(f"step {step}: a loss is not a number; lower the learning rates")
             sums = {}
         if step % args.validate_every == 0 or done >= 1:
-            line = {"step": step, "seconds": round(time.time() - began), **validate(average.module, val, val_pixels)}
-            note(args.output_dir, line)
+            note(args.output_dir, {**line, **validated(average.module)})
             average.module.save_pretrained(args.output_dir)
+
+
+def main() -> None:
+    args = parse_arguments()
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(1)
+    train, val = read_data(args)
+    pixels, val_pixels = ([np.asarray(read_image(image.path)) for image in part] for part in (train, val))
+    raters = read_raters(args.raters_data, train) if args.raters_data else {}
+    print(len(train), "training images", len(val), "for validation;", len(raters), "with raters' crops", flush=True)
+    model = new_model(args.start, args.dropout)
+    model.to(args.device).train()
+    model.model.backbone.to(memory_format=torch.channels_last)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    loader = batches(Views(train, pixels, raters, args.batch_size, args.seed), args)
+    train_first_stage(model, loader, lambda average: validate(average, val, val_pixels), args)
 
 
 if __name__ == "__main__":
