@@ -16,8 +16,8 @@ from ._registration import register_with_transformers
 if TYPE_CHECKING:
     from .backbone_efficientnet_lite import EfficientNetLiteBackbone, EfficientNetLiteConfig
     from .configuration_setcrop import SetCropConfig
+    from .crop_constraints import ConstraintError
     from .crop_options import CropOptions
-    from .crop_selection import ConstraintError
     from .image_processing_pil_setcrop import SetCropImageProcessorPil
     from .image_processing_setcrop import SetCropImageProcessor as SetCropImageProcessor
     from .image_reading import ImageFileError
@@ -33,7 +33,7 @@ DEFAULT_CHECKPOINT = str(Path(__file__).parent / "checkpoints" / "setcrop-lite")
 # Where each name is.
 _MODULES = {
     "CheckpointError": "runtime.checkpoint",
-    "ConstraintError": "crop_selection",
+    "ConstraintError": "crop_constraints",
     "CropOptions": "crop_options",
     "Cropper": "runtime.cropper",
     "EfficientNetLiteBackbone": "backbone_efficientnet_lite",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .crop_selection import Prediction
+from .crop_judging import Prediction
 
 
 class EncodedImage:

@@ -15,7 +15,7 @@ from transformers.models.conditional_detr.image_processing_pil_conditional_detr 
 
 from .coco_annotations import crops_of_coco
 from .crop_geometry import covering_order, cxcywh_to_xyxy, good_crop_probability, nms, rank, xyxy_to_cxcywh
-from .crop_selection import best_probabilities
+from .crop_judging import best_probabilities
 from .image_preprocessing import resized_size
 
 # Resizing and annotation tools round: a corner this far outside (pixels) belongs on the edge.

@@ -9,18 +9,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from modeling_setcrop.crop_constraints import ConstraintError, CropConstraints
 from modeling_setcrop.crop_geometry import box_area, box_intersection, box_iou, pixel_sizes
+from modeling_setcrop.crop_judging import Prediction, centre_of_mass
 from modeling_setcrop.crop_options import CropOptions
-from modeling_setcrop.crop_selection import (
-    ConstraintError,
-    CropConstraints,
-    Prediction,
-    Selection,
-    centre_of_mass,
-    judge_image,
-    select_crops,
-    suggest,
-)
+from modeling_setcrop.crop_selection import Selection, judge_image, select_crops, suggest
 
 sides = st.integers(1, 700)
 ratios = st.sampled_from([16 / 9, 1.0, 4 / 5, 9 / 16, 2.39, 1 / 3]) | st.floats(0.1, 10)

@@ -9,7 +9,7 @@ from PIL import ExifTags, Image
 from transformers import pipeline
 
 import modeling_setcrop
-from modeling_setcrop.crop_selection import ConstraintError
+from modeling_setcrop.crop_constraints import ConstraintError
 from modeling_setcrop.image_reading import LoadedImage
 from modeling_setcrop.image_sources import read_any_image
 

@@ -14,7 +14,7 @@
  * onnx/model.onnx (pixel_values -> logits, pred_boxes, pred_scores and an encoding) and, where it can rate boxes,
  * onnx/scorer.onnx (boxes and the encoding -> scores). `ort` is onnxruntime-web, or anything with its interface.
  *
- * The search is Python's (crop_selection.py and crop_geometry.py), function by function and with NumPy's rounding, so
+ * The search is Python's (crop_search.py and crop_geometry.py), function by function and with NumPy's rounding, so
  * that both give the same crops. Boxes are [x1, y1, x2, y2] in whole pixels of the image as displayed.
  */
 
@@ -181,7 +181,7 @@ function distinct(boxes, [height, width]) {
 
 // ------------------------------------------------------------------------------------------------------- the search
 
-// As in crop_selection.py.
+// As in crop_search.py.
 const COSTS = { min_size: 1, min_area: 1, max_area: 1, avoid: 10, keep: 100 };
 const SIZES = 3, SMALLEST = 0.65, FITTED = 20, SMALLEST_FITTED = 0.2, STEPS = 12, STEPS_PER_SHAPE = 8, REFINED = 2;
 const MOVES = [-0.6, -0.3, 0, 0.3, 0.6], SCALES = [0.93, 0.965, 1.035, 1.07], REFINED_NMS = 0.8;

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..crop_selection import Prediction
+from ..crop_judging import Prediction
 from .checkpoint import (
     CONFIG,
     GRAPH_FOLDER,
