@@ -71,8 +71,8 @@ class Prediction:
     def set_merit(self) -> np.ndarray:
         """What the predicted set is ranked by, see [`merit`]."""
         if self.rate is None:
-            return _settled(self.validity)
-        return self.merit(self.boxes) if self.ratings is None else _settled(self.ratings)
+            return settled(self.validity)
+        return self.merit(self.boxes) if self.ratings is None else settled(self.ratings)
 
     def merit(self, boxes: np.ndarray) -> np.ndarray:
         """Return what boxes (M, 4) in pixels are ranked by (M,): the rating, 1..5, or without one the probability.
@@ -82,14 +82,14 @@ class Prediction:
         if len(boxes) == 0:
             return np.zeros(0)
         if self.rate is None:
-            return _settled((box_iou(boxes, self.boxes) * self.validity).max(axis=-1))
+            return settled((box_iou(boxes, self.boxes) * self.validity).max(axis=-1))
         height, width = self.image_size
         shares = xyxy_to_cxcywh(boxes / [width, height, width, height])
-        return _settled(self.rate(shares.astype(np.float32)))
+        return settled(self.rate(shares.astype(np.float32)))
 
     def score(self, merit: np.ndarray) -> np.ndarray:
         """Probabilities (M,) in 0..1 that people call crops with such merits good."""
-        return merit if self.rate is None else _settled(good_crop_probability(merit))
+        return merit if self.rate is None else settled(good_crop_probability(merit))
 
 
 def best_probabilities(logits: np.ndarray) -> np.ndarray:
@@ -102,7 +102,7 @@ def best_probabilities(logits: np.ndarray) -> np.ndarray:
     return weights / weights.sum()
 
 
-def _settled(values: np.ndarray) -> np.ndarray:
+def settled(values: np.ndarray) -> np.ndarray:
     """Values without their last bits, in which one way of computing differs from another: equal crops rank equally."""
     return np.round(np.asarray(values, np.float64) * 2**14) / 2**14
 

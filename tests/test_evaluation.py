@@ -24,7 +24,7 @@ from modeling_setcrop.evaluation.measures import (
     measure_human_agreement,
     resample,
 )
-from modeling_setcrop.evaluation.predict import suppress
+from modeling_setcrop.evaluation.predict import _predict_batch, suppress
 from modeling_setcrop.evaluation.run import run
 from modeling_setcrop.metrics import pairwise_iou
 
@@ -231,6 +231,23 @@ def test_predictions_are_the_processors_crops_whatever_the_batch(photo_set, tiny
         for alone, together in zip(getattr(one, name), getattr(many, name), strict=True):
             np.testing.assert_array_equal(alone, together)
     assert [len(scores) for scores in one.candidate_scores] == [3, 3, 3]
+
+
+def test_a_crop_that_labels_name_twice_has_one_rating_on_every_runtime(tiny_model, tiny_processor):
+    class Runtime:
+        """A model whose ratings of equal boxes differ in the last bits, as a batched product's rows may."""
+
+        device, dtype, config = tiny_model.device, tiny_model.dtype, tiny_model.config
+
+        def __call__(self, pixel_values, candidate_boxes):
+            outputs = tiny_model(pixel_values=pixel_values, candidate_boxes=candidate_boxes)
+            outputs["crop_scores"] = outputs.crop_scores + torch.arange(candidate_boxes.shape[1]) * 1e-6
+            return outputs
+
+    twice = np.tile(np.array([[2.0, 3.0, 40.0, 44.0]]), (2, 1)) / 64
+    (answer,) = _predict_batch(Runtime(), tiny_processor, torch.zeros(1, 3, 64, 64), [twice])
+    first, second = answer.candidate_scores
+    assert first == second
 
 
 def test_a_model_that_reranks_is_measured_by_its_validities_too(photo_set, tiny_model, tiny_processor):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from .data_options import RatingScale, needs_extra, parse_rating_scale
+from .data_options import LAYOUTS_HELP, RatingScale, needs_extra, parse_rating_scale
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -24,9 +24,7 @@ _SHOWN = 5
 _BAR = 40
 
 Folder = Annotated[Path, typer.Argument(help="Folder of the data set.")]
-Layout = Annotated[
-    str, typer.Option(help="gaic, cpc, flms, fcdb, folder, coco, imagefolder, saved, label-studio or cvat.")
-]
+Layout = Annotated[str, typer.Option(help=LAYOUTS_HELP)]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first bad entry.")]
 
 

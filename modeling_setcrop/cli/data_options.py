@@ -8,11 +8,13 @@ from typing import Annotated
 
 import typer
 
+from ..training.arguments import LAYOUT_NAMES
 from . import options as shared
 
 # Packages of the extras, by the name under which they are imported.
 _OPTIONAL = frozenset({"accelerate", "datasets", "evaluate", "matplotlib", "pyarrow", "yaml"})
 
+LAYOUTS_HELP = f"How the data set lies in its folder: {', '.join(LAYOUT_NAMES[:-1])} or {LAYOUT_NAMES[-1]}."
 RatingScale = Annotated[
     str | None,
     typer.Option(

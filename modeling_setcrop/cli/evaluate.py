@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from .data_options import RatingScale, needs_extra, parse_rating_scale
+from .data_options import LAYOUTS_HELP, RatingScale, needs_extra, parse_rating_scale
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -21,7 +21,7 @@ Model = Annotated[
     str | None, typer.Option(help="Checkpoint folder or Hub name (the packaged one), or 'none': baselines alone.")
 ]
 Data = Annotated[Path, typer.Option(help="Folder of the data set.")]
-Layout = Annotated[str, typer.Option(help="gaic, cpc, flms, fcdb, folder or saved.")]
+Layout = Annotated[str, typer.Option(help=LAYOUTS_HELP)]
 Split = Annotated[str, typer.Option(help="train, validation, test or all.")]
 TrainData = Annotated[
     Path | None,

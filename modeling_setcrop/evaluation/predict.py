@@ -13,6 +13,7 @@ from datasets import Image as ImageFeature
 from torch import nn
 
 from ..crop_geometry import nms, xyxy_to_cxcywh
+from ..crop_judging import settled
 from ..data.collation import batches_of_one_size, read_image
 from ..data.schema import Problems
 from ..image_processing_pil_setcrop import resized_size
@@ -146,7 +147,8 @@ def _predict_batch(
         as_set = [(box, np.linspace(1, 0, len(box), endpoint=False)) for box in boxes]
     scores = [None] * len(crops)
     if candidates is not None:
-        predicted = outputs.crop_scores.cpu().double().numpy()
+        # Some labels name one crop twice; without the last bits both have one rating on every runtime.
+        predicted = settled(outputs.crop_scores.cpu().double().numpy())
         scores = [row[: len(boxes)] for row, boxes in zip(predicted, candidates, strict=True)]
     return [_Answer(*parts) for parts in zip(crops, scores, by_validity, as_set, strict=True)]
 
