@@ -3,10 +3,10 @@
     python benchmarks/crop_quality.py --editor-data DIR [--flms DIR] [--gaic DIR] [--site-crops DIR] [--model DIR]
         [--method NAME ...] [--out FILE.json]
 
-Methods: the model through its pipeline, the best answer that never looks at the image (constant), smartcrop.py, and
-libvips' attention crop. Every figure is a mean with its 95 % bootstrap interval over images. A window is the largest
-crop of an aspect ratio. Faces are those that OpenCV's frontal cascade finds (`pip install "opencv-python-headless<5"`;
-version 5 has none).
+Methods: the model through its pipeline (`faces`: the faces that `--keep faces` finds are wishes), the best answer that
+never looks at the image (constant), smartcrop.py, and libvips' attention crop. Every figure is a mean with its 95 %
+bootstrap interval over images. A window is the largest crop of an aspect ratio. Faces are those that OpenCV's frontal
+cascade finds (`pip install "opencv-python-headless<5"`; version 5 has none), which is not the package's detector.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ import modeling_setcrop
 from modeling_setcrop.crop_geometry import box_iou
 from modeling_setcrop.data import Problems
 from modeling_setcrop.data.editor import EditorImage, read_editor_images
+from modeling_setcrop.image_reading import decode_image
+from modeling_setcrop.images.faces import find_faces as detect_faces
 from modeling_setcrop.metrics.functional import average_precision
+from modeling_setcrop.runs.content import FACE_WEIGHT
 
 FACE_RATIOS = (16 / 9, 2.0, 1.0, 4 / 5, 9 / 16)
 _SALIENCY_SIDE = 512
@@ -150,6 +153,14 @@ class Model(Method):
             given = torch.from_numpy(centres).float()[None]
             chosen = None if source is None else torch.tensor([source])
             return model.score_crops(given, encoded, source=chosen)[0].numpy()
+
+
+class KeepFaces(Model):
+    """A checkpoint as `setcrop crop --keep faces` asks it: faces that the package's detector finds are wishes."""
+
+    def _boxes(self, image: Image.Image, **options) -> Crops:
+        found = detect_faces(decode_image(image, self.cropper.short_side))
+        return super()._boxes(image, keep=[(*box, FACE_WEIGHT) for box in found], **options)
 
 
 def constant_boxes(firsts: Crops, good: Crops, count: int = 10) -> Crops:
@@ -411,6 +422,7 @@ def main() -> None:
         "vips": Vips,
         "model": lambda: Model("SetCrop", args.model),
         "tight": lambda: Model("SetCrop, tight", args.model, "tight"),
+        "faces": lambda: KeepFaces("SetCrop, keep faces", args.model),
         "loose": lambda: Model("SetCrop, loose", args.model, "loose"),
     }
     entries = list(read_editor_images(args.editor_data, Problems()))

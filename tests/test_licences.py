@@ -27,5 +27,5 @@ def test_every_weight_and_image_has_its_licence():
 
 def test_the_notice_names_what_is_not_ours():
     notice = (ROOT / "NOTICE").read_text()
-    for name in ("EfficientNet-Lite", "ML Illustrated", "Budgie Backgrounds", "CC0", "HuggingFace"):
+    for name in ("EfficientNet-Lite", "ML Illustrated", "Budgie Backgrounds", "CC0", "HuggingFace", "MediaPipe"):
         assert name in notice

@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 from conftest import ROOT
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw
 from transformers import pipeline
 
 from modeling_setcrop import CropOptions, Cropper
+from modeling_setcrop.cli import options
 from modeling_setcrop.crop_options import turned_with
 from modeling_setcrop.image_reading import decode_image
 from modeling_setcrop.image_trimming import content_box
 from modeling_setcrop.runs.content import Content
 from modeling_setcrop.runs.sources import Source
+
+PORTRAIT = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
 
 
 @pytest.fixture(scope="module")
@@ -182,50 +187,43 @@ def test_content_comes_from_a_file_for_each_image(photo, tmp_path, tiny_checkpoi
         assert failed.returncode == 1 and part in failed.stderr and failed.stderr.count("\n") == 1
 
 
-def drawn_face(side: int = 100) -> Image.Image:
-    """A face as simple as a detector takes for one."""
-    image = Image.new("L", (2 * side, 2 * side), 120)
-    draw, middle, skin = ImageDraw.Draw(image), side, 190
-
-    def place(*shares: float) -> tuple[float, ...]:
-        return tuple(middle + share * side for share in shares)
-
-    draw.ellipse(place(-0.5, -0.68, 0.5, 0.68), fill=skin)
-    draw.pieslice(place(-0.52, -0.75, 0.52, 0.35), 190, 350, fill=60)
-    draw.ellipse(place(-0.42, -0.45, 0.42, 0.5), fill=skin)
-    for eye in (-0.2, 0.2):
-        draw.rectangle(place(eye - 0.13, -0.22, eye + 0.13, -0.17), fill=60)
-        draw.ellipse(place(eye - 0.12, -0.14, eye + 0.12, -0.02), fill=40)
-    draw.polygon([place(0, -0.05), place(-0.07, 0.2), place(0.07, 0.2)], fill=skin + 25)
-    draw.rectangle(place(-0.09, 0.19, 0.09, 0.22), fill=skin - 60)
-    draw.ellipse(place(-0.18, 0.33, 0.18, 0.42), fill=90)
-    return image.filter(ImageFilter.GaussianBlur(side / 40)).convert("RGB")
-
-
 def test_faces_are_wishes_or_with_strict_must_be_kept(tmp_path):
-    cv2 = pytest.importorskip("cv2", reason="needs OpenCV 4: pip install 'setcrop[faces]'")
-    if not hasattr(cv2, "CascadeClassifier"):
-        pytest.skip(f"OpenCV {cv2.__version__} has no face detector: pip install 'setcrop[faces]'")
-    image = Image.new("RGB", (1200, 800), (120, 120, 120))
-    image.paste(drawn_face(), (900, 500))
-    loaded = decode_image(image, 400)
-    photo = Source(tmp_path / "a.jpg", tmp_path, "a")
+    with Image.open(PORTRAIT) as image:
+        loaded = decode_image(image, 400)
+    portrait = Source(tmp_path / "a.jpg", tmp_path, "a")
     content = Content.read(None, faces=True)
-    wish = content.options(CropOptions(), photo, loaded).keep
-    must = content.options(CropOptions(strict=True), photo, loaded).keep
+    wish = content.options(CropOptions(), portrait, loaded).keep
+    must = content.options(CropOptions(strict=True), portrait, loaded).keep
     assert len(wish) == len(must) == 1 and wish[0][:4] == must[0] and 0 < wish[0][4] <= 1
-    x1, y1, x2, y2 = must[0]
-    assert 900 <= x1 < 1000 < x2 <= 1100 and 500 <= y1 < 600 < y2 <= 700
 
 
-def test_faces_without_a_detector_are_an_error_at_once(photos, monkeypatch):
-    from modeling_setcrop.cli import options
-    from modeling_setcrop.images import faces
+@pytest.mark.parametrize("ratio", [(16, 9), (2, 1), (3, 1)])
+def test_the_command_keeps_a_face_where_the_ratio_leaves_room(ratio, tmp_path):
+    """The head at the upper edge, the lower edge and a side, where crops of wide ratios like to cut."""
+    head = (150, 90, 385, 360)
+    with Image.open(PORTRAIT) as image:
+        face = image.convert("RGB").crop(head).resize((140, 160))
+    (tmp_path / "in").mkdir()
+    places = {"top": (400, 0), "bottom": (400, 640), "left": (0, 320)}
+    for name, place in places.items():
+        photo = Image.new("RGB", (1000, 800), (110, 130, 150))
+        photo.paste(face, place)
+        photo.save(tmp_path / "in" / f"{name}.jpg", quality=95)
+    asked = ["--keep", "faces", "--strict", "--top-k", 1, "--aspect-ratio", "{}:{}".format(*ratio)]
+    manifest = tmp_path / "manifest.jsonl"
+    answer = run("crop", tmp_path / "in", "--out", tmp_path / "out", "--manifest", manifest, *asked)
+    assert answer.returncode == 0, answer.stderr
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    assert len(rows) == len(places)
+    for row in rows:
+        x, y = places[Path(row["source"]).stem]
+        crop = {"box": {name: row[name] for name in ("xmin", "ymin", "xmax", "ymax")}}
+        # Brow to chin, between the temples.
+        assert held(crop, (x + 27, y + 50, x + 107, y + 137)) == 1
+        assert ratio_of(crop) == pytest.approx(ratio[0] / ratio[1], rel=0.01)
 
-    def missing() -> None:
-        raise faces.FacesUnavailable("faces need OpenCV 4: pip install 'setcrop[faces]'")
 
-    monkeypatch.setattr(faces, "check_faces", missing)
-    with pytest.raises(options.UsageError, match="OpenCV 4"):
-        options.content_options({"keep": ["faces"]})
+def test_faces_go_with_other_content_to_keep():
     assert options.selection_options({"keep": ["faces", "1,2"]}).keep == ((1.0, 2.0),)
+    assert options.content_options({"keep": ["faces", "1,2"]}).faces
+    assert not options.content_options({"keep": ["1,2"]}).faces

@@ -144,18 +144,13 @@ def content_options(params: Mapping[str, Any]) -> Content:
     """Return what single images' crops must or had better keep and avoid, from a command's parameters.
 
     Raises:
-        UsageError: The file cannot be read, or faces cannot be found.
+        UsageError: The file cannot be read.
     """
     from ..runs.content import Content
 
-    faces = FACES in (params.get("keep") or [])
     try:
-        if faces:
-            from ..images.faces import check_faces
-
-            check_faces()
-        return Content.read(params.get("content"), faces)
-    except (OSError, ValueError, ImportError) as error:
+        return Content.read(params.get("content"), faces=FACES in (params.get("keep") or []))
+    except (OSError, ValueError) as error:
         raise UsageError(str(error)) from None
 
 

@@ -243,7 +243,7 @@ def _write_graph(
             written: Any = torch.onnx.export(
                 program, dynamo=True, input_names=list(inputs), output_names=outputs, verbose=False
             )
-            graph = _compact(written.model_proto)
+            graph = compact_graph(written.model_proto)
             if "source" in inputs:
                 _make_optional(graph, "source", inputs["source"].numpy())
             onnx.save(graph, path)
@@ -258,7 +258,7 @@ def _make_optional(graph: Any, name: str, default: np.ndarray) -> None:
     graph.graph.initializer.append(numpy_helper.from_array(default, name))
 
 
-def _compact(graph: Any) -> Any:
+def compact_graph(graph: Any) -> Any:
     """Return a graph whose weights are stored in half precision, cast when it is loaded.
 
     What half precision does not hold exactly, such as what follows from several weights, stays as it is.
@@ -338,7 +338,7 @@ def halve(source: Path, target: Path) -> None:
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    onnx.save(_compact(convert_float_to_float16(_expanded(onnx.load(source)), keep_io_types=True)), target)
+    onnx.save(compact_graph(convert_float_to_float16(_expanded(onnx.load(source)), keep_io_types=True)), target)
 
 
 def quantize(processor: Any, source: Path, target: Path, images: Sequence[str | Path]) -> None:
@@ -371,7 +371,7 @@ def quantize(processor: Any, source: Path, target: Path, images: Sequence[str | 
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
         )
-        onnx.save(_compact(onnx.load(target)), target)
+        onnx.save(compact_graph(onnx.load(target)), target)
     finally:
         logging.disable(disabled)
 
