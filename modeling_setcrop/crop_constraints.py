@@ -70,6 +70,9 @@ class CropConstraints:
             aspect_ratio = turned
         largest = image_size[::-1] if aspect_ratio is None else pixel_sizes(aspect_ratio, image_size)[-1]
         met = shown[0] <= largest[0] and shown[1] <= largest[1]
+        wishes = np.concatenate(
+            [_wishes(options.keep, image_size, "keep"), _wishes(options.avoid, image_size, "avoid") * _AGAINST]
+        )
         return cls(
             aspect_ratio=aspect_ratio,
             min_area=options.min_area or 0.0,
@@ -77,9 +80,7 @@ class CropConstraints:
             min_size=(max(least[0], shown[0]), max(least[1], shown[1])) if met else least,
             keep=_content_boxes([item for item in options.keep if len(item) in (2, 4)], image_size, "keep"),
             avoid=_content_boxes([item for item in options.avoid if len(item) == 4], image_size, "avoid"),
-            wishes=np.concatenate(
-                [_wishes(options.keep, image_size, "keep"), _wishes(options.avoid, image_size, "avoid") * _AGAINST]
-            ),
+            wishes=wishes[wishes[:, 4] != 0],  # one of weight 0 asks for nothing
             unmet_size=None if met else shown,
         )
 
