@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO, cast
 
 from PIL import ExifTags, Image, ImageCms, ImageStat, UnidentifiedImageError
 
@@ -230,13 +230,13 @@ def _raw_preview(file: IO[bytes], named: str) -> IO[bytes]:
     except ImportError:
         raise ImageFileError(named, "raw files need the package rawpy") from None
     try:
-        with rawpy.imread(file) as raw:
+        with rawpy.imread(cast(BinaryIO, file)) as raw:
             preview = raw.extract_thumb()
     except (rawpy.LibRawError, OSError, ValueError) as error:
         raise ImageFileError(named, f"not a raw file with a preview ({one_line(error)})") from None
     if preview.format != rawpy.ThumbFormat.JPEG:
         raise ImageFileError(named, "its preview is no JPEG image")
-    return io.BytesIO(preview.data)
+    return io.BytesIO(cast(bytes, preview.data))
 
 
 @contextmanager
