@@ -91,7 +91,8 @@ def test_willow_features_lie_where_a_turned_file_has_them(site, photos):
     exif = Image.Exif()
     exif[0x0112] = 3
     turned = features(upright.transpose(Image.Transpose.ROTATE_180), exif=exif)
-    assert np.array_equal(np.sort([480, 320] - turned, axis=0), features(upright))
+    # Both are scaled down before they are turned, which can round a pixel differently.
+    assert np.abs(np.sort([480, 320] - turned, axis=0) - features(upright)).max() <= 2
 
 
 @pytest.mark.parametrize("tight", [False, True])
