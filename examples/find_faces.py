@@ -22,12 +22,11 @@ from rich.progress import track
 from modeling_setcrop.crop_geometry import box_area, box_intersection
 from modeling_setcrop.data import Problems
 from modeling_setcrop.data.editor import read_editor_images
+from modeling_setcrop.images.faces import with_hair
 
 # Narrower faces, in [0, 1] of the image's width, decide no crop.
 _LEAST_WIDTH = 0.03
 _LEAST_CONFIDENCE = 0.55
-# How much of a box's width or height is added at its left, top, right and bottom.
-_GROWN = np.array([-0.04, -0.25, 0.04, 0.02])
 _SAME_FACE = 0.3
 
 
@@ -46,8 +45,7 @@ def faces(pixels: np.ndarray, detectors: list) -> np.ndarray:
         smaller = np.minimum(box_area(kept), box_area(corners))
         if (box_intersection(corners, kept)[0] < _SAME_FACE * smaller).all():
             kept = np.concatenate([kept, corners])
-    sides = np.tile(kept[:, 2:] - kept[:, :2], 2)
-    return (kept + _GROWN * sides).clip(0, 1)
+    return with_hair(kept).clip(0, 1)
 
 
 def main() -> None:

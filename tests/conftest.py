@@ -61,6 +61,40 @@ def tiny_model():
     return model
 
 
+def small_setcrop_lite(variant: str = "lite0", width: int = 32, **options):
+    """A model with random weights, made as setcrop-lite is: eyes, and three maps, the finest for scoring alone.
+
+    `width` is that of every part; `options` are the configuration's and go before it.
+    """
+    import torch
+
+    from modeling_setcrop import EfficientNetLiteConfig, SetCropConfig, SetCropForImageCropping
+
+    torch.manual_seed(0)
+    backbone = EfficientNetLiteConfig(
+        variant=variant,
+        batch_norm=False,
+        hypercolumn=True,
+        detail=True,
+        out_features=["stage2", "stage3", "stage4"],
+    )
+    shape = dict(
+        d_model=width,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_ffn_dim=width,
+        decoder_ffn_dim=width,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        crop_scoring=True,
+        crop_scoring_dim=width,
+        crop_scoring_detail=True,
+        rating_sources=["editors", "people"],
+        rerank=True,
+    )
+    return SetCropForImageCropping(SetCropConfig(backbone_config=backbone, **{**shape, **options})).eval()
+
+
 @pytest.fixture(scope="session")
 def tiny_processor():
     """The image processor that goes with `tiny_model`."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import small_setcrop_lite
 from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import AutoModelForObjectDetection
 
-from modeling_setcrop import EfficientNetLiteConfig, SetCropConfig, SetCropForImageCropping
+from modeling_setcrop import SetCropForImageCropping
 from modeling_setcrop.backbone_efficientnet_lite import EfficientNetLiteConvolution
 
 # Upright and lying, square and slim, of every parity.
@@ -19,33 +20,16 @@ SHAPES = [
 
 def whole_model() -> SetCropForImageCropping:
     """A model with every option, small."""
-    torch.manual_seed(0)
-    backbone = EfficientNetLiteConfig(
-        variant="mobilenet_v2",
-        batch_norm=False,
-        hypercolumn=True,
-        detail=True,
-        out_features=["stage2", "stage3", "stage4"],
-    )
-    config = SetCropConfig(
-        backbone_config=backbone,
+    return small_setcrop_lite(
+        "mobilenet_v2",
+        width=16,
         num_queries=5,
-        d_model=16,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_ffn_dim=16,
-        decoder_ffn_dim=16,
         encoder_attention_heads=2,
         decoder_attention_heads=2,
         anchor_sizes=True,
-        crop_scoring=True,
-        crop_scoring_detail=True,
-        crop_scoring_dim=16,
         rating_sources=["first", "second"],
         subject_map=True,
-        rerank=True,
     )
-    return SetCropForImageCropping(config).eval()
 
 
 def test_one_graph_serves_sizes_of_every_parity():

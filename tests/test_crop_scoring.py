@@ -5,38 +5,24 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from conftest import small_setcrop_lite
 
-from modeling_setcrop import EfficientNetLiteConfig, SetCropConfig, SetCropForImageCropping
+from modeling_setcrop import SetCropConfig
 from modeling_setcrop.crop_scoring_setcrop import _grid_lines, _interpolation
 from modeling_setcrop.loss_setcrop import rated_targets
 
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    backbone = EfficientNetLiteConfig(
-        batch_norm=False, hypercolumn=True, detail=True, out_features=["stage2", "stage3", "stage4"]
-    )
-    config = SetCropConfig(
-        backbone_config=backbone,
+    model = small_setcrop_lite(
         num_queries=12,
-        d_model=32,
-        encoder_layers=1,
         decoder_layers=2,
         encoder_ffn_dim=64,
         decoder_ffn_dim=64,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
         anchor_sizes=True,
-        crop_scoring=True,
-        crop_scoring_dim=32,
-        crop_scoring_detail=True,
-        rating_sources=["editors", "people"],
         tightness_sources={"default": "people"},
         subject_map=True,
-        rerank=True,
     )
-    model = SetCropForImageCropping(config).eval()
     torch.nn.init.normal_(model.model.source_embeddings.weight)
     torch.nn.init.normal_(model.bbox_predictor.layers[-1].weight, std=0.1)  # it starts at zero
     return model

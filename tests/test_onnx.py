@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from browser import ask_page, chromium
+from conftest import small_setcrop_lite
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection, ResNetConfig, pipeline
 from typer.testing import CliRunner
@@ -20,7 +21,6 @@ from hub_card.examples import PHOTOS
 from modeling_setcrop import (
     DEFAULT_CHECKPOINT,
     Cropper,
-    EfficientNetLiteConfig,
     SetCropConfig,
     SetCropForImageCropping,
     SetCropImageProcessorPil,
@@ -268,27 +268,7 @@ def test_the_papers_model_on_a_resnet_exports_without_a_scorer(tiny_processor, t
 
 def test_graphs_have_no_masks_einsum_or_padding_that_depends_on_the_image(tmp_path):
     """Slow operations, of a model as setcrop-lite is made: several eyes, fine detail, sides of whole cells."""
-    torch.manual_seed(0)
-    backbone = EfficientNetLiteConfig(
-        batch_norm=False, hypercolumn=True, detail=True, out_features=["stage2", "stage3", "stage4"]
-    )
-    config = SetCropConfig(
-        backbone_config=backbone,
-        num_queries=6,
-        d_model=32,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_ffn_dim=32,
-        decoder_ffn_dim=32,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
-        crop_scoring=True,
-        crop_scoring_dim=32,
-        crop_scoring_detail=True,
-        rating_sources=["editors", "people"],
-        rerank=True,
-    )
-    SetCropForImageCropping(config).save_pretrained(tmp_path / "lite")
+    small_setcrop_lite(num_queries=6).save_pretrained(tmp_path / "lite")
     processor = SetCropImageProcessorPil(size={"shortest_edge": 96, "longest_edge": 96}, size_divisor=16)
     processor.save_pretrained(tmp_path / "lite")
     report = export_onnx(tmp_path / "lite", tmp_path / "graphs", PHOTOS, dtypes=["q8"])

@@ -54,10 +54,15 @@ def find_faces(loaded: LoadedImage) -> list[tuple[float, float, float, float]]:
     x1, y1, x2, y2 = loaded.inside or (0, 0, loaded.size[1], loaded.size[0])
     boxes = _detected(image)
     # Clipped to the image, and to shares of it.
-    boxes = (boxes + np.tile(boxes[:, 2:] - boxes[:, :2], 2) * _GROWN) / np.tile(image.size, 2)
+    boxes = with_hair(boxes) / np.tile(image.size, 2)
     boxes = boxes.clip(0, 1) * [x2 - x1, y2 - y1, x2 - x1, y2 - y1] + [x1, y1, x1, y1]
     order = np.argsort(-np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), kind="stable")
     return [(float(a), float(b), float(c), float(d)) for a, b, c, d in boxes[order]]
+
+
+def with_hair(boxes: np.ndarray) -> np.ndarray:
+    """Return MediaPipe's boxes (F, 4) of faces, corners, grown to hold the hair; they may leave the image."""
+    return boxes + np.tile(boxes[:, 2:] - boxes[:, :2], 2) * _GROWN
 
 
 def _detected(image: Image.Image) -> np.ndarray:
