@@ -142,6 +142,7 @@ class EfficientNetLiteConvolution(nn.Module):
     ):
         super().__init__()
         self.half = kernel_size // 2
+        self.pointwise = kernel_size == stride == groups == 1
         self.convolution = nn.Conv2d(
             in_channels,
             out_channels,
@@ -164,8 +165,23 @@ class EfficientNetLiteConvolution(nn.Module):
             return F.conv2d(hidden, conv.weight, conv.bias, conv.stride, self.half, groups=conv.groups)
         return self.convolution(F.pad(hidden, (near_x, self.half, near_y, self.half)))
 
+    def _as_product(self, hidden: torch.Tensor) -> torch.Tensor:
+        """A 1 x 1 convolution as a matrix product.
+
+        PyTorch picks the kernel of a 1 x 1 convolution by the number of pixels, and a compiled graph is then good for
+        images on one side of that number only; a product serves every size.
+        """
+        convolution = self.convolution
+        product = convolution.weight.flatten(1) @ hidden.flatten(2)
+        if convolution.bias is not None:
+            product = product + convolution.bias[:, None]
+        return product.unflatten(2, hidden.shape[2:])
+
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        hidden = self.convolution(hidden) if self.convolution.stride == (1, 1) else self._strided(hidden)
+        if self.pointwise and torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+            hidden = self._as_product(hidden)
+        else:
+            hidden = self.convolution(hidden) if self.convolution.stride == (1, 1) else self._strided(hidden)
         return self.activation(self.normalization(hidden))
 
 

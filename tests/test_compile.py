@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from conftest import small_setcrop_lite
@@ -50,7 +52,16 @@ def test_one_graph_serves_sizes_of_every_parity():
     assert len(compiled) <= 2
 
 
-def test_images_of_sixteen_shapes_share_one_graph_or_two():
+@pytest.fixture(params=[1, 2])
+def threads(request) -> Iterator[int]:
+    """So many threads for PyTorch's kernels; which it picks depends on them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def test_images_of_sixteen_shapes_share_one_graph_or_two(threads):
     """Of the whole model with every option; what a backend then does with the graphs takes minutes."""
     model = whole_model()
     counter = CompileCounterWithBackend("eager")
