@@ -166,7 +166,7 @@ class EfficientNetLiteConvolution(nn.Module):
         return self.convolution(F.pad(hidden, (near_x, self.half, near_y, self.half)))
 
     def _as_product(self, hidden: torch.Tensor) -> torch.Tensor:
-        """A 1 x 1 convolution as a matrix product.
+        """Compute a 1 x 1 convolution as a matrix product.
 
         PyTorch picks the kernel of a 1 x 1 convolution by the number of pixels, and a compiled graph is then good for
         images on one side of that number only; a product serves every size.
