@@ -34,9 +34,8 @@ from modeling_setcrop.data.any_box_rating import rate_boxes
 from modeling_setcrop.data.crop_views import BOXES, distort, draw_view, draw_window, grid_boxes, stretched
 from modeling_setcrop.data.editor import EditorImage, read_editor_images
 
-STRIDE, LONG = 16, 256
+STRIDE = 16
 KEPT_LONG_SIDE = 400
-SIZES = [(LONG, side) for side in range(64, LONG + 1, STRIDE)] + [(side, LONG) for side in range(64, LONG, STRIDE)]
 SOURCES = ["editors", "people", "raters"]
 RATERS_SHARE = 1 / 8
 PEOPLE_SHARE = 0.6
@@ -45,9 +44,11 @@ HELD_OUT = 80
 LOGGED_EVERY = 50
 
 
-def nearest_size(ratio: float) -> tuple[int, int]:
-    """Width and height at which the model sees an image of this aspect ratio."""
-    return min(SIZES, key=lambda size: abs(math.log(size[0] / size[1] / ratio)))
+def nearest_size(ratio: float, long: int) -> tuple[int, int]:
+    """Width and height at which the model sees an image of this aspect ratio; its long side is `long` pixels."""
+    sides = range(math.ceil(long / 4 / STRIDE) * STRIDE, long + 1, STRIDE)
+    sizes = [(long, side) for side in sides] + [(side, long) for side in sides]
+    return min(sizes, key=lambda size: abs(math.log(size[0] / size[1] / ratio)))
 
 
 def read_image(path: Path) -> Image.Image:
@@ -97,8 +98,11 @@ def read_raters(path: Path, images: list[EditorImage]) -> dict[int, list[dict]]:
 class Views(IterableDataset):
     """Batches of views of one size, without end."""
 
-    def __init__(self, images: list[EditorImage], pixels: list[np.ndarray], raters: dict, batch: int, seed: int):
-        self.images, self.pixels, self.raters, self.batch, self.seed = images, pixels, raters, batch, seed
+    def __init__(
+        self, images: list[EditorImage], pixels: list[np.ndarray], raters: dict, batch: int, seed: int, long: int
+    ):
+        self.images, self.pixels, self.raters = images, pixels, raters
+        self.batch, self.seed, self.long = batch, seed, long
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         worker = get_worker_info()
@@ -126,7 +130,7 @@ class Views(IterableDataset):
         else:
             source = "people" if labels.people is not None and rng.random() < PEOPLE_SHARE else "editors"
             window = draw_window(labels, source, ratio, rng)
-        size = nearest_size(stretched(ratio * (window[2] - window[0]) / (window[3] - window[1]), rng))
+        size = nearest_size(stretched(ratio * (window[2] - window[0]) / (window[3] - window[1]), rng), self.long)
         view = draw_view(image, labels, window, size, STRIDE, "editors" if source == "raters" else source, rng)
         boxes, ratings, weight = view.boxes, view.ratings, np.ones(BOXES)
         windows, fit, families = view.windows, view.window_fit, view.family_weight
@@ -208,7 +212,9 @@ LATTICE = np.array(
 
 
 @torch.inference_mode()
-def validate(model: SetCropForImageCropping, images: list[EditorImage], pixels: list[np.ndarray]) -> dict[str, float]:
+def validate(
+    model: SetCropForImageCropping, images: list[EditorImage], pixels: list[np.ndarray], long: int
+) -> dict[str, float]:
     """First crop on a lattice, and windows, against the editors' on whole images."""
     model.eval()
     device = next(model.parameters()).device
@@ -216,7 +222,7 @@ def validate(model: SetCropForImageCropping, images: list[EditorImage], pixels: 
     rng = np.random.default_rng(0)
     for image, array in zip(images, pixels, strict=True):
         labels, ratio = image.labels, array.shape[1] / array.shape[0]
-        size = nearest_size(ratio)
+        size = nearest_size(ratio, long)
         small = np.asarray(Image.fromarray(array).resize(size, Image.Resampling.BILINEAR), np.float32) / 127.5 - 1
         encoded = model.model.encode(torch.from_numpy(small).permute(2, 0, 1)[None].to(device))
 
@@ -326,6 +332,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--freeze_backbone_stages", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--share", type=float, default=1.0, help="share of the training images")
+    parser.add_argument("--long_side", type=int, default=256, help=f"pixels, a multiple of {STRIDE}")
     parser.add_argument("--validate_every", type=int, default=500)
     parser.add_argument("--windows_weight", type=float, default=0.4)
     parser.add_argument("--dropout", type=float, default=0.1)
@@ -409,8 +416,8 @@ def main() -> None:
     model.to(args.device).train()
     model.model.backbone.to(memory_format=torch.channels_last)
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    loader = batches(Views(train, pixels, raters, args.batch_size, args.seed), args)
-    train_first_stage(model, loader, lambda average: validate(average, val, val_pixels), args)
+    loader = batches(Views(train, pixels, raters, args.batch_size, args.seed, args.long_side), args)
+    train_first_stage(model, loader, lambda average: validate(average, val, val_pixels, args.long_side), args)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from scipy.cluster.vq import kmeans2
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from train_setcrop_lite import LONG, SOURCES, STRIDE, nearest_size, read_image
+from train_setcrop_lite import SOURCES, STRIDE, nearest_size, read_image
 
 from modeling_setcrop import SetCropForImageCropping, SetCropImageProcessorPil
 from modeling_setcrop.crop_geometry import box_iou, xyxy_to_cxcywh
@@ -32,6 +32,9 @@ from modeling_setcrop.data.crop_views import draw_window, good_crops
 from modeling_setcrop.data.editor import EditorImage, read_editor_images
 from modeling_setcrop.metrics.functional import average_precision
 from modeling_setcrop.modeling_setcrop import SetCropEncoderOutput
+
+# Pixels of the long side that the features see.
+LONG = 256
 
 
 class EncodedViews:
@@ -62,7 +65,7 @@ class EncodedViews:
             for _ in range(self.windows_per_image):
                 windows.append((draw_window(entry.labels, "editors", ratio, self.rng), self.rng.random() < 0.5))
             for window, mirrored in windows:
-                size = nearest_size(ratio * (window[2] - window[0]) / (window[3] - window[1]))
+                size = nearest_size(ratio * (window[2] - window[0]) / (window[3] - window[1]), LONG)
                 pixels = image.resize(size, Image.Resampling.BILINEAR, box=tuple(window * np.tile(image.size, 2)))
                 if mirrored:
                     pixels = pixels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
