@@ -213,7 +213,7 @@ LATTICE = np.array(
 
 @torch.inference_mode()
 def validate(
-    model: SetCropForImageCropping, images: list[EditorImage], pixels: list[np.ndarray], long: int
+    model: SetCropForImageCropping, images: list[EditorImage], pixels: list[np.ndarray], long_side: int
 ) -> dict[str, float]:
     """First crop on a lattice, and windows, against the editors' on whole images."""
     model.eval()
@@ -222,7 +222,7 @@ def validate(
     rng = np.random.default_rng(0)
     for image, array in zip(images, pixels, strict=True):
         labels, ratio = image.labels, array.shape[1] / array.shape[0]
-        size = nearest_size(ratio, long)
+        size = nearest_size(ratio, long_side)
         small = np.asarray(Image.fromarray(array).resize(size, Image.Resampling.BILINEAR), np.float32) / 127.5 - 1
         encoded = model.model.encode(torch.from_numpy(small).permute(2, 0, 1)[None].to(device))
 
@@ -400,8 +400,8 @@ def train_first_stage(
                 raise FloatingPointError(f"step {step}: a loss is not a number; lower the learning rates")
             sums = {}
         if step % args.validate_every == 0 or done >= 1:
-            note(args.output_dir, {**line, **validated(average.module)})
             average.module.save_pretrained(args.output_dir)
+            note(args.output_dir, {**line, **validated(average.module)})
 
 
 def main() -> None:
