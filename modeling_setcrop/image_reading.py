@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
-from PIL import ExifTags, Image, ImageCms, ImageStat, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageStat, UnidentifiedImageError
 
 MAX_PIXELS = 300_000_000
 """Largest image that is opened, in pixels."""
@@ -126,6 +126,8 @@ def _band_to_rgb(image: Image.Image, extrema: Any, backdrop: str) -> Image.Image
         image = with_plain_alpha(image).convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, backdrop), image).convert("RGB")
     if image.mode == "LAB":
+        from PIL import ImageCms
+
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
         assert converted is not None  # only of a conversion in place

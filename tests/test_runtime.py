@@ -54,10 +54,11 @@ def test_help_imports_nothing_heavy(command):
     assert imported_by(*command.split(), "--help") == set()
 
 
-@pytest.mark.parametrize("command", ["suggest", "train"])
+@pytest.mark.parametrize("command", ["suggest", "train", "data inspect", "export onnx"])
 def test_help_imports_no_other_command_and_nothing_that_reads_options(command):
+    words = [*command.split(), "--help"]
     code = (
-        f"import sys\nfrom modeling_setcrop.cli import app\ntry:\n    app(['{command}', '--help'])\n"
+        f"import sys\nfrom modeling_setcrop.cli import app\ntry:\n    app({words})\n"
         "except SystemExit:\n    print(*(set(sys.modules) & "
         "{'pydantic', 'numpy', 'yaml', 'modeling_setcrop.cli.crop', 'modeling_setcrop.cli.score'}), file=sys.stderr)"
     )
@@ -71,6 +72,45 @@ def test_crops_and_ratings_of_the_packaged_model_need_neither_torch_nor_transfor
     assert imported_by("score", photo, "--box", "10,10,400,300") == set()
     assert imported_by("crop", photo, "--out", str(tmp_path)) == set()
     assert len(list(tmp_path.glob("*.jpg"))) == 1
+
+
+def test_texts_paths_and_defaults_of_commands_are_not_validated_which_would_import_pydantic(photos, tmp_path):
+    photo, unneeded = str(photos[0]), {"pydantic", "hashlib", "PIL.ImageCms", "modeling_setcrop.runs.journal"}
+    asked = ["--aspect-ratio", "16:9,1:1", "--keep", "10,10"]
+    assert imported_by("suggest", photo, *asked, "--json", wanted=unneeded) == set()
+    assert imported_by("suggest", photo, "--strict", wanted=unneeded) == set()
+    assert imported_by("score", photo, "--box", "10,10,400,300", wanted={"pydantic"}) == set()
+    assert imported_by("crop", photo, "--out", str(tmp_path), "--format", "png", wanted={"pydantic"}) == set()
+    assert [path.suffix for path in tmp_path.iterdir() if not path.name.startswith(".")] == [".png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--top-k", "0"], "'--top-k'"),
+        (["--nms-iou", "much"], "'--nms-iou'"),
+        (["--tightness", "tighter"], "'--tightness'"),
+        (["--keep"], "'--keep'"),
+    ],
+)
+def test_other_values_are_validated(photos, arguments, named):
+    result = CliRunner().invoke(app, ["suggest", str(photos[0]), *arguments])
+    assert result.exit_code == 2 and named in result.output
+
+
+def test_a_missing_argument_is_named():
+    result = CliRunner().invoke(app, ["suggest", "--json"])
+    assert result.exit_code == 2 and "Missing argument 'IMAGE|FOLDER...'" in result.output
+
+
+def test_python_looks_for_no_garbage_at_a_commands_end():
+    code = (
+        "import atexit, gc\n"
+        "atexit.register(lambda: print(gc.get_freeze_count() > 1000))\n"
+        "from modeling_setcrop.cli import app\n"
+        "app(['--version'])"
+    )
+    assert run_python(code).stdout.splitlines()[-1] == "True"
 
 
 def test_the_package_imports_nothing_heavy_and_still_knows_its_names():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import sys
 from contextlib import suppress
@@ -9,10 +10,10 @@ from importlib import import_module
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 from typer.main import get_group
 
 from .. import __version__
+from .plain_values import Command, Group
 
 # Modules of this package, in each a function or a `typer.Typer` of the same name.
 COMMANDS = (
@@ -29,17 +30,18 @@ _LOOK: dict[str, Any] = {
 }
 
 
-class _Commands(TyperGroup):
+class _Commands(Group):
     """Subcommands that are imported when they are asked for."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
         self.commands: dict[str, Any] = dict.fromkeys(COMMANDS)
-        self._options_given = True
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        # Most of what a command's imports make stays: looking for garbage in it takes a twelfth of a cold start.
+        # Most of what a command's imports make stays: looking for garbage in it, as Python does on the way and once
+        # more at its end, takes a sixth of a cold start.
         gc.set_threshold(50_000)
+        atexit.register(gc.freeze)
         return super().main(*args, **kwargs)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
@@ -47,31 +49,19 @@ class _Commands(TyperGroup):
             self.commands[cmd_name] = _command(cmd_name)
         return self.commands.get(cmd_name)
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not args or args[0] not in COMMANDS:
-            return super().parse_args(ctx, args)
-        # A subcommand comes first, so that none of the group's own options is given; Typer would import pydantic to
-        # find that out.
-        self._options_given = False
-        try:
-            return super().parse_args(ctx, args)
-        finally:
-            self._options_given = True
-
-    def get_params(self, ctx: Any) -> list[Any]:
-        return super().get_params(ctx) if self._options_given else []
-
 
 def _command(name: str) -> Any:
     """Return a subcommand with its options."""
     found, alone = getattr(import_module(f".{name}", __name__), name), typer.Typer(**_LOOK)
     if isinstance(found, typer.Typer):
-        alone.add_typer(found, name=name)
+        for command in found.registered_commands:
+            command.cls = Command
+        alone.add_typer(found, name=name, cls=Group)
     elif name in _PARSES_ITSELF:
         settings = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-        alone.command(name, context_settings=settings, add_help_option=False)(found)
+        alone.command(name, cls=Command, context_settings=settings, add_help_option=False)(found)
     else:
-        alone.command(name)(found)
+        alone.command(name, cls=Command)(found)
     return get_group(alone).commands[name]
 
 

@@ -72,7 +72,6 @@ def suggest(
         raise shared.fail(f"setcrop suggest: {error}") from None
     from ..image_reading import RAW_SUFFIXES
     from ..images.finding import IMAGE_SUFFIXES
-    from ..integrations.formats import format_lines
     from ..runs.scheduling import in_order, suggest_crops
     from ..runs.sources import list_sources
 
@@ -97,6 +96,8 @@ def suggest(
         if write_metadata is not None:
             shown = with_metadata(shown, write_metadata, note)
         if format is not None:
+            from ..integrations.formats import format_lines
+
             for line in format_lines(format, rows_with_crops(shown, note)):
                 print(line, flush=True)
         for suggestion, drawn in shown:

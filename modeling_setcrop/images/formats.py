@@ -8,7 +8,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageCms, JpegImagePlugin
+from PIL import Image, JpegImagePlugin
 
 from ..image_reading import has_alpha, open_image, to_rgb, with_plain_alpha
 
@@ -98,6 +98,8 @@ def is_animated_in(image: Image.Image, format: str) -> bool:
 def _to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, bytes | None]:
     """Return a CMYK image in RGB through its colour profile, and the profile that now applies."""
     if profile is not None:
+        from PIL import ImageCms
+
         with suppress(ImageCms.PyCMSError, OSError):
             srgb = ImageCms.createProfile("sRGB")
             turned = ImageCms.profileToProfile(image, BytesIO(profile), srgb, outputMode="RGB")

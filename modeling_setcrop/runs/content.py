@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -43,6 +42,9 @@ class Content:
         """
         if file is None:
             return cls(faces=faces)
+        # Only here, because few give a file and importing OpenSSL takes a while.
+        import hashlib
+
         text = file.read_bytes()
         by_name = {}
         for number, line in enumerate(text.decode("utf-8", "replace").splitlines(), start=1):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from dataclasses import astuple, dataclass
@@ -79,4 +78,7 @@ class FileState:
 
 def content_digest(file: IO[bytes]) -> str:
     """Return a digest of what a file holds from where it stands."""
+    # Only here, because suggestions of one image need no digest and would wait for OpenSSL.
+    import hashlib
+
     return hashlib.file_digest(cast(Any, file), lambda: hashlib.blake2b(digest_size=16)).hexdigest()

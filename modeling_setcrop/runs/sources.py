@@ -11,7 +11,6 @@ from pathlib import Path
 
 from ..image_reading import ImageFileError
 from ..images.finding import IMAGE_SUFFIXES, find_images
-from .journal import JOURNAL, recorded_files
 
 
 @dataclass(frozen=True)
@@ -99,6 +98,9 @@ class _EarlierCrops:
         """Return the output folder, at or below the one searched, of which a file is a crop."""
         for folder in path.parents[: len(relative.parts)]:
             if folder not in self._files:
+                # Only here, because single files need no journal.
+                from .journal import JOURNAL, recorded_files
+
                 self._files[folder] = recorded_files(folder / JOURNAL)
             if path.relative_to(folder).as_posix() in self._files[folder]:
                 return folder
