@@ -80,6 +80,10 @@ class SetCropConfig(ConditionalDetrConfig):
             What a caller's `"loose"`, `"default"` and `"tight"` mean, as names of `rating_sources`.
         subject_map (`bool`, defaults to `False`):
             Predict from the encoder's memory how much people look at each of its cells.
+        face_finding (`bool`, defaults to `False`):
+            Find faces in the features that the scoring head sees; needs `crop_scoring_detail`.
+        face_penalty (`float`, defaults to 1.0):
+            By how much the rating of a crop falls that cuts a found face or leaves it out.
         crop_score_loss_coefficient, crop_rank_loss_coefficient (`float`, defaults to 1.0):
             Weights of its regression and ranking losses.
         rerank (`bool`, defaults to `False`):
@@ -126,6 +130,8 @@ class SetCropConfig(ConditionalDetrConfig):
     rating_sources: list[str] | None = None
     tightness_sources: dict[str, str] | None = None
     subject_map: bool = False
+    face_finding: bool = False
+    face_penalty: int | float = 1.0
     crop_score_loss_coefficient: int | float = 1.0
     crop_rank_loss_coefficient: int | float = 1.0
     rerank: bool = False
@@ -199,6 +205,10 @@ class SetCropConfig(ConditionalDetrConfig):
             raise ValueError("rerank=True needs the scoring head: set crop_scoring=True")
         if self.crop_scoring_detail and not self.crop_scoring:
             raise ValueError("crop_scoring_detail=True needs the scoring head: set crop_scoring=True")
+        if self.face_finding and not self.crop_scoring_detail:
+            raise ValueError("face_finding=True needs the finer features: set crop_scoring_detail=True")
+        if self.face_penalty < 0:
+            raise ValueError(f"face_penalty must not be negative, not {self.face_penalty}")
         for tightness in self.tightness_sources or {}:
             if tightness not in ("loose", "default", "tight"):
                 raise ValueError(f"tightness_sources: there are loose, default and tight, not {tightness!r}")

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from .configuration_setcrop import SetCropConfig
+from .face_finding_setcrop import lost_faces
 
 # Where a crop is looked at, along each axis: points spread over it, one just inside either edge, two at either side
 # just across the edge (what the crop cuts), and one in the middle of either strip that it throws away.
@@ -53,6 +54,7 @@ class SetCropScorer(nn.Module):
         self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
         self.dropout = nn.Dropout(config.dropout)
         self.score = nn.Linear(width, 1)
+        self.face_penalty = float(config.face_penalty)
 
     def forward(
         self,
@@ -62,6 +64,7 @@ class SetCropScorer(nn.Module):
         image_sizes: torch.Tensor,
         detail: torch.Tensor | None = None,
         source: torch.Tensor | None = None,
+        faces: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Rate boxes.
 
@@ -72,6 +75,7 @@ class SetCropScorer(nn.Module):
             image_sizes: (B, 2) width and height of the images in the model's pixels, without padding.
             detail: (B, C, H', W') finer features, of a model with `crop_scoring_detail`.
             source: whose ratings, an index of `config.rating_sources` or (B,) indices; needed where there are any.
+            faces: (B, F, 5) of [`SetCropFaceFinder`]; a crop that loses one is rated lower by `face_penalty`.
 
         Returns:
             (B, M) ratings on the labels' scale.
@@ -90,7 +94,8 @@ class SetCropScorer(nn.Module):
             finer = (finer - 1e-3).ceil()
             maps.append((self.sampling_detail, self.reduce_detail(detail), finer))
         parts = [self._rate(part, maps, context[:, None], image_sizes) for part in boxes.split(_CHUNK, dim=1)]
-        return _MIDDLE_RATING + torch.cat(parts, dim=1)
+        ratings = _MIDDLE_RATING + torch.cat(parts, dim=1)
+        return ratings if faces is None else ratings - self.face_penalty * lost_faces(boxes, faces)
 
     def _rate(
         self,

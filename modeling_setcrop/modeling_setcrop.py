@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ from transformers.models.conditional_detr.modeling_conditional_detr import (
 
 from .configuration_setcrop import SetCropConfig
 from .crop_scoring_setcrop import SetCropScorer
+from .face_finding_setcrop import SetCropFaceFinder
 from .loss_setcrop import crop_scoring_loss, set_crop_loss
 
 # What only the model with heads has.
@@ -45,6 +47,7 @@ class SetCropEncoderOutput(BaseModelOutput):
         image_sizes: (B, 2) width and height in the model's pixels, without padding.
         detail: (B, C, H', W') the backbone's finer features, with `crop_scoring_detail`.
         importance: (B, H, W) in [0, 1], how much people look at each cell of the memory, with `subject_map`.
+        faces: (B, F, 5) the surest faces, corners and certainty in [0, 1], with `face_finding`.
     """
 
     feature_mask: torch.Tensor | None = None
@@ -52,6 +55,7 @@ class SetCropEncoderOutput(BaseModelOutput):
     image_sizes: torch.Tensor | None = None
     detail: torch.Tensor | None = None
     importance: torch.Tensor | None = None
+    faces: torch.Tensor | None = None
 
 
 @dataclass
@@ -153,6 +157,8 @@ class SetCropModel(ConditionalDetrModel):
         self.decoder = SetCropDecoder(config)
         if config.subject_map:
             self.subject_map = nn.Linear(config.d_model, 1)
+        if config.face_finding:
+            self.face_finder = SetCropFaceFinder(config, self.backbone.intermediate_channel_sizes[0])
         if config.rating_sources:
             self.source_embeddings = nn.Embedding(len(config.rating_sources), config.d_model)
         self.unfreeze_backbone()
@@ -162,6 +168,12 @@ class SetCropModel(ConditionalDetrModel):
         super()._init_weights(module)
         if module is self.query_position_embeddings:
             init.normal_(module.weight)
+        elif isinstance(module, nn.Conv2d) and any(module is layer for layer in self._face_finder_layers()):
+            self.face_finder.start(module)
+
+    def _face_finder_layers(self) -> Iterator[nn.Module]:
+        """Give its layers; none while upstream's constructor runs, which starts what it has made."""
+        return self.face_finder.modules() if hasattr(self, "face_finder") else iter(())
 
     def __getattr__(self, name: str) -> Any:
         if name in _OF_THE_HEADS:
@@ -222,6 +234,7 @@ class SetCropModel(ConditionalDetrModel):
         importance = None
         if self.config.subject_map:
             importance = self.subject_map(memory)[..., 0].float().sigmoid().unflatten(1, mask.shape[1:])
+        detail = feature_maps[0][0] if self.config.crop_scoring_detail else None
         return SetCropEncoderOutput(
             last_hidden_state=memory,
             hidden_states=encoded.hidden_states,
@@ -230,8 +243,9 @@ class SetCropModel(ConditionalDetrModel):
             position_embeddings=position,
             # Sums, because an exported graph takes sizes for constants otherwise.
             image_sizes=torch.stack([pixels[:, 0].sum(1), pixels[:, :, 0].sum(1)], dim=-1),
-            detail=feature_maps[0][0] if self.config.crop_scoring_detail else None,
+            detail=detail,
             importance=importance,
+            faces=self.face_finder(memory.unflatten(1, mask.shape[1:]), detail) if self.config.face_finding else None,
         )
 
     def forward(
@@ -429,6 +443,7 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
             encoder_outputs.image_sizes,
             encoder_outputs.detail,
             self.model.source_index(source) if self.config.rating_sources else None,
+            encoder_outputs.faces,
         )
 
     @torch.no_grad()
@@ -508,13 +523,18 @@ def _padded(parts: list[SetCropEncoderOutput], rows: list[list[int]]) -> SetCrop
     detail = None
     if parts[0].detail is not None:
         detail = joined([part.detail.permute(0, 2, 3, 1) for part in parts]).permute(0, 3, 1, 2)
+    def listed(name: str) -> torch.Tensor:
+        rows_of = torch.cat([getattr(part, name) for part in parts])
+        return rows_of[order.to(rows_of.device)]
+
     return SetCropEncoderOutput(
         last_hidden_state=joined(grids("last_hidden_state")).flatten(1, 2),
         feature_mask=joined([part.feature_mask for part in parts]),
         position_embeddings=joined(grids("position_embeddings")).flatten(1, 2),
-        image_sizes=torch.cat([part.image_sizes for part in parts])[order.to(parts[0].image_sizes.device)],
+        image_sizes=listed("image_sizes"),
         detail=detail,
         importance=None if parts[0].importance is None else joined([part.importance for part in parts]),
+        faces=None if parts[0].faces is None else listed("faces"),
     )
 
 

@@ -31,6 +31,7 @@ def whole_model() -> SetCropForImageCropping:
         anchor_sizes=True,
         rating_sources=["first", "second"],
         subject_map=True,
+        face_finding=True,
     )
 
 

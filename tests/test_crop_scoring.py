@@ -22,6 +22,7 @@ def model():
         anchor_sizes=True,
         tightness_sources={"default": "people"},
         subject_map=True,
+        face_finding=True,
     )
     torch.nn.init.normal_(model.model.source_embeddings.weight)
     torch.nn.init.normal_(model.bbox_predictor.layers[-1].weight, std=0.1)  # it starts at zero
@@ -68,6 +69,9 @@ def test_an_image_is_encoded_alike_alone_and_in_a_padded_batch(model):
             alone = model(image[None], candidate_boxes=asked[row : row + 1])
             for name in ("logits", "pred_boxes", "pred_scores", "crop_scores"):
                 torch.testing.assert_close(together[name][row], alone[name][0], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                together.encoder_outputs.faces[row], alone.encoder_outputs.faces[0], atol=1e-5, rtol=0
+            )
             cells = alone.encoder_outputs.importance[0]
             found = together.encoder_outputs.importance[row]
             torch.testing.assert_close(found[: cells.shape[0], : cells.shape[1]], cells, atol=1e-5, rtol=0)

@@ -267,8 +267,8 @@ def test_the_papers_model_on_a_resnet_exports_without_a_scorer(tiny_processor, t
 
 
 def test_graphs_have_no_masks_einsum_or_padding_that_depends_on_the_image(tmp_path):
-    """Slow operations, of a model as setcrop-lite is made: several eyes, fine detail, sides of whole cells."""
-    small_setcrop_lite(num_queries=6).save_pretrained(tmp_path / "lite")
+    """Slow operations, of a model as setcrop-lite is made: several eyes, fine detail, faces, sides of whole cells."""
+    small_setcrop_lite(num_queries=6, face_finding=True).save_pretrained(tmp_path / "lite")
     processor = SetCropImageProcessorPil(size={"shortest_edge": 96, "longest_edge": 96}, size_divisor=16)
     processor.save_pretrained(tmp_path / "lite")
     report = export_onnx(tmp_path / "lite", tmp_path / "graphs", PHOTOS, dtypes=["q8"])

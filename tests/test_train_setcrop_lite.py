@@ -1,4 +1,4 @@
-"""The two stages that make setcrop-lite, on a library of a dozen images in the layout `editor`, as real processes."""
+"""The three stages that make setcrop-lite, as real processes, on a dozen images in the layout `editor`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 from PIL import Image
 
@@ -56,7 +57,7 @@ def run(script: str, *arguments: object) -> str:
     return result.stdout
 
 
-def test_two_stages_make_a_checkpoint_that_crops(library):
+def test_three_stages_make_a_checkpoint_that_crops(library, tmp_path):
     first, out = library / "first", library / "out"
     printed = run(
         "train_setcrop_lite.py",
@@ -71,7 +72,20 @@ def test_two_stages_make_a_checkpoint_that_crops(library):
     )
     figures = json.loads(printed.splitlines()[-1])
     assert {"ap_k10_0.85", "edge_spread"} <= figures.keys()
+    faces = tmp_path / "faces.jsonl"
+    faces.write_text(json.dumps({"photo": "0.jpg", "faces": [[0.3, 0.2, 0.7, 0.8]], "unsure": [[0, 0, 0.2, 0.2]]}))
+    printed = run(
+        "train_setcrop_lite_faces.py",
+        *("--editor-data", library, "--faces", faces, "--start", out, "--output_dir", tmp_path / "faces"),
+        *("--steps", 50, "--batch_size", 2),
+    )
+    figures = json.loads(printed.splitlines()[-1])
+    assert figures["step"] == 50 and 0 < figures["middles"] < 10 and 0 < figures["boxes"] < 4
+    before = SetCropForImageCropping.from_pretrained(out)
+    out = tmp_path / "faces"
     model = SetCropForImageCropping.from_pretrained(out).eval()
+    assert all(torch.equal(model.state_dict()[name], values.half()) for name, values in before.state_dict().items())
+    assert model.config.face_finding
     assert model.config.rating_sources == ["editors", "people", "raters"] and model.config.rerank
     cropper = ImageCroppingPipeline(model=model, image_processor=Processor.from_pretrained(out))
     crops = cropper(str(library / "0.jpg"), top_k=2, aspect_ratio="1:1", tightness="tight")

@@ -176,6 +176,7 @@ def export_graphs(model: SetCropForImageCropping, folder: Path, size_divisor: in
         "memory": {0: batch, 1: cells("rows"), 2: cells("columns")},
         "image_sizes": {0: batch},
         "detail": {0: batch, 2: cells("detail_rows"), 3: cells("detail_columns")},
+        "faces": {0: batch},
     }
     given = {"boxes": torch.full((_BATCH, _BOXES, 4), 0.5), **encoded}
     inputs = {name: given[name] for name in shapes if name in given} | source
@@ -203,7 +204,7 @@ def _encoding(encoded: Any) -> dict[str, torch.Tensor]:
     `memory` is (B, H, W, D); the rest is named as in [`SetCropEncoderOutput`].
     """
     found = {"memory": encoded.last_hidden_state.unflatten(1, encoded.feature_mask.shape[1:])}
-    names = ("image_sizes", "detail", "importance")
+    names = ("image_sizes", "detail", "importance", "faces")
     return found | {name: encoded[name] for name in names if encoded.get(name) is not None}
 
 

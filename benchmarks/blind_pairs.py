@@ -1,0 +1,148 @@
+"""Pairs of crops to be judged without knowing whose they are: SetCrop's beside a centre crop's, smartcrop's, libvips'.
+
+    python benchmarks/blind_pairs.py make --editor-data DIR --out PAIRS --pairs 120
+    python benchmarks/blind_pairs.py tally --out PAIRS
+
+`make` writes sheets of pairs, `sheet-01.jpg` and so on, each pair with its number, the whole image (small), A and B,
+and `key.json`, not to be looked at. The judge writes `answers.csv`, a line a pair: its number, `A`, `B` or `=`, and
+perhaps which of both are unacceptable (`A`, `B` or `AB`). Pairs whose crops overlap by an IoU of 0.9 or more are left
+out and counted. Images are the test images of the layout `editor`, on which nothing was trained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+from crop_quality import Constant, Method, Model, SmartCrop, Vips, opened
+from PIL import Image, ImageDraw
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from scipy.stats import binomtest
+
+import modeling_setcrop
+from modeling_setcrop.crop_geometry import box_iou
+from modeling_setcrop.data import Problems
+from modeling_setcrop.data.editor import read_editor_images
+
+RATIOS = {"1:1": 1.0, "4:5": 4 / 5, "9:16": 9 / 16, "16:9": 16 / 9}
+SAME = 0.9
+ROWS, HEIGHT, GAP = 4, 300, 16
+
+
+def shown(image: Image.Image, box: np.ndarray | None = None) -> Image.Image:
+    """Return a crop, corners in [0, 1], or the whole image, as high as a row."""
+    if box is not None:
+        image = image.crop(tuple(np.round(box * np.tile(image.size, 2)).astype(int)))
+    image = image.copy()
+    image.thumbnail((int(HEIGHT * 1.8), HEIGHT), Image.Resampling.LANCZOS)
+    return image
+
+
+def sheet(pairs: list[tuple[int, list[Image.Image]]]) -> Image.Image:
+    """Return a sheet with a row a pair: number, the whole image, A, B."""
+    width = max(sum(image.width + GAP for image in images) for _, images in pairs) + 90
+    page = Image.new("RGB", (width, len(pairs) * (HEIGHT + 2 * GAP)), "white")
+    draw = ImageDraw.Draw(page)
+    for row, (number, images) in enumerate(pairs):
+        x, y = 80, row * (HEIGHT + 2 * GAP) + GAP
+        draw.text((8, y), str(number), fill="black", font_size=32)
+        for name, image in zip(("", "A", "B"), images, strict=True):
+            page.paste(image, (x, y))
+            draw.text((x + 4, y - GAP), name, fill="red", font_size=16)
+            x += image.width + GAP
+    return page
+
+
+def make(args: argparse.Namespace) -> None:
+    """Write sheets and key."""
+    entries = [entry for entry in read_editor_images(args.editor_data, Problems()) if entry.split == "test"]
+    ours = Model("SetCrop", args.model)
+    others: list[Method] = [Constant(np.array([[0.0, 0.0, 1.0, 1.0]])), SmartCrop(), Vips()]
+    rng = np.random.default_rng(args.seed)
+    args.out.mkdir(parents=True)
+    key, pairs, same, count = {}, [], 0, 0
+    for turn in track(range(args.pairs * 10), "pairs"):
+        if len(key) == args.pairs:
+            break
+        # Every other method in turn, on images and ratios by chance.
+        entry, ratio = entries[rng.integers(len(entries))], str(rng.choice(list(RATIOS)))
+        other, image = others[turn % len(others)], opened(entry.path)
+        boxes = [ours.any_size(image, RATIOS[ratio]), other.any_size(image, RATIOS[ratio])]
+        if box_iou(boxes[0][None], boxes[1][None])[0, 0] >= SAME:
+            same += 1
+            continue
+        swapped = bool(rng.integers(2))
+        number = len(key) + 1
+        key[number] = {
+            "image": entry.path.name,
+            "ratio": ratio,
+            "against": other.name,
+            "ours": "B" if swapped else "A",
+        }
+        pairs.append((number, [shown(image), *(shown(image, box) for box in (boxes[::-1] if swapped else boxes))]))
+        if len(pairs) == ROWS or len(key) == args.pairs:
+            count += 1
+            sheet(pairs).save(args.out / f"sheet-{count:02d}.jpg", quality=88)
+            pairs = []
+    (args.out / "key.json").write_text(json.dumps({"pairs": key, "left out as the same": same}, indent=1))
+
+
+def tally(args: argparse.Namespace) -> None:
+    """Print who won how often, and what was unacceptable."""
+    key = json.loads((args.out / "key.json").read_text())
+    with open(args.out / "answers.csv", newline="") as file:
+        answers = {
+            row[0].strip(): [cell.strip().upper() for cell in [*row[1:], ""][:2]] for row in csv.reader(file) if row
+        }
+    unknown = sorted(answers.keys() - key["pairs"].keys())
+    if unknown:
+        raise SystemExit(f"{args.out / 'answers.csv'}: there is no pair {unknown[0]!r}")
+    table = Table("against", "won", "lost", "equal", "won of decided (95 %)", "ours unacceptable", "theirs")
+    names = ["all", *dict.fromkeys(pair["against"] for pair in key["pairs"].values())]
+    for name in names:
+        counts = dict.fromkeys(("won", "lost", "equal", "ours", "theirs"), 0)
+        for number, (answer, bad) in answers.items():
+            pair = key["pairs"][number]
+            if name not in ("all", pair["against"]):
+                continue
+            if answer not in ("A", "B", "="):
+                raise SystemExit(f"{args.out / 'answers.csv'}: pair {number}: {answer!r} is neither A, B nor =")
+            counts["equal" if answer == "=" else "won" if answer == pair["ours"] else "lost"] += 1
+            counts["ours"] += pair["ours"] in bad
+            counts["theirs"] += ("B" if pair["ours"] == "A" else "A") in bad
+        decided = counts["won"] + counts["lost"]
+        share = "-"
+        if decided:
+            found = binomtest(counts["won"], decided)
+            low, high = found.proportion_ci(method="wilson")
+            share = f"{found.statistic:.2f} ({low:.2f}-{high:.2f})"
+        cells = [counts["won"], counts["lost"], counts["equal"], share, counts["ours"], counts["theirs"]]
+        table.add_row(name, *map(str, cells))
+    Console().print(table)
+    Console().print(f"left out because both crops were the same (IoU {SAME} or more): {key['left out as the same']}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=["make", "tally"])
+    parser.add_argument("--editor-data", type=Path)
+    parser.add_argument("--model", default=modeling_setcrop.DEFAULT_CHECKPOINT)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--pairs", type=int, default=120)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    if args.action == "tally":
+        tally(args)
+    elif args.editor_data is None:
+        parser.error("make needs --editor-data")
+    else:
+        make(args)
+
+
+if __name__ == "__main__":
+    main()
