@@ -31,14 +31,22 @@ from modeling_setcrop import SetCropConfig, SetCropForImageCropping
 from modeling_setcrop.crop_geometry import box_iou, xyxy_to_cxcywh
 from modeling_setcrop.data import Problems
 from modeling_setcrop.data.any_box_rating import rate_boxes
-from modeling_setcrop.data.crop_views import BOXES, distort, draw_view, draw_window, grid_boxes, stretched
+from modeling_setcrop.data.crop_views import (
+    BOXES,
+    distort,
+    draw_source,
+    draw_view,
+    draw_window,
+    grid_boxes,
+    stretched,
+)
 from modeling_setcrop.data.editor import EditorImage, read_editor_images
+from modeling_setcrop.loss_any_box_setcrop import any_box_losses, subject_map_loss, window_losses
 
 STRIDE = 16
 KEPT_LONG_SIDE = 400
 SOURCES = ["editors", "people", "raters"]
 RATERS_SHARE = 1 / 8
-PEOPLE_SHARE = 0.6
 # FCDB's training images that are kept out, to choose by.
 HELD_OUT = 80
 LOGGED_EVERY = 50
@@ -128,10 +136,10 @@ class Views(IterableDataset):
             window = entry["window"] / [scale, scale / ratio, scale, scale / ratio]
             window = window.clip(0, 1)
         else:
-            source = "people" if labels.people is not None and rng.random() < PEOPLE_SHARE else "editors"
+            source = draw_source(labels, rng)
             window = draw_window(labels, source, ratio, rng)
         size = nearest_size(stretched(ratio * (window[2] - window[0]) / (window[3] - window[1]), rng), self.long)
-        view = draw_view(image, labels, window, size, STRIDE, "editors" if source == "raters" else source, rng)
+        view = draw_view(image, labels, window, size, "editors" if source == "raters" else source, rng)
         boxes, ratings, weight = view.boxes, view.ratings, np.ones(BOXES)
         windows, fit, families = view.windows, view.window_fit, view.family_weight
         pixels = view.image
@@ -155,7 +163,7 @@ class Views(IterableDataset):
             "windows": windows,
             "fit": fit,
             "families": families,
-            "importance": view.importance,
+            "importance": view.labels.importance_map((size[1] // STRIDE, size[0] // STRIDE)),
             "source": np.array(SOURCES.index(source)),
         }
         return size, {name: v if name in ("pixels", "source") else v.astype(np.float32) for name, v in values.items()}
@@ -175,26 +183,15 @@ def batch_loss(
     boxes = torch.cat([batch["boxes"], windows.flatten(1, 2)], dim=1)
     predicted = model.score_crops(xyxy_to_cxcywh(boxes), encoded, source=batch["source"])
     rated, slid = predicted[:, :BOXES], predicted[:, BOXES:].unflatten(1, (families, count))
-    target, weight = batch["ratings"], batch["weight"]
-    total = weight.sum(1, keepdim=True)
-    centred = rated - (rated * weight).sum(1, keepdim=True) / total
-    target_centred = target - (target * weight).sum(1, keepdim=True) / total
-    absent = weight == 0
-    choice = torch.softmax((target / 0.15).masked_fill(absent, -1e4), dim=1)
-    log_choice = torch.log_softmax((rated / 0.15).masked_fill(absent, -1e4), dim=1)
-    wanted = torch.softmax(batch["fit"] * 4 / 0.3, dim=2)
-    slide = -(wanted * torch.log_softmax(slid / 0.3, dim=2)).sum(2)
-    looks = batch["importance"]
-    seen = (batch["source"] != SOURCES.index("raters")).float()[:, None, None].expand_as(looks)
-    # On a GPU the loss itself would stop at what is not a number, without a word.
-    predicted_looks = encoded.importance.nan_to_num().clamp(0, 1)
-    importance = nn.functional.binary_cross_entropy(predicted_looks, looks, weight=seen)
+    losses = any_box_losses(rated, batch["ratings"], batch["weight"])
+    slide = window_losses(slid, batch["fit"])
+    seen = (batch["source"] != SOURCES.index("raters")).float()[:, None, None]
     return {
-        "rating": (nn.functional.smooth_l1_loss(rated, target, reduction="none") * weight).sum() / weight.sum(),
-        "order": ((centred - target_centred).square() * weight).sum() / weight.sum(),
-        "choice": -(choice * log_choice.masked_fill(absent, 0)).sum(1).mean() * 0.3,
+        "rating": losses["score"],
+        "order": losses["order"],
+        "choice": losses["choice"],
         "windows": (slide * batch["families"]).sum() / batch["families"].sum().clamp(min=1) * windows_weight,
-        "importance": importance * 0.5,
+        "importance": (subject_map_loss(encoded.importance, batch["importance"]) * seen).mean() * 0.5,
     }
 
 

@@ -27,8 +27,8 @@ from train_setcrop_lite import SOURCES, STRIDE, nearest_size, read_image
 from modeling_setcrop import SetCropForImageCropping, SetCropImageProcessorPil
 from modeling_setcrop.crop_geometry import box_iou, xyxy_to_cxcywh
 from modeling_setcrop.data import Problems
-from modeling_setcrop.data.any_box_rating import CropLabels, mirror_boxes, rate_boxes
-from modeling_setcrop.data.crop_views import draw_window, good_crops
+from modeling_setcrop.data.any_box_rating import mirror_boxes
+from modeling_setcrop.data.crop_views import ViewLabels, draw_window, good_crops
 from modeling_setcrop.data.editor import EditorImage, read_editor_images
 from modeling_setcrop.metrics.functional import average_precision
 from modeling_setcrop.modeling_setcrop import SetCropEncoderOutput
@@ -96,27 +96,11 @@ class EncodedViews:
             index, window, mirrored = self.views[size][row]
             known = self.images[index].labels
             source = "people" if known.people is not None and self.rng.random() < people_share else "editors"
-            labels.append(view_labels(known, source, window, mirrored))
+            view = ViewLabels(known, source, window, mirrored)
+            boxes = xyxy_to_cxcywh(torch.from_numpy(view.good_crops()).float())
+            labels.append({"boxes": boxes, "rate_boxes": view.rate_boxes})
             sources.append(SOURCES.index(source))
         return labels, torch.tensor(sources)
-
-
-def view_labels(known: CropLabels, source: str, window: np.ndarray, mirrored: bool) -> dict:
-    """Good crops inside a view and the function that rates any box of it."""
-    offset, scale = np.tile(window[:2], 2), np.tile(window[2:] - window[:2], 2)
-    crops = known.people[None] if source == "people" else good_crops(known, source)
-    crops = (crops - offset) / scale
-    inside = crops[((crops > -0.02) & (crops < 1.02)).all(axis=1)].clip(0, 1)
-    crops = inside if len(inside) else np.array([[0.0, 0.0, 1.0, 1.0]])
-    crops = mirror_boxes(crops) if mirrored else crops
-
-    def rate(boxes: torch.Tensor) -> torch.Tensor:
-        given = boxes.double().numpy()
-        corners = np.concatenate([given[:, :2] - given[:, 2:] / 2, given[:, :2] + given[:, 2:] / 2], axis=1).clip(0, 1)
-        corners = mirror_boxes(corners) if mirrored else corners
-        return torch.from_numpy(rate_boxes(corners * scale + offset, known, source))
-
-    return {"boxes": xyxy_to_cxcywh(torch.from_numpy(crops).float()), "rate_boxes": rate}
 
 
 def encoder_output(

@@ -86,6 +86,9 @@ class SetCropConfig(ConditionalDetrConfig):
             By how much the rating of a crop falls that cuts a found face or leaves it out.
         crop_score_loss_coefficient, crop_rank_loss_coefficient (`float`, defaults to 1.0):
             Weights of its regression and ranking losses.
+        window_loss_coefficient, subject_map_loss_coefficient (`float`, defaults to 0.4 and 0.5):
+            Weights of the losses that only views have, which training draws from labels that rate any box: which of
+            the windows of one size the scoring head prefers, and the map of subjects.
         rerank (`bool`, defaults to `False`):
             Rank the set by the predicted scores instead of the validities (needs `crop_scoring`).
     """
@@ -134,6 +137,8 @@ class SetCropConfig(ConditionalDetrConfig):
     face_penalty: int | float = 1.0
     crop_score_loss_coefficient: int | float = 1.0
     crop_rank_loss_coefficient: int | float = 1.0
+    window_loss_coefficient: int | float = 0.4
+    subject_map_loss_coefficient: int | float = 0.5
     rerank: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -141,15 +141,16 @@ def rated_targets(boxes: torch.Tensor, rate_boxes: list[Any], config: SetCropCon
 
     Args:
         boxes: (L, B, N, 4) anchors' boxes, cxcywh in [0, 1].
-        rate_boxes: for each image a function from boxes (M, 4), cxcywh in [0, 1], to their ratings (M,).
+        rate_boxes: for each image a function from boxes (M, 4), corners in [0, 1], to their ratings (M,), both NumPy.
         config: gives mu, s_l and s_u.
 
     Returns:
         (L, B, N) labels in [0, mu].
     """
     layers, _, anchors, _ = boxes.shape
-    ratings = [rate(each.reshape(-1, 4)) for rate, each in zip(rate_boxes, boxes.transpose(0, 1), strict=True)]
-    scores = torch.stack(ratings).to(boxes).reshape(-1, layers, anchors).transpose(0, 1)
+    corners = cxcywh_to_xyxy(boxes.detach().cpu().double()).clamp(0, 1).transpose(0, 1).flatten(1, 2).numpy()
+    ratings = np.stack([rate(each) for rate, each in zip(rate_boxes, corners, strict=True)])
+    scores = torch.from_numpy(ratings).to(boxes).reshape(-1, layers, anchors).transpose(0, 1)
     return _soft_validity(scores, config).contiguous()
 
 

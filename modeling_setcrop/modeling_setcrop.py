@@ -30,6 +30,7 @@ from transformers.models.conditional_detr.modeling_conditional_detr import (
 from .configuration_setcrop import SetCropConfig
 from .crop_scoring_setcrop import SetCropScorer
 from .face_finding_setcrop import SetCropFaceFinder
+from .loss_any_box_setcrop import view_scoring_losses, view_subject_map_loss
 from .loss_setcrop import crop_scoring_loss, set_crop_loss
 
 # What only the model with heads has.
@@ -356,7 +357,8 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
             labels: a dict per image with `boxes` (G, 4), `class_labels` (G,), `scored_boxes` (S, 4), `scores` (S,),
                 optionally `teacher_validity` (N,) and `jittered_boxes` (S, 4), places that the scoring head learns the
                 scores at instead of `scored_boxes`; boxes cxcywh in [0, 1]. See [`set_crop_loss`].
-                Without scored boxes the scoring head has no loss.
+                Without scored boxes the scoring head has no loss. Views, whose labels rate any box, have `rate_boxes`,
+                `windows`, `window_fit`, `window_weight` and `importance_map` besides.
             candidate_boxes: (B, M, 4) cxcywh in [0, 1], to be scored as `crop_scores`.
             num_good_crops: what the set loss is divided by; see [`set_crop_loss`].
             source: whose crops and ratings, an index of `config.rating_sources` or (B,) indices; the default source
@@ -380,9 +382,8 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
             loss, loss_dict, auxiliary = set_crop_loss(
                 logits, labels, logits.device, pred_boxes, self.config, layer_logits, layer_boxes, num_good_crops
             )
-            if self.config.crop_scoring and "scored_boxes" in labels[0]:
-                loss_dict |= self._scoring_losses(encoded, labels, source)
-                loss = loss + self.scoring_loss(loss_dict)
+            loss_dict |= self._scoring_losses(encoded, labels, source)
+            loss = loss + self.scoring_loss(loss_dict)
         crop_scores = None
         if candidate_boxes is not None:
             crop_scores = self.score_crops(candidate_boxes, encoded, source=source)
@@ -476,22 +477,42 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
         size = self.anchor_sizes.expand_as(reference) if self.config.anchor_sizes else torch.zeros_like(reference)
         return (self.bbox_predictor(hidden) + torch.cat([reference, size], dim=-1)).sigmoid()
 
-    def scoring_loss(self, loss_dict: dict[str, torch.Tensor]) -> torch.Tensor | float:
-        """Return the scoring head's share of the loss, a mean over rated images, of the separate losses."""
-        weights = {
+    def scoring_weights(self) -> dict[str, float]:
+        """Return the weight of every loss, by name, that is a mean over rated images: not the set's."""
+        return {
             "loss_crop_score": self.config.crop_score_loss_coefficient,
             "loss_crop_rank": self.config.crop_rank_loss_coefficient,
+            "loss_crop_windows": self.config.window_loss_coefficient,
+            "loss_subject_map": self.config.subject_map_loss_coefficient,
         }
-        return sum(weight * loss_dict[name] for name, weight in weights.items() if name in loss_dict)
+
+    def scoring_loss(self, loss_dict: dict[str, torch.Tensor]) -> torch.Tensor | float:
+        """Return the share of the loss, a mean over rated images, that [`scoring_weights`] names."""
+        return sum(weight * loss_dict[name] for name, weight in self.scoring_weights().items() if name in loss_dict)
 
     def _scoring_losses(
-        self, encoded: SetCropEncoderOutput, labels: list[dict[str, torch.Tensor]], source: torch.Tensor | int | None
+        self, encoded: SetCropEncoderOutput, labels: list[dict[str, Any]], source: torch.Tensor | int | None
     ) -> dict[str, torch.Tensor]:
-        """Return the scoring head's separate losses on the rated crops, moved by augmentation in training."""
+        """Return the separate losses of the scoring head and the subject map, as far as model and labels have them.
+
+        The head learns the ratings of crops, moved by augmentation in training; of views, those of drawn boxes and
+        which windows of one size are best.
+        """
+        losses: dict[str, torch.Tensor] = {}
+        views = "windows" in labels[0]
+        if self.config.subject_map and views:
+            losses["loss_subject_map"] = view_subject_map_loss(encoded.importance, encoded.feature_mask, labels)
+        if not self.config.crop_scoring or "scored_boxes" not in labels[0]:
+            return losses
         moved = [label.get("jittered_boxes", label["scored_boxes"]) for label in labels]
         boxes = nn.utils.rnn.pad_sequence(moved, batch_first=True).to(encoded.last_hidden_state)
-        score, rank = crop_scoring_loss(self.score_crops(boxes, encoded, source=source), labels)
-        return {"loss_crop_score": score, "loss_crop_rank": rank}
+        if not views:
+            score, rank = crop_scoring_loss(self.score_crops(boxes, encoded, source=source), labels)
+            return {**losses, "loss_crop_score": score, "loss_crop_rank": rank}
+        windows = torch.stack([label["windows"] for label in labels]).to(boxes)
+        predicted = self.score_crops(torch.cat([boxes, windows.flatten(1, 2)], dim=1), encoded, source=source)
+        rated, slid = predicted.split([boxes.shape[1], predicted.shape[1] - boxes.shape[1]], dim=1)
+        return losses | view_scoring_losses(rated, slid.unflatten(1, windows.shape[1:3]), labels)
 
 
 def _without_heads(name: str, holder: str) -> str:

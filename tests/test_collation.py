@@ -181,6 +181,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
                 "good": [True, False],
                 "split": "train",
                 "rating_scale": [1.0, 5.0],
+                "crop_labels": None,
             }
             for name in ("a.png", "b.png")
         ],
@@ -264,6 +265,7 @@ class TestBatches:
             "good": [True],
             "split": "test",
             "rating_scale": [1.0, 5.0],
+            "crop_labels": None,
         }
         processor = SetCropImageProcessorPil(size={"shortest_edge": 32, "longest_edge": 64})
         seen = read_any_image(str(path), READ_FACTOR * 32)

@@ -110,9 +110,9 @@ def test_a_rating_sees_what_a_crop_keeps_and_what_it_throws_away(model):
 
 def test_quality_guidance_by_a_function_is_equation_4():
     config = SetCropConfig(smoothing_upper_bound=0.5, quality_lower=2.0, quality_upper=3.5)
-    ratings = torch.tensor([1.0, 2.0, 2.75, 3.5, 5.0])
+    ratings = np.array([1.0, 2.0, 2.75, 3.5, 5.0])
     given = torch.rand(3, 2, 5, 4)  # three layers, two images, five anchors
-    labels = rated_targets(given, [lambda some: ratings.repeat(3), lambda some: ratings.flip(0).repeat(3)], config)
+    labels = rated_targets(given, [lambda some: np.tile(ratings, 3), lambda some: np.tile(ratings[::-1], 3)], config)
     expected = torch.tensor([0, 0, 0.25, 0.5, 0.5])
     torch.testing.assert_close(labels[:, 0], expected.expand(3, 5))
     torch.testing.assert_close(labels[:, 1], expected.flip(0).expand(3, 5))

@@ -89,8 +89,8 @@ def test_views_rate_their_boxes_as_the_whole_image_does(folder):
         rng = np.random.default_rng(seed)
         window = draw_window(entry.labels, "editors", 1.5, rng)
         assert (window[:2] <= [0.2, 0.1]).all() and (window[2:] >= [0.8, 0.8]).all()  # holds one of the crops
-        view = draw_view(image, entry.labels, window, (96, 64), 16, "editors", np.random.default_rng(seed))
-        assert view.image.size == (96, 64) and view.importance.shape == (4, 6)
+        view = draw_view(image, entry.labels, window, (96, 64), "editors", np.random.default_rng(seed))
+        assert view.image.size == (96, 64) and view.labels.importance_map((4, 6)).shape == (4, 6)
         assert view.boxes.shape == (BOXES, 4) and (view.boxes[:, 2:] > view.boxes[:, :2]).all()
         assert view.windows.shape == (FAMILIES, WINDOWS, 4) and view.window_fit.max() <= 1 + 1e-9
         # Where the view is not mirrored, its boxes are the image's, and their ratings with them.
@@ -106,7 +106,7 @@ def test_window_families_peak_where_the_labels_say(folder):
     whole = np.array([0.0, 0.0, 1.0, 1.0])
     image = Image.new("RGB", (90, 60))
     for seed in range(10):
-        view = draw_view(image, entry.labels, whole, (96, 64), 16, "editors", np.random.default_rng(seed))
+        view = draw_view(image, entry.labels, whole, (96, 64), "editors", np.random.default_rng(seed))
         best = view.windows[0][view.window_fit[0].argmax()]
         centre = (best[0] + best[2]) / 2
         assert min(abs(centre - 0.4), abs(centre - 0.6)) < 0.05  # 0.6: mirrored
@@ -126,7 +126,7 @@ def test_a_window_that_cuts_a_face_is_worth_less_than_one_that_keeps_it(folder):
     np.testing.assert_array_equal(with_face.labels.faces, [[0.6, 0.1, 0.75, 0.4]])
     image, whole = Image.new("RGB", (96, 64)), np.array([0.0, 0.0, 1.0, 1.0])
     drawn = [
-        draw_view(image, entry.labels, whole, (96, 64), 16, "editors", np.random.default_rng(3))
+        draw_view(image, entry.labels, whole, (96, 64), "editors", np.random.default_rng(3))
         for entry in (plain, with_face)
     ]
     squares = drawn[1].windows[0]

@@ -20,7 +20,7 @@ import torch
 from accelerate.state import AcceleratorState
 from huggingface_hub import HfApi, RepoUrl
 from safetensors.torch import load_file
-from training_data import write_cpc, write_folder, write_gaic, write_tiny_start
+from training_data import write_cpc, write_editor, write_folder, write_gaic, write_tiny_start
 from transformers import HfArgumentParser
 
 from modeling_setcrop import SetCropConfig, SetCropForImageCropping
@@ -315,14 +315,19 @@ class TestBatchSize:
 
 
 class TestResume:
-    @pytest.mark.parametrize("distilled", [False, True], ids=["averaged", "distilled"])
-    def test_a_run_stopped_within_an_epoch_ends_bit_for_bit_as_one_that_was_not(self, arguments, tmp_path, distilled):
+    @pytest.mark.parametrize("kind", ["averaged", "distilled", "views"])
+    def test_a_run_stopped_within_an_epoch_ends_bit_for_bit_as_one_that_was_not(self, arguments, tmp_path, kind):
+        distilled = kind == "distilled"
         options = {
             "lr_scheduler": "cosine",
             "ema_decay": 0.9,
             "distillation_start_epoch": 0,
             "config_overrides": ["label_smoothing=distillation"] if distilled else ["crop_scoring=true"],
         }
+        if kind == "views":
+            library = write_editor(tmp_path / "library", train=10)
+            options |= {"data": str(library), "layout": "editor", "num_workers": 1}
+            options["config_overrides"] += ["subject_map=true", "rating_sources=[editors, people]"]
         whole = arguments(**options, output_dir=str(tmp_path / "whole"))
         CropTraining(whole).train()
 
@@ -771,7 +776,12 @@ class TestCommand:
         layout = parse_arguments(["--config", str(recipe), "--data", "d", "--model_name_or_path", "m"]).layout
         start = write_tiny_start(tmp_path / "start", backbone_config=_SEVEN_STAGES, crop_scoring="lite" in recipe.stem)
         options = ["--config", str(recipe), "--model_name_or_path", str(start), "--output_dir", str(tmp_path / "out")]
-        options += ["--data", str(write_cpc(tmp_path / "cpc", 22) if layout == "cpc" else data)]
+        data = {
+            "gaic": lambda gaic=data: gaic,
+            "cpc": lambda: write_cpc(tmp_path / "cpc", 22),
+            "editor": lambda: write_editor(tmp_path / "library"),
+        }[layout]()
+        options += ["--data", str(data)]
         # Small enough for a test; everything else is the recipe's.
         options += ["--max_steps", "2", "--batch_size", "2", "--num_workers", "0", "--distillation_start_epoch", "0"]
         options += ["--train_short_sides", "48", "64", "--max_long_side", "96"]

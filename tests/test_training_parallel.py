@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_data import write_folder, write_tiny_start
+from training_data import write_editor, write_folder, write_tiny_start
 
 from modeling_setcrop.training.engine import run
 
@@ -30,17 +30,24 @@ def launch_two(*options: str) -> None:
     assert result.returncode == 0, result.stderr[-3000:]
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """Ten steps on eleven images, two in three unrated, validation on seven, by one process and by two."""
-    root = tmp_path_factory.mktemp("parallel")
-    data = write_folder(root / "data", {"train": 1, "validation": 1}, train=11, val=7, rated_every=3)
-    start = write_tiny_start(root / "start", dropout=0.0, crop_scoring=True)
+@pytest.fixture(scope="module", params=["folder", "editor"])
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Ten steps on eleven images, validation on seven, by one process and by two.
+
+    In the layout `folder` two in three are unrated; in the layout `editor` views are drawn of all.
+    """
+    root, layout = tmp_path_factory.mktemp("parallel"), request.param
+    if layout == "folder":
+        data = write_folder(root / "data", {"train": 1, "validation": 1}, train=11, val=7, rated_every=3)
+    else:
+        data = write_editor(root / "data", train=11, val=7)
+    parts = {"subject_map": True, "rating_sources": ["editors", "people"]}
+    start = write_tiny_start(root / "start", dropout=0.0, crop_scoring=True, **parts)
     options = [
         "--data",
         str(data),
         "--layout",
-        "folder",
+        layout,
         "--model_name_or_path",
         str(start),
         "--max_steps",

@@ -92,3 +92,34 @@ def write_folder(root: Path, ratings: dict[str, float], train: int = 6, val: int
             lines.append(json.dumps(entry))
     (root / "metadata.jsonl").write_text("\n".join(lines))
     return root
+
+
+def write_editor(root: Path, train: int = 8, val: int = 4) -> Path:
+    """A library in the layout `editor`: noise images of three shapes, in whose first crop a lighter noise.
+
+    Of every four images one has crops by editors and people, one has people's alone, and one has no windows.
+    """
+    root.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    lines = []
+    for number in range(train + val):
+        size = width, height = SIZES[number % len(SIZES)]
+        near, far = rng.uniform(0, 0.3, (3, 2)), rng.uniform(0.7, 1, (3, 2))
+        crops = np.concatenate([near, far], axis=1).round(3)
+        pixels = rng.integers(0, 128, (height, width, 3), dtype=np.uint8)
+        left, top, right, bottom = (crops[0] * np.tile(size, 2)).astype(int)
+        pixels[top:bottom, left:right] += 127
+        Image.fromarray(pixels).save(root / f"{number}.png")
+        ratings = np.sort(rng.uniform(3, 4.5, 3))[::-1].round(2)
+        entry = {"photo": f"{number}.png", "split": "train" if number < train else "val"}
+        entry |= {"crops": np.column_stack([crops, ratings]).tolist(), "whole": 3.0, "square": 0.45, "slim": 0.4}
+        entry |= {"subjects": [[0.4, 0.3, 0.6, 0.7, 1.0], [0.1, 0.1, 0.3, 0.3, 0.4]]}
+        if number % 4 in (1, 2):
+            entry["people"] = crops[1].tolist()
+        if number % 4 == 2:
+            del entry["crops"]
+        if number % 4 == 3:
+            del entry["square"], entry["slim"]
+        lines.append(json.dumps(entry))
+    (root / "labels.jsonl").write_text("\n".join(lines))
+    return root

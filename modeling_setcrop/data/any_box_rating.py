@@ -6,7 +6,9 @@ continuation to all of them: the more a box agrees with what the editors (or oth
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -53,6 +55,18 @@ class CropLabels:
     slim: float | None = None
     people: np.ndarray | None = None
     faces: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as lists and numbers: the column `crop_labels` of the shared schema."""
+        return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> CropLabels:
+        """Return the labels of [`to_dict`]'s form."""
+        arrays = {k: np.asarray(v, dtype=np.float64) for k, v in values.items() if isinstance(v, list)}
+        for name in ("crops", "subjects", "faces"):
+            arrays[name] = arrays[name].reshape(-1, 4)
+        return cls(**{**values, **arrays})
 
 
 def rate_boxes(boxes: np.ndarray, labels: CropLabels, source: str = "editors") -> np.ndarray:

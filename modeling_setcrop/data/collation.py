@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -14,9 +15,11 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from ..crop_geometry import cxcywh_to_xyxy, xyxy_to_cxcywh
-from ..image_processing_pil_setcrop import resized_size
+from ..image_processing_pil_setcrop import encode_crops, resized_size
 from ..image_reading import READ_FACTOR, ImageFileError, LoadedImage, decode_image, decoding, open_image
+from .any_box_rating import CropLabels
 from .augmentation import jitter, mirror, photometric_distortion
+from .crop_views import CropView, ViewChoice, ViewChoices, draw_view
 
 logger = logging.getLogger(__name__)
 
@@ -32,12 +35,14 @@ class Draw(NamedTuple):
         size: (height, width) in pixels to which the image is resized.
         padded_size: (height, width) of the whole batch, over all processes.
         seed: seeds the image's augmentation; the same draw always gives the same pixels.
+        view: the part of the image that is shown, and whose labels it gets; the whole image where it is None.
     """
 
     index: int  # type: ignore[assignment]  # the tuple's method is not used
     size: tuple[int, int]
     padded_size: tuple[int, int]
     seed: int
+    view: ViewChoice | None = None
 
 
 class AspectRatioBatchSampler:
@@ -58,6 +63,7 @@ class AspectRatioBatchSampler:
         seed: of the order, the short sides and the augmentation.
         processes, rank: number of processes and which of them this is.
         size_divisor: what the sides are rounded to multiples of, see [`resized_size`].
+        views: of the images, chosen anew for every epoch; None shows whole images.
     """
 
     def __init__(
@@ -72,7 +78,9 @@ class AspectRatioBatchSampler:
         processes: int = 1,
         rank: int = 0,
         size_divisor: int | None = None,
+        views: ViewChoices | None = None,
     ) -> None:
+        self.views = views
         self.size_divisor = size_divisor
         self.heights = np.asarray(heights)
         self.widths = np.asarray(widths)
@@ -98,25 +106,33 @@ class AspectRatioBatchSampler:
 
     def __iter__(self) -> Iterator[list[Draw]]:
         rng = np.random.default_rng((self.seed, self.epoch))
-        batches: Iterable[Any] = self._shuffled_batches(rng) if self.shuffle else self._batches_of_one_size()
+        views, sides = self._epoch_views()
+        batches: Iterable[Any] = self._shuffled_batches(*sides, rng) if self.shuffle else self._batches_of_one_size()
         for number, indices in enumerate(batches):
             batch_rng = np.random.default_rng((self.seed, self.epoch, number))
             short_side = int(batch_rng.choice(self.short_sides)) if self.shuffle else self.short_sides[0]
             seeds = batch_rng.integers(2**31, size=len(indices))
             if number >= self.start:
-                draws = self._draws(indices, short_side, seeds)
+                sizes = [self._resized(sides[0][i], sides[1][i], short_side) for i in indices]
+                padded = (max(height for height, _ in sizes), max(width for _, width in sizes))
+                draws = [
+                    Draw(int(i), size, padded, int(seed), views and views[i])
+                    for i, size, seed in zip(indices, sizes, seeds, strict=True)
+                ]
                 if part := draws[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]:
                     yield part
 
-    def _draws(self, indices: np.ndarray, short_side: int, seeds: np.ndarray) -> list[Draw]:
-        sizes = [self._size(int(i), short_side) for i in indices]
-        padded = (max(height for height, _ in sizes), max(width for _, width in sizes))
-        return [Draw(int(i), size, padded, int(seed)) for i, size, seed in zip(indices, sizes, seeds, strict=True)]
+    def _epoch_views(self) -> tuple[list[ViewChoice] | None, tuple[np.ndarray, np.ndarray]]:
+        """Return the epoch's views, if there are any, and the heights and widths (N,) of what the epoch shows."""
+        if self.views is None or not self.shuffle:
+            return None, (self.heights, self.widths)
+        views = [self.views.choose(self.epoch, index) for index in range(len(self.views))]
+        return views, (np.array([view.height for view in views]), np.array([view.width for view in views]))
 
-    def _shuffled_batches(self, rng: np.random.Generator) -> list[np.ndarray]:
+    def _shuffled_batches(self, heights: np.ndarray, widths: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
         whole = self.batch_size * self.processes
-        order = rng.permutation(len(self.heights))
-        buckets = np.rint(np.log2(self.widths / self.heights) * BUCKETS_PER_OCTAVE).astype(int)
+        order = rng.permutation(len(heights))
+        buckets = np.rint(np.log2(widths / heights) * BUCKETS_PER_OCTAVE).astype(int)
         batches, rest = [], []
         for bucket in np.unique(buckets):
             members = order[buckets[order] == bucket]
@@ -130,12 +146,12 @@ class AspectRatioBatchSampler:
         batches.extend(left.reshape(-1, whole))
         return [batches[i] for i in rng.permutation(len(batches))]
 
-    def _size(self, index: int, short_side: int) -> tuple[int, int]:
-        size = int(self.heights[index]), int(self.widths[index])
-        return resized_size(size, short_side, self.long_side, self.size_divisor)
+    def _resized(self, height: float, width: float, short_side: int) -> tuple[int, int]:
+        return resized_size((height, width), short_side, self.long_side, self.size_divisor)
 
     def _batches_of_one_size(self) -> list[list[int]]:
-        sizes = [self._size(index, self.short_sides[0]) for index in range(len(self.heights))]
+        sides = zip(self.heights, self.widths, strict=True)
+        sizes = [self._resized(height, width, self.short_sides[0]) for height, width in sides]
         return batches_of_one_size(sizes, self.batch_size * self.processes)
 
 
@@ -176,8 +192,10 @@ class CropDataset(torch.utils.data.Dataset):
     """Decoded, resized and (in training) augmented images with their annotations in pixels of the resized image.
 
     Items are asked for by `Draw`, which says the size and the seed. An item has the keys `image` (PIL), `annotation`
-    (`boxes` (S, 4) corners in pixels, `scores` (S,) or None, `good` (S,)) and `index`. An image that cannot be
-    decoded is None, after a warning.
+    (`boxes` (S, 4) corners in pixels, `scores` (S,) or None, `good` (S,)) and `index`. Of an image with `crop_labels`
+    a view is drawn, which with `augment` depends on the draw's seed alone, and without on nothing but the image's row;
+    its item has `drawn` (a [`CropView`]) instead of `annotation`. An image that cannot be decoded is None, after a
+    warning.
 
     Args:
         dataset: rows of the shared schema (`modeling_setcrop.data.schema`).
@@ -193,11 +211,15 @@ class CropDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, draw: Draw) -> dict[str, Any] | None:
         row = self.rows[draw.index]
+        window = np.array([0.0, 0.0, 1.0, 1.0] if draw.view is None else draw.view.window)
+        across, down = window[2:] - window[:2]
         try:
-            image = read_image(row["image"], min(draw.size)).image
+            image = read_image(row["image"], math.ceil(min(draw.size[0] / down, draw.size[1] / across))).image
         except ImageFileError as error:
             logger.warning("left out image %r, which cannot be decoded: %s", row["image_id"], error)
             return None
+        if row.get("crop_labels") is not None:
+            return {**self._view(image, CropLabels.from_dict(row["crop_labels"]), window, draw), **draw._asdict()}
         image = image.resize((draw.size[1], draw.size[0]), Image.Resampling.BILINEAR)
         scale = np.array([draw.size[1] / row["width"], draw.size[0] / row["height"]] * 2, dtype=np.float32)
         boxes = np.asarray(row["boxes"], dtype=np.float32).reshape(-1, 4) * scale
@@ -210,26 +232,36 @@ class CropDataset(torch.utils.data.Dataset):
         annotation = {"boxes": boxes, "scores": scores, "good": np.asarray(row["good"], dtype=bool)}
         return {"image": image, "annotation": annotation, **draw._asdict()}
 
+    def _view(self, image: Image.Image, labels: CropLabels, window: np.ndarray, draw: Draw) -> dict[str, Any]:
+        source = ("editors" if len(labels.crops) else "people") if draw.view is None else draw.view.source
+        rng = np.random.default_rng(draw.seed if self.augment else draw.index)
+        height, width = draw.size
+        drawn = draw_view(image, labels, window, (width, height), source, rng, self.augment)
+        return {"image": drawn.image, "drawn": drawn}
+
 
 class CropCollator:
     """Encode items of `CropDataset` into one batch with the model's image processor.
 
     Args:
         processor: a SetCrop image processor.
+        sources: the model's `rating_sources`, if it has any.
         augment: add `jittered_boxes` (S, 4) to every label: the rated crops moved a little ([`augmentation.jitter`]),
             by a generator that the image's draw seeds, so that they do not depend on the batch or the process.
 
     Returns (when called):
         `pixel_values` (B, 3, H, W) and `pixel_mask` (B, H, W) padded to the draw's padded size, `labels` (a list of B
-        dicts) and `indices` (B,), the rows of the dataset. Items that are None are left out.
+        dicts), `indices` (B,), the rows of the dataset, and, of views and a model that knows editors and people,
+        `source` (B,), whose labels they are. Items that are None are left out.
 
     Raises (when called):
         OSError: no image of the batch could be decoded.
     """
 
-    def __init__(self, processor: Any, augment: bool = False) -> None:
+    def __init__(self, processor: Any, augment: bool = False, sources: Sequence[str] | None = None) -> None:
         self.processor = processor
         self.augment = augment
+        self.sources = list(sources or [])
 
     def __call__(self, items: list[dict[str, Any] | None]) -> dict[str, Any]:
         found = [item for item in items if item is not None]
@@ -238,15 +270,44 @@ class CropCollator:
         height, width = found[0]["padded_size"]
         batch = self.processor(
             images=[item["image"] for item in found],
-            annotations=[item["annotation"] for item in found],
             do_resize=False,
             pad_size={"height": height, "width": width},
             return_tensors="pt",
         )
+        batch = {**batch, "labels": [self._label(item) for item in found]}
+        batch["indices"] = torch.tensor([item["index"] for item in found])
+        eyes = [item["drawn"].labels.source if "drawn" in item else None for item in found]
+        if all(eye in self.sources for eye in eyes):
+            batch["source"] = torch.tensor([self.sources.index(eye) for eye in eyes])
+        return batch
+
+    def _label(self, item: dict[str, Any]) -> dict[str, Any]:
+        if "drawn" in item:
+            return view_label(item["drawn"])
+        label = encode_crops(item["annotation"], (item["image"].height, item["image"].width))
         if self.augment:
-            for label, item in zip(batch["labels"], found, strict=True):
-                # Another stream than the one that distorts the image.
-                rng = np.random.default_rng((item["seed"], _JITTER_STREAM))
-                moved = jitter(cxcywh_to_xyxy(label["scored_boxes"]).numpy(), rng)
-                label["jittered_boxes"] = xyxy_to_cxcywh(torch.from_numpy(moved))
-        return {**batch, "indices": torch.tensor([item["index"] for item in found])}
+            # Another stream than the one that distorts the image.
+            rng = np.random.default_rng((item["seed"], _JITTER_STREAM))
+            moved = jitter(cxcywh_to_xyxy(label["scored_boxes"]).numpy(), rng)
+            label["jittered_boxes"] = xyxy_to_cxcywh(torch.from_numpy(moved))
+        return label
+
+
+def view_label(view: CropView) -> dict[str, Any]:
+    """Return the model's labels of a view.
+
+    Returns:
+        `boxes` (G, 4), `class_labels` (G,), `scored_boxes` (96, 4) and `scores` (96,) as of other images; `windows`
+        (F, W, 4), `window_fit` (F, W) and `window_weight` (F,), see [`CropView`]; and two functions, `rate_boxes` and
+        `importance_map`, see [`ViewLabels`]. Boxes are cxcywh in [0, 1].
+    """
+    good = view.labels.good_crops()
+    boxes = {"boxes": good, "scored_boxes": view.boxes, "windows": view.windows}
+    values = {"scores": view.ratings, "window_fit": view.window_fit, "window_weight": view.family_weight}
+    return {
+        **{name: xyxy_to_cxcywh(torch.from_numpy(value).float()) for name, value in boxes.items()},
+        **{name: torch.from_numpy(value).float() for name, value in values.items()},
+        "class_labels": torch.zeros(len(good), dtype=torch.long),
+        "rate_boxes": view.labels.rate_boxes,
+        "importance_map": view.labels.importance_map,
+    }

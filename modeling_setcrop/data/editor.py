@@ -40,7 +40,8 @@ class EditorImage:
 def load_editor(path: str | os.PathLike, *, problems: Problems | None = None) -> DatasetDict:
     """Read crops by editors into the shared schema: their crops with ratings, all of them good, and the whole image.
 
-    Where people made a crop, it is the first; it has the rating of the best one. The splits are "train", "val" (or
+    Where people made a crop, it is the first; it has the rating of the best one. `crop_labels` has everything that the
+    line says, from which training draws its views and rates any box. The splits are "train", "val" (or
     "validation") and "test"; lines of other splits, such as a benchmark's own test split, are left out here.
 
     Args:
@@ -167,4 +168,5 @@ def _rows(root: Path, problems: Problems) -> Iterator[Row]:
         if labels.whole is not None:
             boxes, ratings = np.concatenate([boxes, [[0.0, 0.0, 1.0, 1.0]]]), np.append(ratings, labels.whole)
             good = np.append(good, False)
-        yield Row(str(image.path), image.path.stem, *size, boxes * np.tile(size, 2), ratings, good, split)
+        boxes = boxes * np.tile(size, 2)
+        yield Row(str(image.path), image.path.stem, *size, boxes, ratings, good, split, crop_labels=labels)

@@ -10,6 +10,11 @@ from typing import NamedTuple
 import numpy as np
 from datasets import Features, Image, List, Value
 
+from .any_box_rating import CropLabels
+
+# Corners x1, y1, x2, y2 in [0, 1] of the image's width and height.
+_BOX = List(Value("float64"), length=4)
+
 FEATURES = Features(
     {
         # Decoded only when the column is read; the file's EXIF orientation is applied then.
@@ -29,10 +34,23 @@ FEATURES = Features(
         "split": Value("string"),
         # (2,) lowest and highest rating of the scale on which people gave them; null where there are none.
         "rating_scale": List(Value("float32"), length=2),
+        # What is known of the image beyond its rated crops, from which the rating of any box follows; null where
+        # nothing is. The fields are those of `any_box_rating.CropLabels`.
+        "crop_labels": {
+            "crops": List(_BOX),
+            "ratings": List(Value("float64")),
+            "whole": Value("float64"),
+            "subjects": List(_BOX),
+            "importance": List(Value("float64")),
+            "square": Value("float64"),
+            "slim": Value("float64"),
+            "people": _BOX,
+            "faces": List(_BOX),
+        },
     }
 )
 # What copies from before a column was added may lack.
-OPTIONAL = ("rating_scale",)
+OPTIONAL = ("rating_scale", "crop_labels")
 RATING_SCALE = (1.0, 5.0)
 """The scale of ratings in the schema, of the model and of its thresholds; GAIC's own."""
 GOOD_RATING = 4.0
@@ -81,9 +99,9 @@ class Problems:
 class Row(NamedTuple):
     """One image with its crops, as a reader yields it (fields as in `FEATURES`, the image as a path).
 
-    Two things differ from the schema: `scores` are on `rating_scale`, or on the data set's where that is None; and
-    where `good` is None, the crops rated 4 or more on the scale 1..5 are, or the best-rated ones, or, without ratings,
-    all.
+    Three things differ from the schema: `scores` are on `rating_scale`, or on the data set's where that is None; where
+    `good` is None, the crops rated 4 or more on the scale 1..5 are, or the best-rated ones, or, without ratings, all;
+    and `crop_labels` is an object.
     """
 
     image: str
@@ -95,6 +113,7 @@ class Row(NamedTuple):
     good: np.ndarray | None
     split: str
     rating_scale: tuple[float, float] | None = None
+    crop_labels: CropLabels | None = None
 
 
 def good_or_best(scores: np.ndarray, good: np.ndarray) -> np.ndarray:

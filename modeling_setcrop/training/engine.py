@@ -23,7 +23,9 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..data import load
+from ..data.any_box_rating import CropLabels
 from ..data.collation import AspectRatioBatchSampler, CropCollator, CropDataset
+from ..data.crop_views import ViewChoices
 from ..images.atomic import atomic_files, atomic_folder, sweep_parts
 from .arguments import CropTrainingArguments, parse_arguments
 from .averaging import AveragedModel, moving_average
@@ -118,6 +120,9 @@ class CropTraining:
         self.resume_folder = self._folder_to_resume()
         model = load_model(str(self.resume_folder or args.model_name_or_path), parse_overrides(args.config_overrides))
         freeze_backbone_stages(model, args.freeze_backbone_stages)
+        if model.config.subject_map:
+            # Several processes would wait for the gradient of what nothing trains.
+            model.model.subject_map.requires_grad_(self.train_labels is not None)
         backbone: Any = backbone_of(model)
         backbone.to(memory_format=torch.channels_last)
         self.raw_model = model
@@ -156,6 +161,10 @@ class CropTraining:
         self.validation_rows = _split(splits, "validation", args.max_eval_samples, args.data)
         if self.metric in RATED_FIGURES and all(scores is None for scores in self.validation_rows["scores"]):
             raise ValueError(f"metric_for_best: {self.metric} needs ratings, and no validation image has any")
+        self.train_labels = _crop_labels(self.train_rows, f"{args.data}: the split 'train'")
+        validation_labels = _crop_labels(self.validation_rows, f"{args.data}: the split 'validation'")
+        if (self.train_labels is None) != (validation_labels is None):
+            raise ValueError(f"{args.data}: only one of the splits has labels that rate any box (crop_labels)")
 
     def _folder_to_resume(self) -> Path | None:
         """Return the checkpoint to go on from; refuse a folder with another run's where there is none."""
@@ -266,9 +275,9 @@ class CropTraining:
             self.teacher = moving_average(self.raw_model, config.distillation_momentum)
 
     def _losses(self, outputs: Any, batch: dict[str, Any], rated: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the loss and its parts, the scoring head's divided by `rated`, not by the batch's rated images."""
+        """Return the loss and its parts, those over rated images divided by `rated`, not by the batch's own number."""
         losses = dict(outputs.loss_dict)
-        scoring = {name: value for name, value in losses.items() if name.startswith("loss_crop_")}
+        scoring = {name: losses[name] for name in self.raw_model.scoring_weights() if name in losses}
         scale = _rated_images([batch]) / rated
         losses |= {name: value * scale for name, value in scoring.items()}
         loss = outputs.loss + self.raw_model.scoring_loss(scoring) * (scale - 1)
@@ -442,14 +451,20 @@ class CropTraining:
             processes=self.accelerator.num_processes,
             rank=self.accelerator.process_index,
             size_divisor=self.processor.size_divisor,
+            views=self._views(rows) if shuffle else None,
         )
+
+    def _views(self, rows: Dataset) -> ViewChoices | None:
+        if self.train_labels is None:
+            return None
+        return ViewChoices(self.train_labels, rows["height"][:], rows["width"][:], self.args.seed)
 
     def _loader(self, rows: Dataset, sampler: AspectRatioBatchSampler, augment: bool) -> DataLoader:
         workers = self.args.num_workers
         return DataLoader(
             CropDataset(rows, augment),
             batch_sampler=sampler,
-            collate_fn=CropCollator(self.processor, augment),
+            collate_fn=CropCollator(self.processor, augment, self.raw_model.config.rating_sources),
             # Its own generator: iterating must not draw from the one that dropout uses, or resuming would shift it.
             generator=torch.Generator(),
             num_workers=workers,
@@ -496,6 +511,20 @@ def _trackers(names: list[str]) -> list[str]:
         if name not in available:
             raise ValueError(f"report_to: {name} is not installed (pip install {name})")
     return names
+
+
+def _crop_labels(rows: Dataset, source: str) -> list[CropLabels] | None:
+    """Return the images' labels that rate any box; None where there are none.
+
+    Raises:
+        ValueError: some images have them and others do not.
+    """
+    found = rows["crop_labels"][:] if "crop_labels" in rows.column_names else []
+    if not any(found):
+        return None
+    if not all(found):
+        raise ValueError(f"{source} has images with labels that rate any box (crop_labels) and images without")
+    return [CropLabels.from_dict(labels) for labels in found]
 
 
 @contextlib.contextmanager

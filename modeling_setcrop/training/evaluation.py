@@ -64,7 +64,8 @@ def validation_records(model: Any, batch: dict[str, Any], indices: torch.Tensor,
     ratings: list[np.ndarray | None] = [None] * len(labels)
     if model.config.crop_scoring:
         boxes = torch.nn.utils.rnn.pad_sequence([label["scored_boxes"] for label in labels], batch_first=True)
-        predicted = model.score_crops(boxes, outputs.encoder_outputs).float().cpu().numpy()
+        predicted = model.score_crops(boxes, outputs.encoder_outputs, source=batch.get("source"))
+        predicted = predicted.float().cpu().numpy()
         ratings = [row[: len(label["scores"])] for row, label in zip(predicted, labels, strict=True)]
     return [
         {
@@ -72,6 +73,7 @@ def validation_records(model: Any, batch: dict[str, Any], indices: torch.Tensor,
             "boxes": prediction["boxes"].cpu().numpy(),
             "scores": prediction["scores"].cpu().numpy(),
             "scored_boxes": cxcywh_to_xyxy(label["scored_boxes"]).cpu().numpy(),
+            "wanted_ratings": label["scores"].cpu().numpy(),
             "ratings": rating,
             "set_loss": set_loss / len(labels),
             "crops": len(label["boxes"]),
@@ -92,7 +94,7 @@ def validation_figures(records: list[Record], rows: Dataset) -> dict[str, float]
     Returns:
         `images` (their number), `loss` (the set's, a mean over good crops, and the scoring head's, a mean over rated
         images) and the rest of `FIGURES`; `RATED_FIGURES` over the images whose crops are rated, if there are any,
-        with `srcc` of the scoring head where there is one.
+        with `srcc` of the scoring head where there is one (of images whose labels rate any box: over drawn boxes).
     """
     records = sorted(records, key=lambda record: record["index"])
     labels = rows.select_columns(["boxes", "scores", "good", "width", "height"])
@@ -117,8 +119,9 @@ def validation_figures(records: list[Record], rows: Dataset) -> dict[str, float]
         figures[key] = float(measures.accuracy(*predicted, boxes, scores, n, eps).mean())
     ratings = [records[index]["ratings"] for index in rated]
     if ratings[0] is None:
-        ratings = measures.overlap_scores(*predicted, boxes)
-    figures["srcc"] = measures.mean_where_defined(measures.spearman(ratings, scores))
+        ratings = measures.overlap_scores(*predicted, [records[index]["scored_boxes"] for index in rated])
+    wanted = [records[index]["wanted_ratings"] for index in rated]
+    figures["srcc"] = measures.mean_where_defined(measures.spearman(ratings, wanted))
     return figures
 
 
