@@ -4,7 +4,7 @@
 
 The model computes its own loss from `labels`, so the Trainer needs no more than a data set and a collator. Batches by
 aspect ratio, augmentation, the momentum teacher, averaged weights and exact normalisation over accumulated batches are
-the work of `setcrop train`.
+the work of `setcrop train`. Of the layout `editor` training shows views, drawn afresh every epoch.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ import argparse
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from datasets import Dataset
 from datasets import Image as ImageFeature
 from torch.utils.data import DataLoader
-from transformers import BaseImageProcessor, Trainer, TrainingArguments
+from transformers import BaseImageProcessor, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from modeling_setcrop import SetCropForImageCropping
 from modeling_setcrop.data import LAYOUTS, load
-from modeling_setcrop.data.collation import batches_of_one_size, read_image
+from modeling_setcrop.data.any_box_rating import CropLabels
+from modeling_setcrop.data.collation import CropCollator, CropDataset, Draw, batches_of_one_size, read_image
+from modeling_setcrop.data.crop_views import ViewChoices
 from modeling_setcrop.image_processing_pil_setcrop import resized_size
 from modeling_setcrop.training.initialization import load_model, load_processor
 
@@ -28,10 +31,15 @@ from modeling_setcrop.training.initialization import load_model, load_processor
 class RowCollator:
     """Encode rows of the crop data sets into one batch."""
 
-    def __init__(self, processor: BaseImageProcessor) -> None:
+    def __init__(self, processor: BaseImageProcessor, sources: list[str] | None = None) -> None:
         self.processor = processor
+        self.views = CropCollator(processor, sources=sources)
 
     def __call__(self, rows: list[dict]) -> dict:
+        if rows[0] is None or "drawn" in rows[0]:
+            batch = self.views(rows)
+            del batch["indices"]
+            return batch
         images = [read_image(row["image"], self.processor.size.shortest_edge) for row in rows]
         annotations = []
         for row, image in zip(rows, images, strict=True):
@@ -41,6 +49,37 @@ class RowCollator:
             annotations.append({"boxes": boxes, "scores": row["scores"], "good": row["good"]})
         images = [image.image for image in images]
         return dict(self.processor(images=images, annotations=annotations, return_tensors="pt"))
+
+
+class Views(torch.utils.data.Dataset):
+    """Views of the images of a data set in the layout `editor`, others in every epoch."""
+
+    def __init__(self, rows: Dataset, processor: BaseImageProcessor, seed: int) -> None:
+        labels = [CropLabels.from_dict(labels) for labels in rows["crop_labels"]]
+        self.choices = ViewChoices(labels, rows["height"][:], rows["width"][:], seed)
+        self.images = CropDataset(rows, augment=True)
+        self.processor, self.seed, self.epoch = processor, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict | None:
+        view, edges = self.choices.choose(self.epoch, index), self.processor.size
+        size = resized_size(
+            (view.height, view.width), edges.shortest_edge, edges.longest_edge, self.processor.size_divisor
+        )
+        seed = int(np.random.SeedSequence((self.seed, self.epoch, index)).generate_state(1)[0])
+        return self.images[Draw(index, size, size, seed, view)]
+
+
+class NextViews(TrainerCallback):
+    """Tells the views which epoch it is."""
+
+    def __init__(self, views: Views) -> None:
+        self.views = views
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, *_: object, **__: object) -> None:
+        self.views.epoch = int(state.epoch)
 
 
 class CropTrainer(Trainer):
@@ -81,11 +120,16 @@ def make_trainer(
         **options,
     )
     undecoded = ImageFeature(decode=False)
+    shown, callbacks = train.cast_column("image", undecoded), []
+    if "crop_labels" in train.column_names and all(train["crop_labels"]):
+        shown = Views(train, processor, arguments.seed)
+        callbacks = [NextViews(shown)]
     return CropTrainer(
         model=model,
         args=arguments,
-        data_collator=RowCollator(processor),
-        train_dataset=train.cast_column("image", undecoded),
+        data_collator=RowCollator(processor, model.config.rating_sources),
+        train_dataset=shown,
+        callbacks=callbacks,
         eval_dataset=validation.cast_column("image", undecoded),
         processing_class=processor,
         compute_metrics=compute_metrics,

@@ -10,6 +10,7 @@ import pytest
 import torch
 from coco_ssd_files import tensorflow_tensors, write
 from PIL import Image
+from training_data import write_editor
 from transformers import MobileNetV2Config, MobileNetV2Model
 from typer.testing import CliRunner
 
@@ -65,6 +66,15 @@ def test_anchors_start_at_the_good_crops_of_given_data(detector, tmp_path):
     assert (boxes[:, 2] > 0.7).all() and (boxes[:, 3] > 0.4).all() and len(boxes.unique(dim=0)) == 90
     grid = torch.from_numpy(xyxy_to_cxcywh(gaic_grid())).float()
     assert (boxes[:, None] - grid[None]).abs().amax(-1).amin() > 1e-4
+
+
+def test_a_model_for_an_editors_library_has_what_its_labels_train(detector, tmp_path):
+    data = write_editor(tmp_path / "library", train=45)
+    result = initialise(tmp_path / "start", "--coco-weights", detector, "--data", data, "--layout", "editor")
+    assert result.exit_code == 0, result.output
+    config = SetCropForImageCropping.from_pretrained(tmp_path / "start").config
+    assert config.subject_map and config.rating_sources == ["editors", "people"]
+    assert (config.quality_lower, config.quality_upper) == (3.5, 4.75)
 
 
 def test_what_is_missing_is_said_in_one_line(detector, tmp_path):

@@ -818,6 +818,30 @@ class TestTransformersTrainer:
         trainer.save_model()
         assert SetCropForImageCropping.from_pretrained(tmp_path).config.num_queries == 12
 
+    def test_trains_on_views_of_an_editors_library_that_differ_by_epoch(self, start, tmp_path):
+        splits = load("editor", write_editor(tmp_path / "library"))
+        trainer = _trainer_example().make_trainer(
+            load_model(str(start), {"crop_scoring": True, "subject_map": True}),
+            load_processor(str(start)),
+            splits["train"],
+            splits["validation"],
+            output_dir=str(tmp_path / "out"),
+            num_train_epochs=2,
+            per_device_train_batch_size=4,
+            per_device_eval_batch_size=2,
+            logging_steps=1,
+            eval_strategy="epoch",
+            report_to="none",
+            use_cpu=True,
+        )
+        views, seen = trainer.train_dataset, []
+        trainer.data_collator.views = lambda items, collate=trainer.data_collator.views: (
+            seen.extend(item["view"].window for item in items) or collate(items)
+        )
+        trainer.train()
+        assert views.epoch == 1 and len(seen) == 16 and len(set(seen)) > 10
+        assert np.isfinite([line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line]).all()
+
     @pytest.mark.parametrize("concatenated", [True, False])
     def test_compute_metrics_gets_predictions_and_nothing_large(self, data, start, tmp_path, concatenated):
         seen = []

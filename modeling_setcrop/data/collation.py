@@ -267,7 +267,7 @@ class CropCollator:
         found = [item for item in items if item is not None]
         if not found:
             raise OSError("none of the images of a batch can be decoded")
-        height, width = found[0]["padded_size"]
+        height, width = (max(sides) for sides in zip(*(item["padded_size"] for item in found), strict=True))
         batch = self.processor(
             images=[item["image"] for item in found],
             do_resize=False,

@@ -59,7 +59,11 @@ class CropTrainingArguments:
     """
 
     data: str = _option("", "Folder of the data set.")
-    layout: str = _option("gaic", f"How the data set lies in its folder: {', '.join(LAYOUT_NAMES)}.")
+    layout: str = _option(
+        "gaic",
+        f"How the data set lies in its folder: {', '.join(LAYOUT_NAMES)}. Of editor, views of the images and boxes of "
+        "every kind in them are drawn afresh every epoch, and rated by the labels (docs/editor-layout.md).",
+    )
     rating_scale: list[float] | None = field(
         default=None,
         metadata={

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from .convert_efficientnet_lite import load_imagenet_weights
 
 _KMEANS_CROPS = 100_000
 _KMEANS_STEPS = 30
+# Nearly every crop that an anchor may be is rated above the paper's thresholds, which are for GAIC's ratings.
+_ANY_BOX = {"subject_map": True, "quality_lower": 3.5, "quality_upper": 4.75}
 # Of stride 8, for the scoring head, and of strides 16 and 32.
 _STAGES = ("stage3", "stage5", "stage7")
 
@@ -35,7 +38,9 @@ def new_setcrop_lite(
 
     Args:
         train: training rows of the shared schema, of data with crops elsewhere: the anchors then start at the k-means
-            centres of the good crops and of their mirror images.
+            centres of the good crops and of their mirror images. Where their labels rate any box (the layout
+            `editor`), the model has the map of subjects, an embedding for each of editors and people if both made
+            crops, and the thresholds of quality guidance that suit such ratings.
         seed: of the new weights and of k-means.
         coco_weights: folder of a coco-ssd model (see [`load_coco_weights`]), for a MobileNetV2 that learned to detect
             objects; without it the backbone is EfficientNet-Lite0 with ImageNet weights.
@@ -66,6 +71,7 @@ def new_setcrop_lite(
         crop_scoring_dim=224,
         crop_scoring_detail=True,
         rerank=True,
+        **_of_any_box(train),
     )
     model = SetCropForImageCropping(config)
     model.model.backbone.model.load_state_dict(backbone.state_dict())
@@ -82,6 +88,16 @@ def new_setcrop_lite(
         image_std=[spread] * 3,
     )
     return model, processor
+
+
+def _of_any_box(train: Dataset | None) -> dict[str, Any]:
+    """Return what a model has whose training rows have labels that rate any box; nothing for others."""
+    labels = [] if train is None or "crop_labels" not in train.column_names else train["crop_labels"][:]
+    if not any(labels):
+        return {}
+    known = {"editors": any(each["crops"] for each in labels), "people": any(each["people"] for each in labels)}
+    sources = [name for name, there in known.items() if there]
+    return {**_ANY_BOX, "rating_sources": sources if len(sources) > 1 else None}
 
 
 def _imagenet_backbone() -> tuple[EfficientNetLiteBackbone, float, float]:
