@@ -15,7 +15,7 @@ _MIN_SIDE = 32
 
 
 def resized_size(
-    image_size: tuple[int, int], shortest_edge: int, longest_edge: int, divisor: int | None = None
+    image_size: tuple[float, float], shortest_edge: int, longest_edge: int, divisor: int | None = None
 ) -> tuple[int, int]:
     """(height, width) at which the model sees an image: the short side as asked unless the long one would pass its
     bound, and no side under one cell of features (images thinner than that are widened).

@@ -544,6 +544,7 @@ def _padded(parts: list[SetCropEncoderOutput], rows: list[list[int]]) -> SetCrop
     detail = None
     if parts[0].detail is not None:
         detail = joined([part.detail.permute(0, 2, 3, 1) for part in parts]).permute(0, 3, 1, 2)
+
     def listed(name: str) -> torch.Tensor:
         rows_of = torch.cat([getattr(part, name) for part in parts])
         return rows_of[order.to(rows_of.device)]

@@ -316,6 +316,14 @@ class TestTraining:
         with pytest.raises(ValueError, match="only one of the splits"):
             CropTraining(arguments(), DatasetDict(train=editor["train"], validation=plain["validation"]))
 
+    def test_faces_that_nothing_teaches_are_not_unlearned(self, arguments):
+        overrides = [*OVERRIDES, "face_finding=true", "crop_scoring_detail=true"]
+        training = CropTraining(arguments(config_overrides=overrides, max_steps=2))
+        finder = training.raw_model.model.face_finder
+        before = {name: value.clone() for name, value in finder.state_dict().items()}
+        training.train()
+        assert all(torch.equal(value, before[name]) for name, value in finder.state_dict().items())
+
     def test_what_nothing_trains_stands_still(self, arguments, library, tmp_path):
         """A map of subjects in a model that is trained on crops alone has no gradient, which processes wait for."""
         data = write_folder(tmp_path / "plain", {"train": 1, "validation": 1})

@@ -116,7 +116,7 @@ class AspectRatioBatchSampler:
                 sizes = [self._resized(sides[0][i], sides[1][i], short_side) for i in indices]
                 padded = (max(height for height, _ in sizes), max(width for _, width in sizes))
                 draws = [
-                    Draw(int(i), size, padded, int(seed), views and views[i])
+                    Draw(int(i), size, padded, int(seed), None if views is None else views[i])
                     for i, size, seed in zip(indices, sizes, seeds, strict=True)
                 ]
                 if part := draws[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]:
@@ -276,8 +276,8 @@ class CropCollator:
         )
         batch = {**batch, "labels": [self._label(item) for item in found]}
         batch["indices"] = torch.tensor([item["index"] for item in found])
-        eyes = [item["drawn"].labels.source if "drawn" in item else None for item in found]
-        if all(eye in self.sources for eye in eyes):
+        eyes = [item["drawn"].labels.source for item in found if "drawn" in item]
+        if len(eyes) == len(found) and set(eyes) <= set(self.sources):
             batch["source"] = torch.tensor([self.sources.index(eye) for eye in eyes])
         return batch
 

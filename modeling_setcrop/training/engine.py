@@ -27,6 +27,7 @@ from ..data.any_box_rating import CropLabels
 from ..data.collation import AspectRatioBatchSampler, CropCollator, CropDataset
 from ..data.crop_views import ViewChoices
 from ..images.atomic import atomic_files, atomic_folder, sweep_parts
+from ..modeling_setcrop import SetCropForImageCropping
 from .arguments import CropTrainingArguments, parse_arguments
 from .averaging import AveragedModel, moving_average
 from .checkpointing import (
@@ -120,9 +121,7 @@ class CropTraining:
         self.resume_folder = self._folder_to_resume()
         model = load_model(str(self.resume_folder or args.model_name_or_path), parse_overrides(args.config_overrides))
         freeze_backbone_stages(model, args.freeze_backbone_stages)
-        if model.config.subject_map:
-            # Several processes would wait for the gradient of what nothing trains.
-            model.model.subject_map.requires_grad_(self.train_labels is not None)
+        _freeze_untaught(model, subjects=self.train_labels is not None)
         backbone: Any = backbone_of(model)
         backbone.to(memory_format=torch.channels_last)
         self.raw_model = model
@@ -511,6 +510,20 @@ def _trackers(names: list[str]) -> list[str]:
         if name not in available:
             raise ValueError(f"report_to: {name} is not installed (pip install {name})")
     return names
+
+
+def _freeze_untaught(model: SetCropForImageCropping, subjects: bool) -> None:
+    """Freeze the parts that no label teaches: several processes would wait for their gradients.
+
+    Faces are learned in a stage of their own; ratings alone would unlearn them.
+
+    Args:
+        subjects: whether the labels say where subjects are.
+    """
+    if model.config.subject_map:
+        model.model.subject_map.requires_grad_(subjects)
+    if model.config.face_finding:
+        model.model.face_finder.requires_grad_(False)
 
 
 def _crop_labels(rows: Dataset, source: str) -> list[CropLabels] | None:
