@@ -24,9 +24,10 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, IterableDataset
 from train_setcrop_lite import LOGGED_EVERY, nearest_size, note, read_image
+from train_setcrop_lite_set import LONG, save_half
 from transformers.loss.loss_for_object_detection import generalized_box_iou
 
-from modeling_setcrop import SetCropForImageCropping, SetCropImageProcessorPil
+from modeling_setcrop import SetCropForImageCropping
 from modeling_setcrop.crop_geometry import box_area
 from modeling_setcrop.data import Problems
 from modeling_setcrop.data.any_box_rating import kept_shares, mirror_boxes
@@ -34,7 +35,7 @@ from modeling_setcrop.data.crop_views import distort, stretched
 from modeling_setcrop.data.editor import read_editor_images
 from modeling_setcrop.face_finding_setcrop import SetCropFaceFinder
 
-LONG, CELL = 256, 8
+CELL = 8
 FACES_SHARE = 0.55
 # Windows instead of whole images: how often, how large, and how often about a face.
 WINDOW_SHARE, WINDOW_SIDES, ABOUT_FACE = 0.6, (0.35, 1.0), 0.7
@@ -210,9 +211,7 @@ def main() -> None:
     paths, faces, unsure = read_faces(args)
     print(len(paths), "training images,", sum(len(boxes) > 0 for boxes in faces), "with faces", flush=True)
     model.model.face_finder = train_finder(model, FaceViews(paths, faces, unsure, args.batch_size, args.seed), args)
-    # Half precision is how the checkpoint is shipped.
-    model.half().save_pretrained(args.output_dir)
-    SetCropImageProcessorPil.from_pretrained(args.start).save_pretrained(args.output_dir)
+    save_half(model, args.output_dir)
 
 
 if __name__ == "__main__":

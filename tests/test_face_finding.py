@@ -30,7 +30,7 @@ def test_lost_faces_are_the_worst_cut_share_by_how_sure_the_face_is():
     found = lost_faces(torch.from_numpy(boxes), torch.from_numpy(faces)).numpy()
     for image in range(2):
         cut = cut_shares(faces[image, :, :4], corners(boxes[image]))
-        sure = np.clip((faces[image, :, 4] - 0.2) / 0.25, 0, 1)
+        sure = np.clip((faces[image, :, 4] - 0.35) / 0.15, 0, 1)
         np.testing.assert_allclose(found[image], (cut * sure[:, None]).max(0), atol=1e-9)
 
 
