@@ -306,7 +306,12 @@ def new_model(start: str, dropout: float = 0.1) -> SetCropForImageCropping:
     kept = ("model.backbone", "model.encoder", "model.input_projection")
     if loaded.config.subject_map:
         kept = ("",)
-    weights = {name: value for name, value in loaded.state_dict().items() if name.startswith(kept)}
+    weights = {
+        name: value
+        for name, value in loaded.state_dict().items()
+        # Faces are found in features that change now; the third stage learns to find them again.
+        if name.startswith(kept) and not name.startswith("model.face_finder")
+    }
     missing = model.load_state_dict(weights, strict=False)
     assert not missing.unexpected_keys
     return model
