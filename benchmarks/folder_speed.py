@@ -1,12 +1,15 @@
 """Times a folder run beside a loop that only decodes and encodes, and beside `vipsthumbnail --smartcrop attention`.
 
-    python benchmarks/folder_speed.py [--count 1000] [--distinct 24] [--workers 2] [--rounds 2]
+    python benchmarks/folder_speed.py [--count 1000] [--distinct 24] [--workers 2] [--rounds 2] [--others 1000]
+    python benchmarks/folder_speed.py --photos FOLDER
 
 JPEG files of 12 megapixels, the example photos enlarged, cropped and mirrored at random, are cut to squares written at
 1,200 pixels. In each round `setcrop crop` takes all files (one command, model loading included), then a plain Pillow
 loop in as many threads cuts the same crops, then vipsthumbnail in as many processes (Debian's package libvips-tools;
 left out where it is missing). Images a second, by the clock and by processor time over all threads and processes;
-medians over the rounds. Memory is the largest that the command held at the end of its first tenth and of the whole.
+medians over the rounds. The others may be given fewer of the files (`--others`), as their speed does not depend on how
+many there are. `--photos` names a folder with JPEG files of that size to use instead. Memory is the largest that the
+command held at the end of its first tenth and of the whole.
 """
 
 from __future__ import annotations
@@ -132,25 +135,30 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - clock, processor() - used
 
 
-def one_round(files: Sequence[Path], work: Path, workers: int, memory: list[float]) -> dict[str, tuple[float, float]]:
-    """Seconds, see [`timed`], of every method on all files."""
+def one_round(
+    files: Sequence[Path], others: int, work: Path, workers: int, memory: list[float]
+) -> dict[str, tuple[float, float]]:
+    """Images per second, by both clocks of [`timed`], of `setcrop crop` on all files and of the others on some."""
     out = {name: work / name for name in ("setcrop", "pillow", "vips")}
     for folder in out.values():
         folder.mkdir(parents=True)
     manifest = work / "crops.jsonl"
     methods: dict[str, Callable[[], object]] = {
         "setcrop crop": lambda: with_setcrop(files, manifest, out["setcrop"], workers, memory),
-        "decode and encode alone": lambda: with_pillow(files, manifest, out["pillow"], workers),
+        "decode and encode alone": lambda: with_pillow(files[:others], manifest, out["pillow"], workers),
     }
     if shutil.which("vipsthumbnail"):
-        methods["vipsthumbnail attention"] = lambda: with_vipsthumbnail(files, out["vips"], workers)
-    found = {name: timed(method) for name, method in methods.items()}
-    for folder in out.values():
-        written = len(list(folder.glob("*.jpg")))
-        if written not in (0, len(files)):
-            raise SystemExit(f"{folder.name}: {written} crops of {len(files)} images")
+        methods["vipsthumbnail attention"] = lambda: with_vipsthumbnail(files[:others], out["vips"], workers)
+    rates = {}
+    for (name, method), folder in zip(methods.items(), out.values(), strict=False):
+        clock, processor = timed(method)
+        written, expected = len(list(folder.glob("*.jpg"))), len(files) if folder.name == "setcrop" else others
+        if written != expected:
+            raise SystemExit(f"{folder.name}: {written} crops of {expected} images")
+        rates[name] = (written / clock, written / processor)
+        print(f"{name}: {written} images, {clock:.0f} s by the clock, {processor:.0f} s of one processor", flush=True)
     shutil.rmtree(work)
-    return found
+    return rates
 
 
 def main() -> None:
@@ -159,21 +167,26 @@ def main() -> None:
     parser.add_argument("--distinct", type=int, default=24)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--others", type=int, help="files that the other methods are given; all if left out")
+    parser.add_argument("--photos", type=Path, help="folder with JPEG files of 4000 by 3000 pixels")
     args = parser.parse_args()
     memory: list[float] = []
-    times: dict[str, list[tuple[float, float]]] = {}
+    rates: dict[str, list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as work:
-        files = make_files(Path(work) / "photos", args.count, args.distinct)
+        made = Path(work) / "photos"
+        files = sorted(args.photos.glob("*.jpg")) if args.photos else make_files(made, args.count, args.distinct)
+        others = min(args.others or len(files), len(files))
         for number in range(args.rounds):
-            for name, found in one_round(files, Path(work) / str(number), args.workers, memory).items():
-                times.setdefault(name, []).append(found)
-    of_setcrop = times["setcrop crop"]
-    for name, found in times.items():
-        rates = [args.count / statistics.median(column) for column in zip(*found, strict=True)]
-        own = [args.count / statistics.median(column) for column in zip(*of_setcrop, strict=True)]
-        shares = [mine / rate for mine, rate in zip(own, rates, strict=True)]
+            found = one_round(files, others, Path(work) / str(number), args.workers, memory)
+            for name, rate in found.items():
+                rates.setdefault(name, []).append(rate)
+    medians = {
+        name: [statistics.median(column) for column in zip(*found, strict=True)] for name, found in rates.items()
+    }
+    for name, (clock, processor) in medians.items():
+        shares = [mine / rate for mine, rate in zip(medians["setcrop crop"], (clock, processor), strict=True)]
         print(
-            f"{name:26} {rates[0]:6.1f} images/s by the clock, {rates[1]:6.1f} a second of one processor; "
+            f"{name:26} {clock:6.1f} images/s by the clock, {processor:6.1f} a second of one processor; "
             f"setcrop crop has {shares[0]:.2f} and {shares[1]:.2f} of it"
         )
     print("memory: {:.0f} MB after a tenth, {:.0f} MB after all".format(*memory))
