@@ -42,9 +42,9 @@ class OnnxAsModel:
 
     def __call__(self, pixel_values: torch.Tensor, candidate_boxes: torch.Tensor | None = None) -> SimpleNamespace:
         found = self.engine.run(pixel_values.numpy())
-        scores = None if candidate_boxes is None else self.engine.rate(candidate_boxes.numpy(), found)
+        ratings = None if candidate_boxes is None else self.engine.rate(candidate_boxes.numpy(), found)
         outputs = {name: torch.from_numpy(value) for name, value in found.items()}
-        return SimpleNamespace(**outputs, crop_scores=None if scores is None else torch.from_numpy(scores))
+        return SimpleNamespace(**outputs, crop_ratings=None if ratings is None else torch.from_numpy(ratings))
 
     def to(self, device: str) -> OnnxAsModel:
         return self

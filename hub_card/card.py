@@ -91,7 +91,7 @@ def build_card(folder: str | Path, repo_id: str | None = None) -> ModelCard:
         training=training,
         custom_code=custom_code,
         graphs=(folder / "onnx" / "model.onnx").is_file(),
-        merit="pred_scores" if config.rerank else "logits",
+        merit=_merit(folder) if config.rerank else "logits",
         trust=", trust_remote_code=True" if custom_code else "",
         examples=[f"{_EXAMPLES}/{path.name}" for path in sorted((folder / _EXAMPLES).glob("*.jpg"))],
         evaluations=[
@@ -105,6 +105,13 @@ def build_card(folder: str | Path, repo_id: str | None = None) -> ModelCard:
         ],
         notices=_notices(config),
     )
+
+
+def _merit(folder: Path) -> str:
+    """Return what the graphs call the predicted ratings; earlier ones say "scores"."""
+    report = folder / "onnx" / "report.json"
+    former = report.is_file() and "pred_scores" in read_json(report).get("agreement", {})
+    return "pred_scores" if former else "pred_ratings"
 
 
 def _title(evaluation: dict[str, Any]) -> str:

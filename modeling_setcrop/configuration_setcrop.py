@@ -95,7 +95,7 @@ class SetCropConfig(ConditionalDetrConfig):
 
     model_type = "setcrop"
     # What `Trainer` would gather over a whole evaluation split, though it is large and differs in shape by image; what
-    # is left are `logits`, `pred_boxes` and `pred_scores`.
+    # is left are `logits`, `pred_boxes` and `pred_ratings`.
     keys_to_ignore_at_inference: ClassVar[list[str]] = [
         "loss_dict",
         "auxiliary_outputs",
@@ -107,7 +107,7 @@ class SetCropConfig(ConditionalDetrConfig):
         "encoder_hidden_states",
         "encoder_attentions",
         "encoder_outputs",
-        "crop_scores",
+        "crop_ratings",
     ]
 
     num_queries: int = 90

@@ -28,8 +28,8 @@ class EncodedImage:
         self.encoded = output.encoder_outputs
         self.pred_boxes = _array(output.pred_boxes[0])
         self.validity = 1 / (1 + np.exp(-_array(output.logits[0, :, 0])))
-        pred_scores = output.get("pred_scores")
-        self.ratings = None if pred_scores is None else _array(pred_scores[0])
+        ratings = output.get("pred_ratings")
+        self.ratings = None if ratings is None else _array(ratings[0])
         importance = self.encoded.get("importance")
         self.importance = None if importance is None else _array(importance[0])
 

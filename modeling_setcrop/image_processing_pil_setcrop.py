@@ -89,7 +89,7 @@ class CropProcessingMixin:
 
         Args:
             outputs: of [`SetCropForImageCropping`]: `logits` (B, N, 1), `pred_boxes` (B, N, 4) and, when the model
-                re-ranks, `pred_scores` (B, N).
+                re-ranks, `pred_ratings` (B, N).
             target_sizes: (height, width) of each image in pixels; boxes stay in [0, 1] when left out.
             threshold: crops whose probability is not above it are dropped.
             top_k: at most so many crops per image.
@@ -108,7 +108,7 @@ class CropProcessingMixin:
             raise ValueError(f"{len(outputs.pred_boxes)} images, but {len(target_sizes)} target sizes")
         # To the CPU first: not every device has float64.
         validity = outputs.logits.detach()[..., 0].cpu().double().sigmoid().numpy()
-        ratings = getattr(outputs, "pred_scores", None)
+        ratings = getattr(outputs, "pred_ratings", None)
         ratings = None if ratings is None else ratings.detach().cpu().double().numpy()
         boxes = outputs.pred_boxes.detach().cpu().double().numpy()
         device, results = outputs.pred_boxes.device, []

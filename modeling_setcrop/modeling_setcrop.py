@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +35,7 @@ from .loss_any_box_setcrop import view_scoring_losses, view_subject_map_loss
 from .loss_setcrop import crop_scoring_loss, set_crop_loss
 
 # What only the model with heads has.
-_OF_THE_HEADS = ("logits", "pred_boxes", "pred_scores", "crop_scores", "score_crops")
+_OF_THE_HEADS = ("logits", "pred_boxes", "pred_ratings", "crop_ratings", "pred_scores", "crop_scores", "score_crops")
 
 
 @dataclass
@@ -81,14 +82,28 @@ class SetCropImageCroppingOutput(ConditionalDetrObjectDetectionOutput):
     padding; `loss` and `loss_dict` come with labels; `auxiliary_outputs` are the other decoder layers' two.
 
     Args:
-        crop_scores: (B, M) predicted scores of `candidate_boxes`.
-        pred_scores: (B, N) predicted scores of `pred_boxes`, outside training, when the config has `rerank`.
+        crop_ratings: (B, M) predicted ratings, 1 to 5, of `candidate_boxes`.
+        pred_ratings: (B, N) predicted ratings of `pred_boxes`, outside training, when the config has `rerank`.
         encoder_outputs: [`SetCropEncoderOutput`], which `score_crops` takes.
     """
 
-    crop_scores: torch.Tensor | None = None
-    pred_scores: torch.Tensor | None = None
+    crop_ratings: torch.Tensor | None = None
+    pred_ratings: torch.Tensor | None = None
     encoder_outputs: SetCropEncoderOutput | None = None
+
+    @property
+    def crop_scores(self) -> torch.Tensor | None:
+        """Former name of `crop_ratings`."""
+        return self._renamed("crop_scores", "crop_ratings")
+
+    @property
+    def pred_scores(self) -> torch.Tensor | None:
+        """Former name of `pred_ratings`."""
+        return self._renamed("pred_scores", "pred_ratings")
+
+    def _renamed(self, former: str, name: str) -> torch.Tensor | None:
+        warnings.warn(f"{former} is called {name} now", FutureWarning, stacklevel=3)
+        return getattr(self, name)
 
 
 # A prior validity of 1 %, as focal losses need for a steady start (Lin et al., 2017, section 3.3).
@@ -359,7 +374,7 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
                 scores at instead of `scored_boxes`; boxes cxcywh in [0, 1]. See [`set_crop_loss`].
                 Without scored boxes the scoring head has no loss. Views, whose labels rate any box, have `rate_boxes`,
                 `windows`, `window_fit`, `window_weight` and `importance_map` besides.
-            candidate_boxes: (B, M, 4) cxcywh in [0, 1], to be scored as `crop_scores`.
+            candidate_boxes: (B, M, 4) cxcywh in [0, 1], to be rated as `crop_ratings`.
             num_good_crops: what the set loss is divided by; see [`set_crop_loss`].
             source: whose crops and ratings, an index of `config.rating_sources` or (B,) indices; the default source
                 where left out.
@@ -384,9 +399,9 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
             )
             loss_dict |= self._scoring_losses(encoded, labels, source)
             loss = loss + self.scoring_loss(loss_dict)
-        crop_scores = None
+        crop_ratings = None
         if candidate_boxes is not None:
-            crop_scores = self.score_crops(candidate_boxes, encoded, source=source)
+            crop_ratings = self.score_crops(candidate_boxes, encoded, source=source)
         rerank = self.config.rerank and not self.training
         output = SetCropImageCroppingOutput(
             loss=loss,
@@ -401,8 +416,8 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
             encoder_last_hidden_state=outputs.encoder_last_hidden_state,
             encoder_hidden_states=outputs.encoder_hidden_states,
             encoder_attentions=outputs.encoder_attentions,
-            crop_scores=crop_scores,
-            pred_scores=self.score_crops(pred_boxes, encoded, source=source) if rerank else None,
+            crop_ratings=crop_ratings,
+            pred_ratings=self.score_crops(pred_boxes, encoded, source=source) if rerank else None,
             encoder_outputs=encoded,
         )
         return output.to_tuple() if return_dict is False else output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,23 @@ def small_setcrop_lite(variant: str = "lite0", width: int = 32, **options):
         rerank=True,
     )
     return SetCropForImageCropping(SetCropConfig(backbone_config=backbone, **{**shape, **options})).eval()
+
+
+def with_former_outputs(checkpoint: Path, target: Path) -> Path:
+    """Copy a checkpoint's folder, with what graphs exported before call their outputs."""
+    import onnx
+
+    former = {"pred_ratings": "pred_scores", "ratings": "scores"}
+    shutil.copytree(checkpoint, target)
+    for path in (target / "onnx").glob("*.onnx"):
+        model = onnx.load(path)
+        for node in model.graph.node:
+            for names in (node.input, node.output):
+                names[:] = [former.get(name, name) for name in names]
+        for output in model.graph.output:
+            output.name = former.get(output.name, output.name)
+        onnx.save(model, path)
+    return target
 
 
 @pytest.fixture(scope="session")

@@ -75,7 +75,7 @@ def test_images_of_sixteen_shapes_share_one_graph_or_two(threads):
             inputs = {"pixel_values": pixels, "pixel_mask": torch.ones(1, height, width, dtype=torch.long)}
             found, expected = compiled(**inputs), model(**inputs)
             torch.testing.assert_close(found.pred_boxes, expected.pred_boxes, atol=1e-5, rtol=0)
-            torch.testing.assert_close(found.pred_scores, expected.pred_scores, atol=1e-4, rtol=0)
+            torch.testing.assert_close(found.pred_ratings, expected.pred_ratings, atol=1e-4, rtol=0)
     assert counter.frame_count <= 2
 
 

@@ -67,7 +67,7 @@ def test_an_image_is_encoded_alike_alone_and_in_a_padded_batch(model):
         together = model(padded, mask, candidate_boxes=asked)
         for row, image in enumerate(images):
             alone = model(image[None], candidate_boxes=asked[row : row + 1])
-            for name in ("logits", "pred_boxes", "pred_scores", "crop_scores"):
+            for name in ("logits", "pred_boxes", "pred_ratings", "crop_ratings"):
                 torch.testing.assert_close(together[name][row], alone[name][0], atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(
                 together.encoder_outputs.faces[row], alone.encoder_outputs.faces[0], atol=1e-5, rtol=0
@@ -86,7 +86,7 @@ def test_sources_give_other_sets_and_ratings_and_the_default_is_the_configs(mode
         people = model(pixels, candidate_boxes=asked, source=1)
         mixed = model(pixels, candidate_boxes=asked, source=torch.tensor([0, 1]))
     assert model.config.default_source == 1
-    for name in ("pred_boxes", "crop_scores"):
+    for name in ("pred_boxes", "crop_ratings"):
         assert torch.equal(default[name], people[name])
         torch.testing.assert_close(mixed[name][1], people[name][1])
         assert not torch.allclose(mixed[name][0], people[name][0])

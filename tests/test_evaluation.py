@@ -241,7 +241,7 @@ def test_a_crop_that_labels_name_twice_has_one_rating_on_every_runtime(tiny_mode
 
         def __call__(self, pixel_values, candidate_boxes):
             outputs = tiny_model(pixel_values=pixel_values, candidate_boxes=candidate_boxes)
-            outputs["crop_scores"] = outputs.crop_scores + torch.arange(candidate_boxes.shape[1]) * 1e-6
+            outputs["crop_ratings"] = outputs.crop_ratings + torch.arange(candidate_boxes.shape[1]) * 1e-6
             return outputs
 
     twice = np.tile(np.array([[2.0, 3.0, 40.0, 44.0]]), (2, 1)) / 64

@@ -84,7 +84,7 @@ def test_a_checkpoint_keeps_its_faces(model, tmp_path):
     with torch.no_grad():
         again = type(model).from_pretrained(tmp_path).eval()
         assert torch.equal(again.model.encode(pixels).faces, model.model.encode(pixels).faces)
-        assert torch.equal(again(pixels).pred_scores, model(pixels).pred_scores)
+        assert torch.equal(again(pixels).pred_ratings, model(pixels).pred_ratings)
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,10 @@ def test_the_card_shows_javascript_where_there_are_graphs(exported, tmp_path):
     (folder / "onnx").mkdir()
     (folder / "onnx" / "model.onnx").touch()
     text = build_card(folder, "somebody/tiny-crop").text
-    assert 'AutoModel.from_pretrained("somebody/tiny-crop");' in text and "highest of pred_scores (1, 12)" in text
+    assert 'AutoModel.from_pretrained("somebody/tiny-crop");' in text and "highest of pred_ratings (1, 12)" in text
+    # Graphs that were exported before have another name for them.
+    (folder / "onnx" / "report.json").write_text('{"agreement": {"logits": 0, "pred_boxes": 0, "pred_scores": 0}}')
+    assert "highest of pred_scores (1, 12)" in build_card(folder, "somebody/tiny-crop").text
 
 
 def test_card_says_what_the_model_was_trained_on(exported):

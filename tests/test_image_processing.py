@@ -101,12 +101,12 @@ def test_reranking_goes_by_the_predicted_scores():
     outputs = SimpleNamespace(
         logits=validity.logit()[..., None],
         pred_boxes=torch.tensor([[[0.5, 0.5, 0.2, 0.2], [0.5, 0.5, 0.4, 0.4], [0.5, 0.5, 0.8, 0.8]]]),
-        pred_scores=torch.tensor([[4.0, 3.5, 4.5]]),
+        pred_ratings=torch.tensor([[4.0, 3.5, 4.5]]),
     )
     processor = SetCropImageProcessorPil()
     expected = [1 / (1 + math.exp(-4 * (rating - 4))) for rating in (4.5, 4.0, 3.5)]
     assert processor.post_process_image_cropping(outputs)[0]["scores"].tolist() == pytest.approx(expected)
-    outputs.pred_scores = None
+    outputs.pred_ratings = None
     found = processor.post_process_image_cropping(outputs)[0]["scores"].tolist()
     assert found == pytest.approx(validity[0].tolist(), abs=1e-6)
 
@@ -123,7 +123,7 @@ def test_a_set_starts_with_the_best_crop_and_goes_on_with_what_it_does_not_cover
     """Two near copies of the best crop and one elsewhere: the third crop comes second."""
     boxes = torch.tensor([[[0.5, 0.5, 0.9, 0.9], [0.51, 0.5, 0.9, 0.9], [5 / 12, 5 / 12, 0.75, 0.75]]])
     outputs = SimpleNamespace(
-        logits=torch.zeros(1, 3, 1), pred_boxes=boxes, pred_scores=torch.tensor([[4.5, 4.4, 3.0]])
+        logits=torch.zeros(1, 3, 1), pred_boxes=boxes, pred_ratings=torch.tensor([[4.5, 4.4, 3.0]])
     )
     processor = SetCropImageProcessorPil()
     (found,) = processor.post_process_image_cropping(outputs, [(100, 200)], as_set=True)

@@ -182,7 +182,7 @@ def test_released_matching_takes_the_lowest_rated_crop_in_reach():
     boxes = [np.array([[0, 0, 100, 100], [0, 0, 90, 100]], float)]
     arguments = (pred_boxes, [np.array([0.9, 0.8])], boxes, [np.array([True, True])], 0.88, 10)
     assert metrics.match(*arguments).hit.tolist() == [[True, True]]
-    assert metrics.match(*arguments, release_scores=[np.array([5.0, 4.0])]).hit.tolist() == [[True, False]]
+    assert metrics.match(*arguments, release_ratings=[np.array([5.0, 4.0])]).hit.tolist() == [[True, False]]
 
 
 @pytest.mark.parametrize(("eps", "k"), [(0.85, 5), (0.85, 40), (0.9, 10)])

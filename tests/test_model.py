@@ -131,7 +131,18 @@ def test_saving_and_loading_is_exact(tiny_model, tiny_checkpoint):
         ours, again = tiny_model(pixels), loaded(pixels)
     assert torch.equal(ours.logits, again.logits)
     assert torch.equal(ours.pred_boxes, again.pred_boxes)
-    assert torch.equal(ours.pred_scores, again.pred_scores)
+    assert torch.equal(ours.pred_ratings, again.pred_ratings)
+
+
+def test_ratings_are_found_under_their_former_names_with_a_warning(tiny_model):
+    pixels, boxes = torch.zeros(1, 3, 64, 64), torch.full((1, 2, 4), 0.5)
+    with torch.no_grad():
+        output = tiny_model(pixels, candidate_boxes=boxes)
+    assert not {"pred_scores", "crop_scores"} & output.keys()
+    for former, name in (("pred_scores", "pred_ratings"), ("crop_scores", "crop_ratings")):
+        with pytest.warns(FutureWarning, match=f"{former} is called {name} now") as caught:
+            assert getattr(output, former) is output[name]
+        assert caught[0].filename == __file__
 
 
 def test_anchors_start_at_the_boxes_they_are_given(tiny_model):
@@ -174,10 +185,10 @@ def test_encoding_once_gives_the_same_as_the_whole_model(tiny_model):
         whole = tiny_model(pixels, candidate_boxes=boxes)
         encoded = tiny_model.model.encode(pixels)
         assert torch.equal(tiny_model(encoder_outputs=encoded).pred_boxes, whole.pred_boxes)
-        assert torch.equal(tiny_model.score_crops(boxes, encoded), whole.crop_scores)
-        assert torch.equal(tiny_model.score_crops(boxes, pixel_values=pixels), whole.crop_scores)
+        assert torch.equal(tiny_model.score_crops(boxes, encoded), whole.crop_ratings)
+        assert torch.equal(tiny_model.score_crops(boxes, pixel_values=pixels), whole.crop_ratings)
     assert whole.logits.shape == (2, 12, 1) and whole.pred_boxes.shape == (2, 12, 4)
-    assert whole.crop_scores.shape == (2, 7) and whole.pred_scores.shape == (2, 12)
+    assert whole.crop_ratings.shape == (2, 7) and whole.pred_ratings.shape == (2, 12)
     with pytest.raises(ValueError, match="pixel_values"):
         tiny_model()
 

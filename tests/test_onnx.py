@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from browser import ask_page, chromium
-from conftest import small_setcrop_lite
+from conftest import small_setcrop_lite, with_former_outputs
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection, ResNetConfig, pipeline
 from typer.testing import CliRunner
@@ -97,7 +97,7 @@ def folder(report_and_folder) -> Path:
 
 def test_outputs_agree_on_images_of_several_sizes(report_and_folder):
     report, _ = report_and_folder
-    assert report["agreement"].keys() == {"logits", "pred_boxes", "pred_scores", "scores"}
+    assert report["agreement"].keys() == {"logits", "pred_boxes", "pred_ratings", "ratings"}
     assert max(report["agreement"].values()) <= 1e-4
 
 
@@ -113,9 +113,19 @@ def test_batch_height_and_width_are_free(folder, model, shape):
         scores = reference.score_crops(boxes, expected.encoder_outputs)
     graphs = OnnxEngine(folder)
     found = graphs.run(pixels.numpy())
-    for name in ("logits", "pred_boxes", "pred_scores"):
+    for name in ("logits", "pred_boxes", "pred_ratings"):
         np.testing.assert_allclose(found[name], expected[name].numpy(), atol=1e-4)
     np.testing.assert_allclose(graphs.rate(boxes.numpy(), found), scores.numpy(), atol=1e-4)
+
+
+def test_graphs_whose_outputs_have_their_former_names_go_on_working(folder, photos, tmp_path):
+    former = with_former_outputs(folder, tmp_path / "former")
+    names = {entry.name for entry in onnxruntime.InferenceSession(former / "onnx" / "model.onnx").get_outputs()}
+    assert "pred_scores" in names and "pred_ratings" not in names
+    now, before = Cropper(str(folder), runtime="onnx"), Cropper(str(former), runtime="onnx")
+    assert "pred_ratings" in before.engine.run(np.zeros((1, 3, 64, 64), np.float32))
+    for options in ({}, {"aspect_ratio": "1:1"}):
+        assert before(photos[0], **options) == now(photos[0], **options)
 
 
 @pytest.mark.parametrize("graph", ["model.onnx", "model_fp16.onnx", "model_quantized.onnx"])
@@ -311,7 +321,7 @@ def test_transformers_js_gives_pythons_boxes(folder, model, tiny_processor, phot
         difference = np.abs(np.array(result["outputs"]["pred_boxes"]) - output.pred_boxes.numpy())
         assert (difference * [width, height, width, height]).max() <= pixels
         if dtype is None:
-            np.testing.assert_allclose(result["outputs"]["pred_scores"], output.pred_scores, atol=1e-2)
+            np.testing.assert_allclose(result["outputs"]["pred_ratings"], output.pred_ratings, atol=1e-2)
 
 
 @pytest.mark.parametrize(
@@ -338,6 +348,6 @@ def test_transformers_js_reads_photos_much_as_python_does(photos, tmp_path, wher
     for photo, found in zip(photos, boxes, strict=True):
         with Image.open(photo) as image, torch.inference_mode():
             output = model(**processor(image, return_tensors="pt"))
-        best = int(output.pred_scores.argmax())
+        best = int(output.pred_ratings.argmax())
         expected, box = output.pred_boxes[0, best].numpy(), np.array(found)[best]
         assert box_iou(cxcywh_to_xyxy(expected)[None], cxcywh_to_xyxy(box)[None])[0, 0] > 0.95, photo.name

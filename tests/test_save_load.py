@@ -52,7 +52,7 @@ def test_the_model_comes_back_exactly(tiny_model, tiny_processor, tmp_path, phot
         inputs = tiny_processor(photo.reduce(4), return_tensors="pt")
     with torch.inference_mode():
         found, expected = loaded(**inputs), tiny_model(**inputs)
-    for name in ("logits", "pred_boxes", "pred_scores"):
+    for name in ("logits", "pred_boxes", "pred_ratings"):
         assert torch.equal(found[name], expected[name])
 
 

@@ -52,7 +52,7 @@ def test_anchors_start_on_the_grid_and_everything_loads_again(detector, tmp_path
         outputs = model(**processor(Image.new("RGB", (90, 70), "teal"), return_tensors="pt"))
     grid = torch.from_numpy(xyxy_to_cxcywh(gaic_grid())).float()
     torch.testing.assert_close(outputs.pred_boxes[0], grid, atol=1e-6, rtol=0)
-    assert outputs.pred_scores.shape == (1, 90)
+    assert outputs.pred_ratings.shape == (1, 90)
 
 
 def test_anchors_start_at_the_good_crops_of_given_data(detector, tmp_path):

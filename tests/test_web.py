@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import ROOT, WEB, ask_page, what_is_missing
+from conftest import with_former_outputs
 from PIL import Image
 from transformers import AutoImageProcessor, pipeline
 
@@ -140,8 +141,9 @@ def test_files_of_every_orientation_and_kind_get_pythons_boxes(photos, cropper, 
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs Node (apt-get install nodejs npm)")
-def test_the_example_for_node_works(photos, cropper, tmp_path):
-    """That of docs/javascript.md, in a folder with what it imports."""
+@pytest.mark.parametrize("former", [False, True])
+def test_the_example_for_node_works(photos, cropper, tmp_path, former):
+    """That of docs/javascript.md, in a folder with what it imports; graphs that name outputs as before will do."""
     packages = Path(__file__).with_name("web") / "node_modules"
     if not (packages / "onnxruntime-node").is_dir():
         pytest.skip("needs onnxruntime-node (npm install --ignore-scripts --prefix tests/web)")
@@ -151,7 +153,10 @@ def test_the_example_for_node_works(photos, cropper, tmp_path):
     (tmp_path / "package.json").write_text('{"type": "module"}')
     shutil.copy(WEB / "setcrop.js", tmp_path)
     (tmp_path / "node_modules").symlink_to(packages)
-    (tmp_path / "model").symlink_to(DEFAULT_CHECKPOINT)
+    if former:
+        with_former_outputs(Path(DEFAULT_CHECKPOINT), tmp_path / "model")
+    else:
+        (tmp_path / "model").symlink_to(DEFAULT_CHECKPOINT)
     shutil.copy(photos[0], tmp_path / "photo.jpg")
     found = subprocess.run(["node", "example.mjs"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert found.returncode == 0 and found.stderr == ""

@@ -11,7 +11,7 @@
  *     await photo.rate([[x1, y1, x2, y2], ...]);                 // ratings 1..5 of any boxes in pixels
  *
  * A model is a folder, or an address, with what `setcrop export onnx` writes: config.json, preprocessor_config.json,
- * onnx/model.onnx (pixel_values -> logits, pred_boxes, pred_scores and an encoding) and, where it can rate boxes,
+ * onnx/model.onnx (pixel_values -> logits, pred_boxes, pred_ratings and an encoding) and, where it can rate boxes,
  * onnx/scorer.onnx (boxes and the encoding -> scores). `ort` is onnxruntime-web, or anything with its interface.
  *
  * The search is Python's (crop_search.py and crop_geometry.py), function by function and with NumPy's rounding, so
@@ -759,7 +759,8 @@ export class Photo {
       return corners.map((edge, k) => clip(edge, 0, 1) * (k % 2 ? height : width));
     });
     this.validity = Array.from(logits, (logit) => 1 / (1 + Math.exp(-logit)));
-    this.ratings = output.pred_scores ? Array.from(output.pred_scores.data) : null;
+    const ratings = output.pred_ratings ?? output.pred_scores; // as graphs of before call it
+    this.ratings = ratings ? Array.from(ratings.data) : null;
   }
 
   /** Ratings 1..5 of boxes in pixels; of a model that rates none, the validity of the crop that is most alike. */
@@ -863,8 +864,8 @@ export class SetCrop {
     for (let start = 0; start < values.length; start += most) {
       const part = values.slice(start, start + most);
       const boxes = new this.ort.Tensor("float32", part, [1, part.length / 4, 4]);
-      const { scores } = await this.scorer.run({ boxes, ...Object.fromEntries(given), ...this.source });
-      found.push(...scores.data);
+      const output = await this.scorer.run({ boxes, ...Object.fromEntries(given), ...this.source });
+      found.push(...(output.ratings ?? output.scores).data); // "scores" in graphs of before
     }
     return found;
   }

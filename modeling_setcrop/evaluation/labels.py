@@ -70,10 +70,10 @@ class Labels:
 
 @dataclass(frozen=True)
 class Predictions:
-    """A method's answer for I images: (N, 4) boxes normalised to [0, 1] and (N,) validity for each.
+    """A method's answer for I images: (N, 4) boxes normalised to [0, 1] and (N,) scores of them.
 
     candidate_scores: (S,) the method's own score of every labelled crop, when it can score given crops; by_validity:
-    the same crops ranked by validity, of a model that ranks them by predicted score; as_set: the same crops in the
+    the same crops ranked by validity, of a model that ranks them by predicted rating; as_set: the same crops in the
     order in which they are chosen as a set, of a model that can (their scores say the order and nothing else).
     """
 

@@ -67,7 +67,7 @@ def _figures(evaluation: Evaluation, config: Any, train: Labels | None, images: 
     found = {}
     chosen = np.unique(np.linspace(0, len(labels) - 1, min(images, len(labels))).round().astype(int))
     sheet = plots.contact_sheet(evaluation.dataset, labels, predictions, chosen.tolist())
-    model = "" if predictions is None else " Model: its three most valid crops with their validity."
+    model = "" if predictions is None else " Model: its first three crops with their scores."
     rated = "the three best-rated crops with their scores" if labels.scores is not None else "the annotators' crops"
     found["contact_sheet"] = (_png(sheet), f"Labels: {rated}.{model} The first one is drawn on top.")
     if predictions is not None and labels.scores is not None:

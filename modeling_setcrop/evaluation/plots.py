@@ -100,7 +100,7 @@ def smoothing_map(config: Any) -> Figure:
 
 
 def precision_recall(labels: Labels, answers: dict[str, Predictions], k: int = 40) -> Figure:
-    """Interpolated precision over recall of the K most valid crops, one panel an eps, one line a method."""
+    """Interpolated precision over recall of the first K crops, one panel an eps, one line a method."""
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     for axes, eps in zip(figure.subplots(1, len(EPS), sharey=True), EPS, strict=True):
         for name, answer in answers.items():
@@ -116,7 +116,7 @@ def precision_recall(labels: Labels, answers: dict[str, Predictions], k: int = 4
 def contact_sheet(
     dataset: Dataset, labels: Labels, predictions: Predictions | None, images: Sequence[int], crops: int = 3
 ) -> Image.Image:
-    """Return chosen images, each with the labels' best crops, and beside it with the model's most valid ones.
+    """Return chosen images, each with the labels' best crops, and beside it with the model's first ones.
 
     Without predictions there are the labels' alone.
     """

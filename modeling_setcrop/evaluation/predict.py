@@ -148,7 +148,7 @@ def _predict_batch(
     scores = [None] * len(crops)
     if candidates is not None:
         # Some labels name one crop twice; without the last bits both have one rating on every runtime.
-        predicted = settled(outputs.crop_scores.cpu().double().numpy())
+        predicted = settled(outputs.crop_ratings.cpu().double().numpy())
         scores = [row[: len(boxes)] for row, boxes in zip(predicted, candidates, strict=True)]
     return [_Answer(*parts) for parts in zip(crops, scores, by_validity, as_set, strict=True)]
 

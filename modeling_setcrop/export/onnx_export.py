@@ -181,7 +181,7 @@ def export_graphs(model: SetCropForImageCropping, folder: Path, size_divisor: in
     given = {"boxes": torch.full((_BATCH, _BOXES, 4), 0.5), **encoded}
     inputs = {name: given[name] for name in shapes if name in given} | source
     dynamic = (tuple({**shapes, **any_source}[name] for name in inputs),)
-    _write_graph(_Scorer(model, list(inputs)).eval(), inputs, dynamic, ["scores"], folder / SCORER_GRAPH)
+    _write_graph(_Scorer(model, list(inputs)).eval(), inputs, dynamic, ["ratings"], folder / SCORER_GRAPH)
 
 
 class _Proposer(nn.Module):
@@ -190,7 +190,7 @@ class _Proposer(nn.Module):
     def __init__(self, model: SetCropForImageCropping, encoded: dict[str, torch.Tensor]) -> None:
         super().__init__()
         self.model = model
-        self.output_names = ["logits", "pred_boxes", *(["pred_scores"] if model.config.rerank else []), *encoded]
+        self.output_names = ["logits", "pred_boxes", *(["pred_ratings"] if model.config.rerank else []), *encoded]
 
     def forward(self, pixel_values: torch.Tensor, source: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
         output = self.model(pixel_values, **({} if source is None else {"source": source}))
@@ -218,8 +218,7 @@ class _Scorer(nn.Module):
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         given = dict(zip(self.names, inputs, strict=True))
         given["mask"] = torch.ones(given["memory"].shape[:3], dtype=torch.bool)
-        scores = self.scorer(**given)
-        return scores[0] if isinstance(scores, tuple) else scores
+        return self.scorer(**given)
 
 
 def _write_graph(
@@ -321,11 +320,11 @@ def check_agreement(
             actual = graphs.run(pixels)
             pairs = {name: (expected[name], actual[name]) for name in ("logits", "pred_boxes")}
             if model.config.rerank:
-                pairs["pred_scores"] = (expected.pred_scores, actual["pred_scores"])
+                pairs["pred_ratings"] = (expected.pred_ratings, actual["pred_ratings"])
             if model.config.crop_scoring:
                 boxes = expected.pred_boxes
-                scores = model.score_crops(boxes, expected.encoder_outputs)
-                pairs["scores"] = (scores, graphs.rate(boxes.numpy(), actual))
+                ratings = model.score_crops(boxes, expected.encoder_outputs)
+                pairs["ratings"] = (ratings, graphs.rate(boxes.numpy(), actual))
         for name, (reference, found) in pairs.items():
             worst[name] = max(worst.get(name, 0.0), float(np.abs(reference.numpy() - found).max()))
     wrong = {name: difference for name, difference in worst.items() if not difference <= TOLERANCE}

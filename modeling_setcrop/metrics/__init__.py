@@ -3,8 +3,8 @@
 Plain functions over NumPy arrays, in `modeling_setcrop.metrics.functional`, where their common arguments are described
 and importable from here:
 
-- `accuracy`, `transposed_accuracy`, `first_crop_iou`: the most valid crops against the best-rated ones
-  (`has_equals`: where several crops share the highest score);
+- `accuracy`, `transposed_accuracy`, `first_crop_iou`: the first crops against the best-rated ones
+  (`has_equals`: where several crops share the highest rating);
 - `average_precision` (over `match` and `precision_at_recall`): against the good crops;
 - `spearman`, `candidate_accuracy`: rankings of fixed candidates; `overlap_scores` ranks them with a set prediction;
 - `iou_with_annotators`, `boundary_displacement`: FLMS and FCDB;

@@ -3,9 +3,9 @@
 Common arguments, one entry per image in each sequence; boxes are corners x1, y1, x2, y2 in any unit that predictions
 and labels share (pixels, or normalised to [0, 1]):
 
-- `pred_boxes`: (N, 4) predicted crops, in any order; `pred_scores`: (N,) their validity, higher is better. N may
-  differ from image to image. Equal scores keep their order.
-- `boxes`: (S, 4) labelled crops; `scores`: (S,) their ratings; `good`: (S,) flags of the good crops.
+- `pred_boxes`: (N, 4) predicted crops, in any order; `pred_scores`: (N,) their scores. N may differ from image to
+  image. The first K crops are those with the K highest scores; equal scores keep their order.
+- `boxes`: (S, 4) labelled crops; `ratings`: (S,) what people rated them; `good`: (S,) flags of the good crops.
 
 A measure that is a mean over images comes as its value for each image, (I,), so that means, intervals and worst
 cases are the caller's. Average precision pools all images and comes as one number.
@@ -25,9 +25,9 @@ RECALL_LEVELS = np.linspace(0.0, 1.0, 101)
 
 
 class Matches(NamedTuple):
-    """The K most valid crops of I images as hits and misses, for precision and recall.
+    """The first K crops of I images as hits and misses, for precision and recall.
 
-    scores: (I, K) validity, -inf where an image has fewer crops; hit: (I, K) whether the crop was matched to a good
+    scores: (I, K), -inf where an image has fewer crops; hit: (I, K) whether the crop was matched to a good
     crop; positives: (I,) number of good crops.
     """
 
@@ -47,7 +47,7 @@ def pairwise_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def ranked(pred_boxes: Arrays, pred_scores: Arrays, k: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Return the `k` most valid crops of each image (None: all), best first.
+    """Return the first `k` crops of each image (None: all), best first.
 
     Returns:
         (I, K, 4) boxes and (I, K) scores; an image with fewer crops is filled with empty boxes scored -inf.
@@ -60,63 +60,63 @@ def ranked(pred_boxes: Arrays, pred_scores: Arrays, k: int | None = None) -> tup
     return np.take_along_axis(boxes, order[..., None], axis=1), np.take_along_axis(scores, order, axis=1)
 
 
-def best_rated(boxes: Arrays, scores: Arrays) -> np.ndarray:
+def best_rated(boxes: Arrays, ratings: Arrays) -> np.ndarray:
     """(I, 4) the crop with the highest rating of each image, the first one of equals."""
-    return ranked(boxes, scores, 1)[0][:, 0]
+    return ranked(boxes, ratings, 1)[0][:, 0]
 
 
-def has_equals(scores: Arrays) -> np.ndarray:
+def has_equals(ratings: Arrays) -> np.ndarray:
     """(I,) whether several crops of an image share its highest rating, so that no single one is the best.
 
     Means of a few votes often coincide: 77 of the 200 test images of GAIC version 1 are such.
     """
-    return np.array([len(values) > 0 and (values == np.max(values)).sum() > 1 for values in scores], bool)
+    return np.array([len(values) > 0 and (values == np.max(values)).sum() > 1 for values in ratings], bool)
 
 
 def first_crop_iou(
-    pred_boxes: Arrays, pred_scores: Arrays, boxes: Arrays, scores: Arrays, equals: bool = False
+    pred_boxes: Arrays, pred_scores: Arrays, boxes: Arrays, ratings: Arrays, equals: bool = False
 ) -> np.ndarray:
-    """(I,) IoU of the most valid crop with the best-rated one, the first of equals.
+    """(I,) IoU of the first crop with the best-rated one, the first of equals.
 
-    With `equals` the overlap counts with whichever of the crops that share the highest score is nearest.
+    With `equals` the overlap counts with whichever of the crops that share the highest rating is nearest.
     """
     first = ranked(pred_boxes, pred_scores, 1)[0]
-    return _iou_with_best(first, boxes, scores, equals)[:, 0]
+    return _iou_with_best(first, boxes, ratings, equals)[:, 0]
 
 
 def accuracy(
     pred_boxes: Arrays,
     pred_scores: Arrays,
     boxes: Arrays,
-    scores: Arrays,
+    ratings: Arrays,
     n: int = 5,
     eps: float = 0.85,
     equals: bool = False,
 ) -> np.ndarray:
-    """ACC_{1/N}(eps): (I,) whether one of the N most valid crops has IoU >= eps with the single best-rated crop.
+    """ACC_{1/N}(eps): (I,) whether one of the first N crops has IoU >= eps with the single best-rated crop.
 
     The measure of Jia et al., "Rethinking Image Cropping" (CVPR 2022), with N = 5, 10 and eps = 0.85, 0.90. Of crops
-    that share the highest score the first in the labels' order is the best one, which is chance; with `equals` each
+    that share the highest rating the first in the labels' order is the best one, which is chance; with `equals` each
     of them is.
     """
     top = ranked(pred_boxes, pred_scores, n)[0]
-    return np.any(_iou_with_best(top, boxes, scores, equals) >= eps, axis=1)
+    return np.any(_iou_with_best(top, boxes, ratings, equals) >= eps, axis=1)
 
 
 def transposed_accuracy(
-    pred_boxes: Arrays, pred_scores: Arrays, boxes: Arrays, scores: Arrays, n: int = 5, eps: float = 0.85
+    pred_boxes: Arrays, pred_scores: Arrays, boxes: Arrays, ratings: Arrays, n: int = 5, eps: float = 0.85
 ) -> np.ndarray:
-    """(I,) whether the single most valid crop has IoU >= eps with one of the N best-rated crops.
+    """(I,) whether the first crop has IoU >= eps with one of the N best-rated crops.
 
     What GAIC's Acc_{1/N} (Zeng et al., CVPR 2019) becomes for methods that are not tied to its candidates, and what
     later papers, which set such methods beside ranking networks, print as ACC_{1/N}: the transpose of `accuracy`,
     although it has the same name.
     """
     first = ranked(pred_boxes, pred_scores, 1)[0]
-    return np.any(pairwise_iou(first, ranked(boxes, scores, n)[0])[:, 0] >= eps, axis=1)
+    return np.any(pairwise_iou(first, ranked(boxes, ratings, n)[0])[:, 0] >= eps, axis=1)
 
 
-def candidate_accuracy(candidate_scores: Arrays, scores: Arrays, k: int = 1, n: int = 5) -> np.ndarray:
+def candidate_accuracy(candidate_scores: Arrays, ratings: Arrays, k: int = 1, n: int = 5) -> np.ndarray:
     """Acc_{K/N} over fixed candidates: (I,) share of the K highest-ranked candidates among the N best-rated.
 
     The measure of Zeng et al., "Reliable and Efficient Image Cropping: A Grid Anchor Based Approach" (CVPR 2019), with
@@ -124,11 +124,11 @@ def candidate_accuracy(candidate_scores: Arrays, scores: Arrays, k: int = 1, n: 
 
     Args:
         candidate_scores: (S,) predicted score of each labelled crop.
-        scores: (S,) its rating.
+        ratings: (S,) its rating.
     """
-    longest = max((len(values) for values in scores), default=0)
+    longest = max((len(values) for values in ratings), default=0)
     predicted = _padded(candidate_scores, longest, -np.inf)
-    rated = _padded(scores, longest, -np.inf)
+    rated = _padded(ratings, longest, -np.inf)
     threshold = -np.sort(-rated, axis=1)[:, min(n, longest) - 1]
     counts = np.isfinite(rated).sum(axis=1)
     # An image with fewer than N crops has them all among its N best.
@@ -138,20 +138,20 @@ def candidate_accuracy(candidate_scores: Arrays, scores: Arrays, k: int = 1, n: 
     return hits.sum(axis=1) / np.minimum(k, counts)
 
 
-def spearman(candidate_scores: Arrays, scores: Arrays) -> np.ndarray:
-    """SRCC: (I,) Spearman's rank correlation, in [-1, 1], of predicted and ratings of an image's candidates.
+def spearman(candidate_scores: Arrays, ratings: Arrays) -> np.ndarray:
+    """SRCC: (I,) Spearman's rank correlation, in [-1, 1], of an image's candidates as predicted and as rated.
 
-    Equal values share their mean rank. A prediction that is the same for all candidates ranks nothing and gets 0; a
+    Equal values share their mean rank. A prediction that is the same for all candidates ranks nothing and gets 0; an
     image whose ratings are all equal cannot be ranked and gets NaN (take `numpy.nanmean`). Zeng et al. (GAIC,
     CVPR 2019) report the mean over images.
     """
     return np.array(
-        [_correlation(rankdata(a), rankdata(b)) for a, b in zip(candidate_scores, scores, strict=True)], np.float64
+        [_correlation(rankdata(a), rankdata(b)) for a, b in zip(candidate_scores, ratings, strict=True)], np.float64
     )
 
 
 def overlap_scores(pred_boxes: Arrays, pred_scores: Arrays, candidates: Arrays) -> list[np.ndarray]:
-    """Rates given crops with a set prediction: each takes the validity of the predicted crop it overlaps most.
+    """Rate given crops with a set prediction: each takes the score of the predicted crop it overlaps most.
 
     Args:
         candidates: (S, 4) boxes to rate.
@@ -159,10 +159,10 @@ def overlap_scores(pred_boxes: Arrays, pred_scores: Arrays, candidates: Arrays) 
     Returns:
         (S,) scores for each image, for `spearman` and `candidate_accuracy`.
     """
-    top, validity = ranked(pred_boxes, pred_scores)
+    top, scores = ranked(pred_boxes, pred_scores)
     longest = max((len(values) for values in candidates), default=0)
     nearest = pairwise_iou(_padded(candidates, longest, 0.0, (4,)), top).argmax(axis=2)
-    rated = np.take_along_axis(validity, nearest, axis=1)
+    rated = np.take_along_axis(scores, nearest, axis=1)
     return [rated[index, : len(values)] for index, values in enumerate(candidates)]
 
 
@@ -173,14 +173,14 @@ def match(
     good: Arrays,
     eps: float = 0.85,
     k: int = 10,
-    release_scores: Arrays | None = None,
+    release_ratings: Arrays | None = None,
 ) -> Matches:
-    """Match the K most valid crops of each image with its good crops, the way COCO's evaluation does.
+    """Match the first K crops of each image with its good crops, the way COCO's evaluation does.
 
-    In order of validity, a crop takes the free good crop with the highest IoU, if that is at least `eps`.
+    In order of score, a crop takes the free good crop with the highest IoU, if that is at least `eps`.
 
     Args:
-        release_scores: (S,) ratings; given, crops are matched as in the evaluation code that Jia et al. (CVPR
+        release_ratings: (S,) ratings; given, crops are matched as in the evaluation code that Jia et al. (CVPR
             2022) released: of the free good crops with IoU >= eps, whatever the IoU, the lowest-rated one.
     """
     top, scores = ranked(pred_boxes, pred_scores, k)
@@ -189,13 +189,13 @@ def match(
     hit = np.zeros(scores.shape, bool)
     if not positives.any():
         return Matches(scores, hit, positives)
-    if release_scores is not None:
-        rated = [np.asarray(s)[np.asarray(g, bool)] for s, g in zip(release_scores, good, strict=True)]
+    if release_ratings is not None:
+        rated = [np.asarray(s)[np.asarray(g, bool)] for s, g in zip(release_ratings, good, strict=True)]
         wanted = [crops[np.argsort(-values, kind="stable")] for crops, values in zip(wanted, rated, strict=True)]
     # Reversed, so that argmax takes the last of equals, as both loops do.
     iou = pairwise_iou(top, _padded(wanted, positives.max(), 0.0, (4,)))[..., ::-1]
     threshold = min(eps, 1 - 1e-10)
-    if release_scores is not None:
+    if release_ratings is not None:
         iou = (iou >= threshold).astype(np.float64)
     free = np.ones(iou[:, 0].shape, bool)
     images = np.arange(len(iou))
@@ -232,19 +232,19 @@ def average_precision(
     good: Arrays,
     eps: float = 0.85,
     k: int = 10,
-    release_scores: Arrays | None = None,
+    release_ratings: Arrays | None = None,
 ) -> float:
-    """AP(eps, K): 101-point average precision of the K most valid crops of each image, pooled over images.
+    """AP(eps, K): 101-point average precision of the first K crops of each image, pooled over images.
 
     The measure of Jia et al. (CVPR 2022), with K = 5, 10, 40 and eps = 0.85, 0.90: COCO's average precision at one IoU
-    threshold with `maxDets` = K. In [0, 1]; NaN when no image has a good crop. With `release_scores` the crops are
+    threshold with `maxDets` = K. In [0, 1]; NaN when no image has a good crop. With `release_ratings` the crops are
     matched as in the authors' code (see `match`), which is what their printed figures come from.
     """
-    return float(precision_at_recall(match(pred_boxes, pred_scores, boxes, good, eps, k, release_scores)).mean())
+    return float(precision_at_recall(match(pred_boxes, pred_scores, boxes, good, eps, k, release_ratings)).mean())
 
 
 def iou_with_annotators(pred_boxes: Arrays, pred_scores: Arrays, boxes: Arrays) -> tuple[np.ndarray, np.ndarray]:
-    """IoU of the most valid crop with the annotators' crops: (I,) with the nearest one and (I,) the mean over all.
+    """IoU of the first crop with the annotators' crops: (I,) with the nearest one and (I,) the mean over all.
 
     The nearest one is the figure that papers print for FLMS (Fang et al., ACM MM 2014), Jia et al. (CVPR 2022) among
     them; FCDB has one crop per image, where both are the same.
@@ -256,7 +256,7 @@ def iou_with_annotators(pred_boxes: Arrays, pred_scores: Arrays, boxes: Arrays) 
 def boundary_displacement(
     pred_boxes: Arrays, pred_scores: Arrays, boxes: Arrays, sizes: Arrays
 ) -> tuple[np.ndarray, np.ndarray]:
-    """BDE: mean distance of the most valid crop's four edges to an annotator's, normalised to [0, 1].
+    """BDE: mean distance of the first crop's four edges to an annotator's, normalised to [0, 1].
 
     Returns:
         (I,) to the annotator's crop with the highest IoU, and (I,) the mean over all annotators; lower is better. The
@@ -277,7 +277,7 @@ def boundary_displacement(
 def recall(
     pred_boxes: Arrays, pred_scores: Arrays, boxes: Arrays, good: Arrays, eps: float = 0.85, k: int = 10
 ) -> np.ndarray:
-    """(I,) share of the good crops that one of the K most valid crops meets with IoU >= eps; NaN with no good crop."""
+    """(I,) share of the good crops that one of the first K crops meets with IoU >= eps; NaN with no good crop."""
     top = ranked(pred_boxes, pred_scores, k)[0]
     wanted = _good_crops(boxes, good)
     counts = np.array([len(values) for values in wanted])
@@ -286,7 +286,7 @@ def recall(
 
 
 def mean_pairwise_iou(pred_boxes: Arrays, pred_scores: Arrays, k: int = 5) -> np.ndarray:
-    """(I,) mean IoU between the K most valid crops, the lower the more diverse; NaN with fewer than two crops."""
+    """(I,) mean IoU between the first K crops, the lower the more diverse; NaN with fewer than two crops."""
     top, scores = ranked(pred_boxes, pred_scores, k)
     present = np.isfinite(scores)
     pairs = np.triu(present[:, :, None] & present[:, None, :], 1)
@@ -315,7 +315,7 @@ def mean_where_defined(values: np.ndarray) -> float:
 
 
 def _precision_curve(hit: np.ndarray, weight: np.ndarray, positives: float) -> np.ndarray:
-    """(101,) precision of crops in falling validity, each a hit or not and counted `weight` times."""
+    """(101,) precision of crops in falling order of score, each a hit or not and counted `weight` times."""
     if positives == 0:
         return np.full(len(RECALL_LEVELS), np.nan)
     hits = np.cumsum(weight * hit)
@@ -342,12 +342,12 @@ def _padded(values: Arrays, length: int, fill: float, shape: tuple[int, ...] = (
     return padded
 
 
-def _iou_with_best(crops: np.ndarray, boxes: Arrays, scores: Arrays, equals: bool) -> np.ndarray:
+def _iou_with_best(crops: np.ndarray, boxes: Arrays, ratings: Arrays, equals: bool) -> np.ndarray:
     """(I, N) overlap of crops (I, N, 4) with the best-rated crop of their image, or the nearest of its equals."""
     if not equals:
-        return pairwise_iou(crops, best_rated(boxes, scores)[:, None])[..., 0]
-    longest = max((len(values) for values in scores), default=0)
-    rated = _padded(scores, longest, -np.inf)
+        return pairwise_iou(crops, best_rated(boxes, ratings)[:, None])[..., 0]
+    longest = max((len(values) for values in ratings), default=0)
+    rated = _padded(ratings, longest, -np.inf)
     best = np.isfinite(rated) & (rated == rated.max(axis=1, keepdims=True))
     return np.where(best[:, None], pairwise_iou(crops, _padded(boxes, longest, 0.0, (4,))), 0.0).max(axis=-1)
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 # Boxes that the scoring graph takes at once.
 SCORER_BOXES = 2048
+# What graphs that were written before call their outputs.
+_FORMER_OUTPUTS = {"pred_scores": "pred_ratings", "scores": "ratings"}
 
 
 class OnnxEngine:
@@ -87,7 +89,7 @@ class OnnxEngine:
             raise ValueError("this model cannot rate crops: it was made with crop_scoring=False")
         inputs = {name: encoded[name] for name in self._scorer_inputs if name in encoded} | self._eye(source)
         parts = range(0, max(1, boxes.shape[1]), SCORER_BOXES)
-        rated = [_run(self._scorer, {"boxes": boxes[:, i : i + SCORER_BOXES], **inputs})["scores"] for i in parts]
+        rated = [_run(self._scorer, {"boxes": boxes[:, i : i + SCORER_BOXES], **inputs})["ratings"] for i in parts]
         return np.concatenate(rated, axis=1)
 
     @contextmanager
@@ -119,7 +121,7 @@ class OnnxEncodedImage:
             1 / (1 + np.exp(-first("logits")[:, 0])),
             image_size,
             rate if self.engine.config.crop_scoring else None,
-            first_or_none("pred_scores"),
+            first_or_none("pred_ratings"),
             first_or_none("importance"),
         )
 
@@ -145,4 +147,5 @@ def _session(path: Path, threads: int, few: bool) -> InferenceSession:
 
 def _run(session: InferenceSession, inputs: dict[str, Any]) -> dict[str, np.ndarray]:
     names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, inputs), strict=True))
+    known = [_FORMER_OUTPUTS.get(name, name) for name in names]
+    return dict(zip(known, session.run(names, inputs), strict=True))

@@ -18,7 +18,7 @@ for (const path of images) {
   results.push({
     size: [image.height, image.width],
     pixelSizes: [inputs.pixel_values.dims, pixel_values.dims],
-    outputs: Object.fromEntries(["logits", "pred_boxes", "pred_scores"].map((name) => [name, output[name].tolist()])),
+    outputs: Object.fromEntries(["logits", "pred_boxes", "pred_ratings"].map((name) => [name, output[name].tolist()])),
   });
 }
 console.log(JSON.stringify({ classes: [imageProcessor.constructor.name, model.constructor.name], results }));

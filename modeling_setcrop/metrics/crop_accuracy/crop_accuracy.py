@@ -9,7 +9,7 @@ import numpy as np
 from modeling_setcrop.metrics import catalogue, functional
 
 _DESCRIPTION = """\
-Whether one of the N most valid crops meets the best-rated crop (Jia et al., CVPR 2022), whether the most valid crop
+Whether one of the first N crops meets the best-rated crop (Jia et al., CVPR 2022), whether the first crop
 meets one of the N best-rated ones (later papers' use of the same name), and the former's IoU with the best-rated.
 """
 _CITATION = """\
@@ -21,7 +21,7 @@ _CITATION = """\
 }
 """
 _INPUTS = """\
-predictions: one dict per image: "boxes" (corners x1, y1, x2, y2), "scores" (validity of each).
+predictions: one dict per image: "boxes" (corners x1, y1, x2, y2), "scores" (of each).
 references: one dict per image: "boxes" in the same unit, "scores" (rating of each).
 n: numbers of crops looked at. eps: IoU at which a crop is met. equals: of crops that share the highest rating,
 count each as the best one, not the first alone (the transpose stays as it is).

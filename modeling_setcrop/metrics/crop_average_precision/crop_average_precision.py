@@ -9,7 +9,7 @@ import numpy as np
 from modeling_setcrop.metrics import catalogue, functional
 
 _DESCRIPTION = """\
-101-point average precision of the K most valid crops of each image against its good crops, pooled over images (Jia
+101-point average precision of the first K crops of each image against its good crops, pooled over images (Jia
 et al., CVPR 2022): COCO's average precision at one IoU threshold, with maxDets = K.
 """
 _CITATION = """\
@@ -21,7 +21,7 @@ _CITATION = """\
 }
 """
 _INPUTS = """\
-predictions: one dict per image: "boxes" (corners x1, y1, x2, y2), "scores" (validity of each).
+predictions: one dict per image: "boxes" (corners x1, y1, x2, y2), "scores" (of each).
 references: one dict per image: "boxes" of its good crops, in the same unit.
 k: numbers of crops looked at. eps: IoU at which a crop is met.
 """

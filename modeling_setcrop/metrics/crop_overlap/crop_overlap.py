@@ -9,7 +9,7 @@ import numpy as np
 from modeling_setcrop.metrics import functional
 
 _DESCRIPTION = """\
-IoU and boundary displacement error of the most valid crop with the annotators' crops: the nearest one (what is printed
+IoU and boundary displacement error of the first crop with the annotators' crops: the nearest one (what is printed
 for FLMS; Fang et al., ACM MM 2014) and the mean over annotators. With one crop per image (FCDB; Chen et al., WACV
 2017) both are the same.
 """
@@ -22,7 +22,7 @@ _CITATION = """\
 }
 """
 _INPUTS = """\
-predictions: one dict per image: "boxes" (corners x1, y1, x2, y2), "scores" (validity of each).
+predictions: one dict per image: "boxes" (corners x1, y1, x2, y2), "scores" (of each).
 references: one dict per image: "boxes" of its annotators in the same unit, "size" [width, height] of the image.
 """
 

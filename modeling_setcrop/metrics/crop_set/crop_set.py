@@ -9,11 +9,11 @@ import numpy as np
 from modeling_setcrop.metrics import catalogue, functional
 
 _DESCRIPTION = """\
-What the K most valid crops are worth as a set: the share of an image's good crops that one of them meets with IoU >=
+What the first K crops are worth as a set: the share of an image's good crops that one of them meets with IoU >=
 eps, and the mean IoU between them (the lower, the more diverse). Means over images.
 """
 _INPUTS = """\
-predictions: one dict per image: "boxes" (corners x1, y1, x2, y2), "scores" (validity of each).
+predictions: one dict per image: "boxes" (corners x1, y1, x2, y2), "scores" (of each).
 references: one dict per image: "boxes" of its good crops, in the same unit.
 k: numbers of crops looked at. eps: IoU at which a crop is met.
 """
