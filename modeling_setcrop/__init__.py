@@ -8,13 +8,15 @@ use, before or after this import, the classes are registered with its `AutoConfi
 from __future__ import annotations
 
 import importlib
+import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._registration import register_with_transformers
 
 if TYPE_CHECKING:
-    from .backbone_efficientnet_lite import EfficientNetLiteBackbone, EfficientNetLiteConfig
+    from .backbone_inverted_residual import InvertedResidualBackbone, InvertedResidualConfig
     from .configuration_setcrop import SetCropConfig
     from .crop_constraints import ConstraintError
     from .crop_options import CropOptions
@@ -36,8 +38,8 @@ _MODULES = {
     "ConstraintError": "crop_constraints",
     "CropOptions": "crop_options",
     "Cropper": "runtime.cropper",
-    "EfficientNetLiteBackbone": "backbone_efficientnet_lite",
-    "EfficientNetLiteConfig": "backbone_efficientnet_lite",
+    "InvertedResidualBackbone": "backbone_inverted_residual",
+    "InvertedResidualConfig": "backbone_inverted_residual",
     "ImageCroppingPipeline": "pipeline_image_cropping",
     "ImageFileError": "image_reading",
     "SetCropConfig": "configuration_setcrop",
@@ -47,6 +49,12 @@ _MODULES = {
     "SetCropModel": "modeling_setcrop",
 }
 
+# Names of before, for one more version.
+_FORMER = {
+    "EfficientNetLiteBackbone": "InvertedResidualBackbone",
+    "EfficientNetLiteConfig": "InvertedResidualConfig",
+}
+
 # `SetCropImageProcessor` needs torchvision, so that it comes only when it is asked for by name.
 __all__ = [
     "DEFAULT_CHECKPOINT",
@@ -54,10 +62,10 @@ __all__ = [
     "ConstraintError",
     "CropOptions",
     "Cropper",
-    "EfficientNetLiteBackbone",
-    "EfficientNetLiteConfig",
     "ImageCroppingPipeline",
     "ImageFileError",
+    "InvertedResidualBackbone",
+    "InvertedResidualConfig",
     "SetCropConfig",
     "SetCropForImageCropping",
     "SetCropImageProcessorPil",
@@ -66,6 +74,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _FORMER:
+        warnings.warn(f"{name} is called {_FORMER[name]} now", FutureWarning, stacklevel=2)
+        return getattr(sys.modules[__name__], _FORMER[name])
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import ConditionalDetrConfig
 
-from .backbone_efficientnet_lite import EfficientNetLiteConfig  # noqa: F401  (registers its model type)
+from .backbone_inverted_residual import InvertedResidualConfig  # noqa: F401  (registers its model type)
 from .hub_code import AUTO_CLASSES, PIPELINES, write_code
 
 LABEL_SMOOTHING = ("none", "quality", "distillation")

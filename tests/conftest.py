@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -31,15 +32,36 @@ def photos() -> list[Path]:
     return sorted((ROOT / "examples" / "photos").glob("*.jpg"))
 
 
+class Messages(logging.Handler):
+    """Collects what transformers tells the user."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.found.append(record.getMessage())
+
+
+@pytest.fixture
+def messages():
+    """What transformers tells the user, from here on."""
+    logger = logging.getLogger("transformers")
+    handler = Messages()
+    logger.addHandler(handler)
+    yield handler.found
+    logger.removeHandler(handler)
+
+
 @pytest.fixture(scope="session")
 def tiny_model():
     """A small model with random weights and every optional part, in evaluation mode; do not change it."""
     import torch
 
-    from modeling_setcrop import EfficientNetLiteConfig, SetCropConfig, SetCropForImageCropping
+    from modeling_setcrop import InvertedResidualConfig, SetCropConfig, SetCropForImageCropping
 
     torch.manual_seed(0)
-    backbone = EfficientNetLiteConfig(batch_norm=False, hypercolumn=True, out_features=["stage3", "stage4"])
+    backbone = InvertedResidualConfig(batch_norm=False, hypercolumn=True, out_features=["stage3", "stage4"])
     config = SetCropConfig(
         backbone_config=backbone,
         num_queries=12,
@@ -62,17 +84,17 @@ def tiny_model():
     return model
 
 
-def small_setcrop_lite(variant: str = "lite0", width: int = 32, **options):
+def small_setcrop_lite(variant: str = "efficientnet_lite0", width: int = 32, **options):
     """A model with random weights, made as setcrop-lite is: eyes, and three maps, the finest for scoring alone.
 
     `width` is that of every part; `options` are the configuration's and go before it.
     """
     import torch
 
-    from modeling_setcrop import EfficientNetLiteConfig, SetCropConfig, SetCropForImageCropping
+    from modeling_setcrop import InvertedResidualConfig, SetCropConfig, SetCropForImageCropping
 
     torch.manual_seed(0)
-    backbone = EfficientNetLiteConfig(
+    backbone = InvertedResidualConfig(
         variant=variant,
         batch_norm=False,
         hypercolumn=True,

@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import AutoModelForObjectDetection
 
 from modeling_setcrop import SetCropForImageCropping
-from modeling_setcrop.backbone_efficientnet_lite import EfficientNetLiteConvolution
+from modeling_setcrop.backbone_inverted_residual import InvertedResidualConvolution
 
 # Upright and lying, square and slim, of every parity.
 SHAPES = [
@@ -43,7 +43,7 @@ def test_one_graph_serves_sizes_of_every_parity():
         compiled.append(graph)
         return graph.forward
 
-    convolution = EfficientNetLiteConvolution(3, 4, kernel_size=3, stride=2, batch_norm=False).eval()
+    convolution = InvertedResidualConvolution(3, 4, kernel_size=3, stride=2, batch_norm=False).eval()
     torch.compiler.reset()
     model = torch.compile(convolution, dynamic=True, backend=count)
     with torch.inference_mode():

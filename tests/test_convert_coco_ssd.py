@@ -8,15 +8,15 @@ import torch
 from coco_ssd_files import tensorflow_tensors, write
 from transformers import MobileNetV2Config, MobileNetV2Model
 
-from modeling_setcrop.backbone_efficientnet_lite import EfficientNetLiteBackbone, EfficientNetLiteConfig
+from modeling_setcrop.backbone_inverted_residual import InvertedResidualBackbone, InvertedResidualConfig
 from modeling_setcrop.training.convert_coco_ssd import load_coco_weights
 
 STAGES = [f"stage{number}" for number in range(1, 8)]
 
 
-def backbone(**options) -> EfficientNetLiteBackbone:
+def backbone(**options) -> InvertedResidualBackbone:
     options = {"variant": "mobilenet_v2", "batch_norm": False, **options}
-    return EfficientNetLiteBackbone(EfficientNetLiteConfig(**options)).eval()
+    return InvertedResidualBackbone(InvertedResidualConfig(**options)).eval()
 
 
 @torch.no_grad()
@@ -46,7 +46,7 @@ def test_another_model_or_backbone_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"not a coco-ssd model of MobileNetV2, it has no 'Conv/BatchNorm"):
         load_coco_weights(backbone(), tmp_path)
     with pytest.raises(ValueError, match="variant="):
-        load_coco_weights(backbone(variant="lite0"), tmp_path)
+        load_coco_weights(backbone(variant="efficientnet_lite0"), tmp_path)
     (tmp_path / "shard2").unlink()
     with pytest.raises(FileNotFoundError, match="shard2"):
         load_coco_weights(backbone(), tmp_path)

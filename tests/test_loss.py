@@ -13,7 +13,7 @@ from torch.nn.functional import binary_cross_entropy
 from transformers import ConditionalDetrConfig, ConditionalDetrForObjectDetection
 from transformers.loss.loss_deformable_detr import DeformableDetrForObjectDetectionLoss, DeformableDetrHungarianMatcher
 
-from modeling_setcrop import EfficientNetLiteConfig, SetCropConfig, SetCropForImageCropping
+from modeling_setcrop import InvertedResidualConfig, SetCropConfig, SetCropForImageCropping
 from modeling_setcrop.loss_setcrop import (
     crop_scoring_loss,
     focal_loss,
@@ -94,7 +94,7 @@ def test_the_whole_model_equals_upstream_with_hard_labels():
         num_queries=12,
         auxiliary_loss=True,
         dropout=0.0,
-        backbone_config=EfficientNetLiteConfig(out_features=["stage4"]),
+        backbone_config=InvertedResidualConfig(out_features=["stage4"]),
     )
     torch.manual_seed(0)
     upstream = ConditionalDetrForObjectDetection(ConditionalDetrConfig(num_labels=1, **shape)).train()

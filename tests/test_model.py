@@ -13,7 +13,7 @@ from transformers import (
     ConditionalDetrForObjectDetection,
 )
 
-from modeling_setcrop import EfficientNetLiteConfig, SetCropConfig, SetCropForImageCropping
+from modeling_setcrop import InvertedResidualConfig, SetCropConfig, SetCropForImageCropping
 
 
 def test_defaults_are_the_papers():
@@ -56,7 +56,7 @@ def test_a_detectors_checkpoint_loads_but_for_class_head_and_queries(tmp_path):
         decoder_ffn_dim=32,
         encoder_attention_heads=4,
         decoder_attention_heads=4,
-        backbone_config=EfficientNetLiteConfig(out_features=["stage3"]),
+        backbone_config=InvertedResidualConfig(out_features=["stage3"]),
     )
     detector = ConditionalDetrForObjectDetection(ConditionalDetrConfig(num_queries=300, num_labels=91, **shape))
     detector.save_pretrained(tmp_path)
@@ -80,7 +80,7 @@ def test_a_detectors_checkpoint_loads_but_for_class_head_and_queries(tmp_path):
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory):
     """A detector as wide as the published ones, its reference points spread as theirs are."""
-    shape = dict(encoder_layers=1, decoder_layers=1, backbone_config=EfficientNetLiteConfig(out_features=["stage3"]))
+    shape = dict(encoder_layers=1, decoder_layers=1, backbone_config=InvertedResidualConfig(out_features=["stage3"]))
     model = ConditionalDetrForObjectDetection(ConditionalDetrConfig(num_queries=300, num_labels=91, **shape))
     for layer in model.model.decoder.ref_point_head.layers:
         torch.nn.init.xavier_uniform_(layer.weight)
@@ -95,7 +95,7 @@ def test_a_new_model_starts_as_the_papers_does(start, detector, tmp_path):
     if start == "detector":
         model = SetCropForImageCropping.from_pretrained(detector, ignore_mismatched_sizes=True)
     else:
-        backbone = EfficientNetLiteConfig(out_features=["stage3"])
+        backbone = InvertedResidualConfig(out_features=["stage3"])
         model = SetCropForImageCropping(SetCropConfig(encoder_layers=1, decoder_layers=1, backbone_config=backbone))
     if start == "checkpoint":
         model.save_pretrained(tmp_path)

@@ -209,6 +209,9 @@ def test_graphs_travel_with_their_weights_and_not_with_others(folder, checkpoint
         *("model.onnx", "model_fp16.onnx", "model_quantized.onnx", "scorer.onnx", "report.json")
     }
     check_same_model(tmp_path / "hub", pipeline("image-cropping", model=str(checkpoint)).model)
+    config = tmp_path / "hub" / "config.json"
+    config.write_text(config.read_text().replace("inverted_residual", "efficientnet_lite"))  # as it was called before
+    check_same_model(tmp_path / "hub", pipeline("image-cropping", model=str(checkpoint)).model)
     assert Cropper(tmp_path / "hub").runtime == "onnx"
     export_hub(tiny_checkpoint, tmp_path / "hub")
     assert not (tmp_path / "hub" / "onnx").exists()

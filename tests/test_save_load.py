@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import logging
+import json
+import shutil
 import warnings
 from pathlib import Path
 
@@ -10,27 +11,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
 
-from modeling_setcrop import DEFAULT_CHECKPOINT, EfficientNetLiteConfig, SetCropConfig, SetCropForImageCropping
-
-
-class Messages(logging.Handler):
-    """Collects what transformers tells the user."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.found: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.found.append(record.getMessage())
-
-
-@pytest.fixture
-def messages():
-    logger = logging.getLogger("transformers")
-    handler = Messages()
-    logger.addHandler(handler)
-    yield handler.found
-    logger.removeHandler(handler)
+from modeling_setcrop import DEFAULT_CHECKPOINT, InvertedResidualConfig, SetCropConfig, SetCropForImageCropping
 
 
 def without_path(content: dict) -> dict:
@@ -58,7 +39,9 @@ def test_the_model_comes_back_exactly(tiny_model, tiny_processor, tmp_path, phot
 
 def test_the_config_comes_back_exactly(tmp_path):
     config = SetCropConfig(
-        backbone_config=EfficientNetLiteConfig(variant="lite1", out_features=["stage3", "stage5"], hypercolumn=True),
+        backbone_config=InvertedResidualConfig(
+            variant="efficientnet_lite1", out_features=["stage3", "stage5"], hypercolumn=True
+        ),
         num_queries=17,
         label_smoothing="distillation",
         distillation_momentum=0.25,
@@ -70,9 +53,24 @@ def test_the_config_comes_back_exactly(tmp_path):
     config.save_pretrained(tmp_path / "first")
     loaded = AutoConfig.from_pretrained(tmp_path / "first")
     assert type(loaded) is SetCropConfig
-    assert type(loaded.backbone_config) is EfficientNetLiteConfig
+    assert type(loaded.backbone_config) is InvertedResidualConfig
     loaded.save_pretrained(tmp_path / "second")
     assert (tmp_path / "second" / "config.json").read_text() == (tmp_path / "first" / "config.json").read_text()
+
+
+def test_a_checkpoint_that_names_its_backbone_as_before_loads_and_is_saved_anew(tmp_path, messages):
+    folder = shutil.copytree(DEFAULT_CHECKPOINT, tmp_path / "former", ignore=shutil.ignore_patterns("onnx"))
+    config = json.loads((folder / "config.json").read_text())
+    config["backbone_config"]["model_type"] = "efficientnet_lite"
+    (folder / "config.json").write_text(json.dumps(config))
+    former, report = AutoModelForObjectDetection.from_pretrained(folder, output_loading_info=True)
+    assert messages == [] and not any(report[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    now = AutoModelForObjectDetection.from_pretrained(DEFAULT_CHECKPOINT)
+    assert former.config.to_diff_dict() == now.config.to_diff_dict()
+    state = now.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in former.state_dict().items())
+    former.save_pretrained(tmp_path / "anew")
+    assert "efficientnet" not in (tmp_path / "anew" / "config.json").read_text()
 
 
 def test_the_image_processor_comes_back_exactly(tiny_processor, tmp_path):

@@ -792,7 +792,7 @@ class TestCommand:
 
 
 # Enough of them for every recipe's frozen ones.
-_SEVEN_STAGES = {"model_type": "efficientnet_lite", "out_features": ["stage5"], "batch_norm": False}
+_SEVEN_STAGES = {"model_type": "inverted_residual", "out_features": ["stage5"], "batch_norm": False}
 
 
 class TestTransformersTrainer:

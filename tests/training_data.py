@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from modeling_setcrop import EfficientNetLiteConfig, SetCropConfig, SetCropImageProcessorPil
+from modeling_setcrop import InvertedResidualConfig, SetCropConfig, SetCropImageProcessorPil
 
 SIZES = ((96, 64), (64, 96), (80, 80))
 
@@ -50,7 +50,7 @@ def write_cpc(root: Path, count: int) -> Path:
 
 def write_tiny_start(folder: Path, **config: object) -> Path:
     """A folder with the config and processor of a model of some 50,000 weights, and no weights."""
-    backbone = EfficientNetLiteConfig(variant="lite0", out_features=["stage3"], batch_norm=False)
+    backbone = InvertedResidualConfig(variant="efficientnet_lite0", out_features=["stage3"], batch_norm=False)
     SetCropConfig(
         **{
             "backbone_config": backbone,

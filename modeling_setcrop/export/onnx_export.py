@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoImageProcessor, AutoModelForObjectDetection
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
 from transformers.models.conditional_detr import modeling_conditional_detr
 
 from ..crop_geometry import box_iou
@@ -426,7 +426,11 @@ def check_same_model(target: Path, model: SetCropForImageCropping) -> None:
     path = target / "config.json"
     if not path.is_file():
         return
-    present = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        # As it is read, so that what has other names in older files is no difference.
+        present = json.loads(AutoConfig.from_pretrained(target, trust_remote_code=False).to_json_string())
+    except (OSError, ValueError) as error:
+        raise FileExistsError(f"{target}: holds another model (its config.json: {error})") from error
     wanted = json.loads(model.config.to_json_string())
     differing = {
         name for name in present.keys() | wanted.keys() if present.get(name) != wanted.get(name)

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..backbone_efficientnet_lite import EfficientNetLiteBackbone
+from ..backbone_inverted_residual import InvertedResidualBackbone
 from .convert_efficientnet_lite import block_convolutions
 
 _PREFIX = "FeatureExtractor/MobilenetV2/"
 
 
-def load_coco_weights(backbone: EfficientNetLiteBackbone, folder: str | Path) -> EfficientNetLiteBackbone:
+def load_coco_weights(backbone: InvertedResidualBackbone, folder: str | Path) -> InvertedResidualBackbone:
     """Fill `backbone` (in place) with the weights of a coco-ssd model, and return it.
 
     Pixels must be normalised with mean 0.5 and standard deviation 0.5.
@@ -69,7 +69,7 @@ def _read(folder: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _module_names(backbone: EfficientNetLiteBackbone) -> Iterator[tuple[str, str, str]]:
+def _module_names(backbone: InvertedResidualBackbone) -> Iterator[tuple[str, str, str]]:
     """Yield our convolution's name, TensorFlow's, and which of the block's convolutions it is."""
     yield "stem", "Conv", "stem"
     for ours, number, part in block_convolutions(backbone):

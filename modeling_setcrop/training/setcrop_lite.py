@@ -11,7 +11,7 @@ from datasets import Dataset
 from scipy.cluster.vq import kmeans2
 from transformers import set_seed
 
-from ..backbone_efficientnet_lite import EfficientNetLiteBackbone, EfficientNetLiteConfig, fold_batch_norm
+from ..backbone_inverted_residual import InvertedResidualBackbone, InvertedResidualConfig, fold_batch_norm
 from ..configuration_setcrop import SetCropConfig
 from ..crop_geometry import gaic_grid, xyxy_to_cxcywh
 from ..image_processing_pil_setcrop import SetCropImageProcessorPil
@@ -100,18 +100,18 @@ def _of_any_box(train: Dataset | None) -> dict[str, Any]:
     return {**_ANY_BOX, "rating_sources": sources if len(sources) > 1 else None}
 
 
-def _imagenet_backbone() -> tuple[EfficientNetLiteBackbone, float, float]:
+def _imagenet_backbone() -> tuple[InvertedResidualBackbone, float, float]:
     """EfficientNet-Lite0 with the mean and standard deviation of its pixels."""
-    config = EfficientNetLiteConfig(hypercolumn=True, detail=True, out_features=list(_STAGES))
-    return fold_batch_norm(load_imagenet_weights(EfficientNetLiteBackbone(config))), 127 / 255, 128 / 255
+    config = InvertedResidualConfig(hypercolumn=True, detail=True, out_features=list(_STAGES))
+    return fold_batch_norm(load_imagenet_weights(InvertedResidualBackbone(config))), 127 / 255, 128 / 255
 
 
-def _coco_backbone(folder: str | Path) -> tuple[EfficientNetLiteBackbone, float, float]:
+def _coco_backbone(folder: str | Path) -> tuple[InvertedResidualBackbone, float, float]:
     """MobileNetV2 with the mean and standard deviation of its pixels."""
-    config = EfficientNetLiteConfig(
+    config = InvertedResidualConfig(
         variant="mobilenet_v2", batch_norm=False, hypercolumn=True, detail=True, out_features=list(_STAGES)
     )
-    return load_coco_weights(EfficientNetLiteBackbone(config), folder), 0.5, 0.5
+    return load_coco_weights(InvertedResidualBackbone(config), folder), 0.5, 0.5
 
 
 def anchor_boxes(train: Dataset, count: int, seed: int) -> np.ndarray:

@@ -1,13 +1,14 @@
-"""EfficientNet-Lite (Lite0, Lite1, Lite2) and MobileNetV2 as a transformers backbone.
+"""Networks of inverted residual blocks as a transformers backbone: MobileNetV2 and EfficientNet-Lite (0, 1, 2).
+
+MobileNetV2 (Sandler et al., CVPR 2018) brought in the block. Its weights from TensorFlow expect pixels in 0..1
+normalised with mean 127.5/255 and standard deviation 127.5/255.
 
 EfficientNet-Lite is EfficientNet (Tan and Le, ICML 2019) without squeeze-and-excitation, with ReLU6, and with a stem
-and a last stage that are not scaled. It was trained with TensorFlow, whose "SAME" padding and whose batch-norm epsilon
-of 1e-3 differ from PyTorch's; both are kept, so that ImageNet weights give the features they were trained to give.
-The weights expect pixels in 0..1 normalised with mean 127/255 and standard deviation 128/255 on every channel, see
+and a last stage that are not scaled. Its weights expect mean 127/255 and standard deviation 128/255, see
 https://github.com/tensorflow/tpu/blob/master/models/official/efficientnet/lite/efficientnet_lite_builder.py
 
-MobileNetV2 (Sandler et al., CVPR 2018) consists of the same blocks in another table of stages, so it is built here
-too. Its weights from TensorFlow expect mean 127.5/255 and standard deviation 127.5/255.
+Both were trained with TensorFlow, whose "SAME" padding and whose batch-norm epsilon of 1e-3 differ from PyTorch's;
+both are kept, so that weights give the features they were trained to give.
 """
 
 from __future__ import annotations
@@ -20,12 +21,15 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoBackbone, AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoBackbone, AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin, filter_output_hidden_states
 from transformers.modeling_outputs import BackboneOutput
 from transformers.utils.generic import can_return_tuple
 
+# What configs say that were saved when the class had the name of one of the families.
+_FORMER_MODEL_TYPE = "efficientnet_lite"
+_FORMER_VARIANTS = {"lite0": "efficientnet_lite0", "lite1": "efficientnet_lite1", "lite2": "efficientnet_lite2"}
 # One row a stage: repeats, kernel size, stride of the first block, expansion, output channels (of Lite0).
 _EFFICIENTNET_LITE = (
     (1, 3, 1, 1, 16),
@@ -52,12 +56,12 @@ _BATCH_NORM_EPS = 1e-5
 
 
 @strict
-class EfficientNetLiteConfig(BackboneConfigMixin, PreTrainedConfig):
-    """Configuration of [`EfficientNetLiteBackbone`].
+class InvertedResidualConfig(BackboneConfigMixin, PreTrainedConfig):
+    """Configuration of [`InvertedResidualBackbone`].
 
     Args:
-        variant: `"lite0"`, `"lite1"` or `"lite2"` (width and depth coefficients 1.0/1.0, 1.0/1.1 and 1.1/1.2), or
-            `"mobilenet_v2"`.
+        variant: `"mobilenet_v2"`, or `"efficientnet_lite0"`, `"efficientnet_lite1"` or `"efficientnet_lite2"` (width
+            and depth coefficients 1.0/1.0, 1.0/1.1 and 1.1/1.2).
         batch_norm: `False` when batch norm is folded into biased convolutions, see [`fold_batch_norm`].
         hypercolumn: if `True`, `feature_maps` holds one map: the maps of all `out_features`, resized bilinearly to the
             grid of the finest of them and concatenated along the channels.
@@ -72,26 +76,36 @@ class EfficientNetLiteConfig(BackboneConfigMixin, PreTrainedConfig):
         huggingface_hub.errors.StrictDataclassError: unknown variant, or a value of the wrong type.
     """
 
-    model_type = "efficientnet_lite"
+    model_type = "inverted_residual"
     coefficients: ClassVar[dict[str, tuple[float, float]]] = {
-        "lite0": (1.0, 1.0),
-        "lite1": (1.0, 1.1),
-        "lite2": (1.1, 1.2),
+        "efficientnet_lite0": (1.0, 1.0),
+        "efficientnet_lite1": (1.0, 1.1),
+        "efficientnet_lite2": (1.1, 1.2),
         "mobilenet_v2": (1.0, 1.0),
     }
 
-    variant: str = "lite0"
+    variant: str = "efficientnet_lite0"
     batch_norm: bool = True
     hypercolumn: bool = False
     detail: bool = False
     num_channels: int = 3
 
     def __post_init__(self, **kwargs: Any) -> None:
+        kwargs.pop("model_type", None)  # perhaps the former one
+        self.variant = _FORMER_VARIANTS.get(self.variant, self.variant)
         self.stage_names = ["stem", *(f"stage{number}" for number in range(1, len(_EFFICIENTNET_LITE) + 1))]
         self.set_output_features_output_indices(
             out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
         )
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As upstream's, which warns of another model type; the former one is no other."""
+        fields, unused = super().get_config_dict(*args, **kwargs)
+        if fields.get("model_type") == _FORMER_MODEL_TYPE:
+            fields["model_type"] = cls.model_type
+        return fields, unused
 
     def validate_variant(self) -> None:
         """Part of the validation that runs when a config is made."""
@@ -124,7 +138,7 @@ def _scale_channels(channels: int, width: float, divisor: int = 8) -> int:
     return rounded + divisor if rounded < 0.9 * scaled else rounded
 
 
-class EfficientNetLiteConvolution(nn.Module):
+class InvertedResidualConvolution(nn.Module):
     """Convolution with TensorFlow's "SAME" padding, batch norm, and optionally ReLU6.
 
     (B, C, H, W) becomes (B, C', ceil(H / stride), ceil(W / stride)).
@@ -185,7 +199,7 @@ class EfficientNetLiteConvolution(nn.Module):
         return self.activation(self.normalization(hidden))
 
 
-class EfficientNetLiteBlock(nn.Module):
+class InvertedResidualBlock(nn.Module):
     """Inverted bottleneck: expand, depthwise convolution, project, and a residual where the shapes allow it."""
 
     def __init__(
@@ -195,27 +209,27 @@ class EfficientNetLiteBlock(nn.Module):
         inner = in_channels * expansion
         self.residual = stride == 1 and in_channels == out_channels
         self.expand = (
-            EfficientNetLiteConvolution(in_channels, inner, batch_norm=batch_norm) if expansion != 1 else nn.Identity()
+            InvertedResidualConvolution(in_channels, inner, batch_norm=batch_norm) if expansion != 1 else nn.Identity()
         )
-        self.depthwise = EfficientNetLiteConvolution(
+        self.depthwise = InvertedResidualConvolution(
             inner, inner, kernel_size, stride, groups=inner, batch_norm=batch_norm
         )
-        self.project = EfficientNetLiteConvolution(inner, out_channels, activation=False, batch_norm=batch_norm)
+        self.project = InvertedResidualConvolution(inner, out_channels, activation=False, batch_norm=batch_norm)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         output = self.project(self.depthwise(self.expand(hidden)))
         return hidden + output if self.residual else output
 
 
-class EfficientNetLitePreTrainedModel(PreTrainedModel):
+class InvertedResidualPreTrainedModel(PreTrainedModel):
     """Weight initialisation and loading."""
 
-    config: EfficientNetLiteConfig
-    config_class = EfficientNetLiteConfig
-    base_model_prefix = "efficientnet_lite"
+    config: InvertedResidualConfig
+    config_class = InvertedResidualConfig
+    base_model_prefix = "inverted_residual"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
-    _no_split_modules: ClassVar[list[str]] = ["EfficientNetLiteBlock"]
+    _no_split_modules: ClassVar[list[str]] = ["InvertedResidualBlock"]
     # There is no attention in it, so whatever a model around it is asked for will do.
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -238,8 +252,8 @@ class EfficientNetLitePreTrainedModel(PreTrainedModel):
                 init.zeros_(module.num_batches_tracked)
 
 
-class EfficientNetLiteBackbone(BackboneMixin, EfficientNetLitePreTrainedModel):
-    """EfficientNet-Lite up to the deepest of `config.out_features`, without classifier.
+class InvertedResidualBackbone(BackboneMixin, InvertedResidualPreTrainedModel):
+    """MobileNetV2 or EfficientNet-Lite up to the deepest of `config.out_features`, without classifier.
 
     `forward(pixel_values (B, 3, H, W))` takes any H, W >= 1 and returns a `BackboneOutput` whose `feature_maps` are
     (B, C, ceil(H / stride), ceil(W / stride)), one per `out_features`, or a single one with `config.hypercolumn`.
@@ -248,11 +262,11 @@ class EfficientNetLiteBackbone(BackboneMixin, EfficientNetLitePreTrainedModel):
 
     has_attentions = False
 
-    def __init__(self, config: EfficientNetLiteConfig):
+    def __init__(self, config: InvertedResidualConfig):
         super().__init__(config)
         self.num_features = config.stage_channels
         deepest = max(config.out_indices) % len(config.stage_names)
-        self.stem = EfficientNetLiteConvolution(
+        self.stem = InvertedResidualConvolution(
             config.num_channels, _STEM_CHANNELS, kernel_size=3, stride=2, batch_norm=config.batch_norm
         )
         self.stages = nn.ModuleList()
@@ -261,7 +275,7 @@ class EfficientNetLiteBackbone(BackboneMixin, EfficientNetLitePreTrainedModel):
             self.stages.append(
                 nn.Sequential(
                     *(
-                        EfficientNetLiteBlock(
+                        InvertedResidualBlock(
                             out_channels if block else in_channels,
                             out_channels,
                             kernel_size,
@@ -301,7 +315,7 @@ class EfficientNetLiteBackbone(BackboneMixin, EfficientNetLitePreTrainedModel):
 
 
 @torch.no_grad()
-def fold_batch_norm(backbone: EfficientNetLiteBackbone) -> EfficientNetLiteBackbone:
+def fold_batch_norm(backbone: InvertedResidualBackbone) -> InvertedResidualBackbone:
     """Return a copy whose batch norms (frozen ones too) are folded into the convolutions, for faster inference.
 
     It gives the features of `backbone` in evaluation mode, up to rounding, and has `config.batch_norm == False`.
@@ -313,11 +327,11 @@ def fold_batch_norm(backbone: EfficientNetLiteBackbone) -> EfficientNetLiteBackb
         raise ValueError("the batch norm of this backbone is folded already")
     config = copy.deepcopy(backbone.config)
     config.batch_norm = False
-    folded = EfficientNetLiteBackbone(config)
+    folded = InvertedResidualBackbone(config)
     folded.to(device=backbone.device, dtype=backbone.dtype).train(backbone.training)
     targets = dict(folded.named_modules())
     for name, source in backbone.named_modules():
-        if not isinstance(source, EfficientNetLiteConvolution):
+        if not isinstance(source, InvertedResidualConvolution):
             continue
         norm, target = source.normalization, targets[name].convolution
         scale = norm.weight.double() / (norm.running_var.double() + _BATCH_NORM_EPS).sqrt()
@@ -327,5 +341,7 @@ def fold_batch_norm(backbone: EfficientNetLiteBackbone) -> EfficientNetLiteBackb
 
 
 # Here rather than in the package, because this file also serves as custom code on the Hub, where there is no package.
-AutoConfig.register(EfficientNetLiteConfig.model_type, EfficientNetLiteConfig, exist_ok=True)
-AutoBackbone.register(EfficientNetLiteConfig, EfficientNetLiteBackbone, exist_ok=True)
+AutoConfig.register(InvertedResidualConfig.model_type, InvertedResidualConfig, exist_ok=True)
+AutoBackbone.register(InvertedResidualConfig, InvertedResidualBackbone, exist_ok=True)
+# Not through `AutoConfig`, which takes a class under its own name only.
+CONFIG_MAPPING.register(_FORMER_MODEL_TYPE, InvertedResidualConfig, exist_ok=True)
