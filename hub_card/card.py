@@ -67,20 +67,9 @@ def build_card(folder: str | Path, repo_id: str | None = None) -> ModelCard:
     except (OSError, ValueError) as error:
         raise CardError(f"{folder}: no model config: {error}") from error
     custom_code = (folder / "modeling_setcrop.py").is_file()
-    results, training = model_index(evaluations), _training(folder)
-    data = ModelCardData(
-        license="apache-2.0",
-        library_name="transformers",
-        pipeline_tag=TASK,
-        datasets=[source["id"] for source in training["data"] if source.get("id")] or None,
-        metrics=sorted({result.metric_type for result in results}) or None,
-        base_model=training["base_model"] or None,
-        tags=["image-cropping", "aesthetic-cropping", "composition", "setcrop", "conditional-detr"],
-        model_name=name,
-        eval_results=results or None,
-    )
+    training = _training(folder)
     return ModelCard.from_template(
-        data,
+        _metadata(name, training, evaluations),
         template_str=TEMPLATE.read_text(encoding="utf-8"),
         name=name,
         repo_id=repo_id,
@@ -104,6 +93,22 @@ def build_card(folder: str | Path, repo_id: str | None = None) -> ModelCard:
             for found in evaluations
         ],
         notices=_notices(config),
+    )
+
+
+def _metadata(name: str, training: dict[str, Any], evaluations: list[dict[str, Any]]) -> ModelCardData:
+    """Return what the Hub reads of the card: its first lines, in YAML."""
+    results = model_index(evaluations)
+    return ModelCardData(
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag=TASK,
+        datasets=[source["id"] for source in training["data"] if source.get("id")] or None,
+        metrics=sorted({result.metric_type for result in results}) or None,
+        base_model=training["base_model"] or None,
+        tags=["image-cropping", "aesthetic-cropping", "composition", "setcrop", "conditional-detr"],
+        model_name=name,
+        eval_results=results or None,
     )
 
 

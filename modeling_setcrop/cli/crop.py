@@ -100,7 +100,7 @@ def crop(
     from ..runs.output import check_output
     from ..runs.sources import list_sources
 
-    try:
+    with shared.failing("crop", shared.UsageError, ValueError):
         options, wishes = shared.selection_options(context.params), shared.content_options(context.params)
         ratios = [part.strip() for part in (aspect_ratio or best_of or "").split(",") if part.strip()]
         the_ratio = ratios[0] if len(ratios) == 1 else None
@@ -109,44 +109,36 @@ def crop(
         plan = CropPlan(out, template, format, quality, width, height, strip, the_ratio, enlarge, turned)
         if enlarge and width is None and height is None:
             raise ValueError("--enlarge needs --width or --height")
-        if manifest_format is not None and (manifest is None or manifest.suffix.lower() == ".csv"):
-            raise ValueError("--manifest-format needs --manifest FILE, in JSON")
-        if manifest is not None and manifest_format is None and manifest.suffix.lower() not in (".jsonl", ".csv"):
-            raise ValueError(f"--manifest {manifest}: use .jsonl or .csv")
+        _check_manifest(manifest, manifest_format)
         check_output(out, sources)
-    except (shared.UsageError, ValueError) as error:
-        raise shared.fail(f"setcrop crop: {error}") from None
-
     run = _Run()
     found = list_sources(sources, run.fail, exclude=out, on_left_out=run.leave_out)
     run.report_left_out()
     if found:
-        try:
+        # In the end another run may hold the folder, or it cannot be written.
+        with shared.failing("crop", shared.UsageError, ValueError):
             plan.check_names(found, ratios, top_k)
-        except ValueError as error:
-            raise shared.fail(f"setcrop crop: {error}") from None
-        try:
             cropper = shared.load_cropper(model, device, runtime, trust_remote_code, len(found))
             cropper.source(options)
-        except (shared.UsageError, ValueError) as error:
-            raise shared.fail(f"setcrop crop: {error}") from None
-        try:
             run.crop(cropper, found, plan, options, wishes, overwrite, dry_run, batch_size, workers)
             if prune and not run.interrupted:
                 run.prune([path for path in sources if path.is_dir()], found, dry_run)
-        except ValueError as error:
-            # Another run holds the folder, or it cannot be written.
-            raise shared.fail(f"setcrop crop: {error}") from None
     if manifest is not None and not dry_run and found:
-        try:
+        with shared.failing("crop", ImageFileError):
             run.write_manifest(manifest, found, manifest_format)
-        except ImageFileError as error:
-            raise shared.fail(f"setcrop crop: {error}") from None
     run.summarise(out, dry_run)
     if run.interrupted:
         raise typer.Exit(130)
     if run.errors:
         raise typer.Exit(1)
+
+
+def _check_manifest(manifest: Path | None, format: str | None) -> None:
+    """Raise ValueError where the manifest's file and its format do not go together."""
+    if format is not None and (manifest is None or manifest.suffix.lower() == ".csv"):
+        raise ValueError("--manifest-format needs --manifest FILE, in JSON")
+    if manifest is not None and format is None and manifest.suffix.lower() not in (".jsonl", ".csv"):
+        raise ValueError(f"--manifest {manifest}: use .jsonl or .csv")
 
 
 class _Run:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -102,6 +103,15 @@ def fail(message: str) -> typer.Exit:
     """Print one line on stderr; raise what this returns to end with status 1."""
     print(message, file=sys.stderr)
     return typer.Exit(1)
+
+
+@contextmanager
+def failing(command: str, *errors: type[Exception]) -> Iterator[None]:
+    """End the command with one line on stderr, and status 1, where one of these errors comes up."""
+    try:
+        yield
+    except errors as error:
+        raise fail(f"setcrop {command}: {error}") from None
 
 
 def report(error: ImageFileError) -> None:

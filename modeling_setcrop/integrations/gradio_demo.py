@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ..pipeline_image_cropping import ImageCroppingPipeline
     from ..runtime.cropper import Cropper
 
+    _Shown = tuple[Image.Image, list[list[Any]], list[str], str]
+
 RATIOS = ("free", "original", "1:1", "4:5", "3:2", "16:9", "9:16")
 _HEADERS = ["rank", "score", "left", "top", "right", "bottom", "size"]
 # Files made for a visitor are deleted after so many seconds.
@@ -56,35 +58,15 @@ def build_demo(cropper: ImageCroppingPipeline | Cropper, examples: list[str] | N
     """
     folder = Path(tempfile.mkdtemp(prefix="setcrop-demo-"))
 
-    def suggest(
-        path: str | None, ratio: str, count: int, diversity: float
-    ) -> tuple[Image.Image, list[list[Any]], list[str], str]:
+    def suggest(path: str | None, ratio: str, count: int, diversity: float) -> _Shown:
         if path is None:
             raise gr.Error("Drop an image first.")
+        asked = {"aspect_ratio": None if ratio == "free" else ratio, "top_k": int(count), "diversity": diversity}
         try:
-            loaded = load_image_file(path, cropper.short_side)
-            result = cropper(
-                loaded,
-                aspect_ratio=None if ratio == "free" else ratio,
-                top_k=int(count),
-                diversity=diversity,
-                details=True,
-            )
-            files = _write_files(folder, Path(path), result)
+            return _shown(cropper, Path(path), asked, folder)
         except Exception as error:
             # Whatever it is, the visitor is told, and not where the file lies.
             raise gr.Error(one_line(error).replace(f"{path}: ", "")) from None
-        focus = result["focus_point"]
-        verdict = (
-            f"Whole image {result['keep_original']:.2f}, best crop {result['improves']:+.2f}; "
-            f"focus point {focus['x']:.2f}, {focus['y']:.2f}."
-        )
-        return (
-            draw_crops(load_image_file(path, DRAWING_SIDE), result["crops"]),
-            _table(result["crops"]),
-            files,
-            verdict,
-        )
 
     with _Page(title="SetCrop", delete_cache=(_LIFETIME, _LIFETIME)) as page:
         gr.Markdown("# SetCrop\nDiverse, well-composed crops of an image, ranked.")
@@ -105,6 +87,19 @@ def build_demo(cropper: ImageCroppingPipeline | Cropper, examples: list[str] | N
         if examples:
             gr.Examples([[example] for example in examples], [source])
     return page
+
+
+def _shown(cropper: ImageCroppingPipeline | Cropper, path: Path, options: dict[str, Any], folder: Path) -> _Shown:
+    """Suggest crops of an image and write them; return the drawing, the table, the files and the verdict."""
+    result = cropper(load_image_file(path, cropper.short_side), details=True, **options)
+    files = _write_files(folder, path, result)
+    focus = result["focus_point"]
+    verdict = (
+        f"Whole image {result['keep_original']:.2f}, best crop {result['improves']:+.2f}; "
+        f"focus point {focus['x']:.2f}, {focus['y']:.2f}."
+    )
+    drawn = draw_crops(load_image_file(path, DRAWING_SIDE), result["crops"])
+    return drawn, _table(result["crops"]), files, verdict
 
 
 def _table(crops: list[dict[str, Any]]) -> list[list[Any]]:

@@ -212,10 +212,18 @@ def create_app(settings: ServerSettings = ServerSettings()) -> FastAPI:
     app = FastAPI(title="SetCrop", description=__doc__, lifespan=life, docs_url=None, redoc_url=None)
     app.state.workplace = place
 
+    _add_crop_routes(app, settings, metrics)
+    _add_state_routes(app, metrics)
+    return app
+
+
+def _add_crop_routes(app: FastAPI, settings: ServerSettings, metrics: Metrics) -> None:
+    """Add what takes an image, and a place while it is worked on."""
+
     async def answer(request: Request, path: str, work: Callable[[Asked], Response]) -> Response:
         start = time.perf_counter()
         try:
-            response = await _handle(request, place, work)
+            response = await _handle(request, app.state.workplace, work)
         except HttpError as error:
             response = error.response()
         metrics.requests.labels(path, str(response.status_code)).inc()
@@ -237,6 +245,11 @@ def create_app(settings: ServerSettings = ServerSettings()) -> FastAPI:
         """Azure Image Analysis 4.0 with the feature smartCrops."""
         return await answer(request, AZURE_PATH, lambda asked: JSONResponse(_smart_crops(asked, settings)))
 
+
+def _add_state_routes(app: FastAPI, metrics: Metrics) -> None:
+    """Add what tells how the server does, which needs no place."""
+    place: Workplace = app.state.workplace
+
     @app.get("/healthz")
     async def healthz() -> Response:
         """200 while the process answers."""
@@ -254,8 +267,6 @@ def create_app(settings: ServerSettings = ServerSettings()) -> FastAPI:
     async def measured() -> Response:
         """Prometheus' text format."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-    return app
 
 
 async def _handle(request: Request, place: Workplace, work: Callable[[Asked], Response]) -> Response:

@@ -117,54 +117,94 @@ def suggest_crops(
         options = CropOptions.from_kwargs(**options)
     options = replace(options, details=True)
     budget = budget or MemoryBudget()
-    # Enough for every thread to have a batch while the next ones are being read.
-    window = 2 * (workers + 1) * batch_size
-    numbered = enumerate(sources)
     in_use = cropper.workers()
     pool = ThreadPoolExecutor(workers, "suggest", in_use.__enter__())
-    reading: deque[tuple[int, Source, Future[_Decoded]]] = deque()
-    # Images that wait for others of their shape; the number says how long.
-    groups: dict[tuple[int, ...], list[tuple[int, Source, _Decoded]]] = {}
-    judging: dict[Future[list[Suggestion]], int] = {}
-
-    def waiting() -> int:
-        return sum(map(len, groups.values()))
+    # Enough for every thread to have a batch while the next ones are being read.
+    window = _Window(2 * (workers + 1) * batch_size, batch_size)
+    numbered = enumerate(sources)
 
     def refill() -> None:
-        room = window - len(reading) - waiting() - sum(judging.values())
-        for number, source in itertools.islice(numbered, max(room, 0)):
-            reading.append((number, source, pool.submit(_read, cropper, source, budget, options, content)))
+        for number, source in itertools.islice(numbered, window.room):
+            window.add(number, source, pool.submit(_read, cropper, source, budget, options, content))
 
     try:
         refill()
-        while reading or groups or judging:
-            if reading:
-                number, source, future = reading.popleft()
-                try:
-                    decoded = future.result()
-                except ImageFileError as error:
-                    yield Suggestion(source, None, {}, error)
-                except Exception as error:
-                    # One odd image must not end the run.
-                    yield Suggestion(source, None, {}, unexpected(source, error))
-                else:
-                    groups.setdefault(decoded.pixels.shape, []).append((number, source, decoded))
-            ready = next((shape for shape, members in groups.items() if len(members) >= batch_size), None)
-            # Two batches' worth may wait for company; the rest of the window keeps the threads busy.
-            if ready is None and groups and (not reading or waiting() > 2 * batch_size):
-                ready = min(groups, key=lambda shape: groups[shape][0][0])
-            if ready is not None:
-                members = [(source, decoded) for _, source, decoded in groups.pop(ready)]
-                judging[pool.submit(_suggest_each, cropper, members)] = len(members)
-            if judging and not reading:
-                wait(judging, return_when=FIRST_COMPLETED)
-            for batch in [batch for batch in judging if batch.done()]:
-                del judging[batch]
-                yield from batch.result()
+        while window:
+            yield from window.take_read()
+            if members := window.take_batch():
+                window.add_judging(pool.submit(_suggest_each, cropper, members), len(members))
+            yield from window.take_judged()
             refill()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         in_use.__exit__(None, None, None)
+
+
+class _Window:
+    """The images in flight: being read, waiting for others of their shape, or being judged.
+
+    Args:
+        size: At most so many.
+        batch_size: So many of one shape are judged together.
+    """
+
+    def __init__(self, size: int, batch_size: int) -> None:
+        self.size, self.batch_size = size, batch_size
+        self._reading: deque[tuple[int, Source, Future[_Decoded]]] = deque()
+        # By their shape; the number says how long they wait.
+        self._waiting: dict[tuple[int, ...], list[tuple[int, Source, _Decoded]]] = {}
+        self._judging: dict[Future[list[Suggestion]], int] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._reading or self._waiting or self._judging)
+
+    @property
+    def room(self) -> int:
+        """For how many more images there is room."""
+        return max(0, self.size - len(self._reading) - self._waiting_count() - sum(self._judging.values()))
+
+    def _waiting_count(self) -> int:
+        return sum(map(len, self._waiting.values()))
+
+    def add(self, number: int, source: Source, reading: Future[_Decoded]) -> None:
+        """Add the image that is `number` in order and is being read."""
+        self._reading.append((number, source, reading))
+
+    def take_read(self) -> Iterator[Suggestion]:
+        """Have the image that was added first wait for others; yield why it cannot be read, where it cannot."""
+        if not self._reading:
+            return
+        number, source, reading = self._reading.popleft()
+        try:
+            decoded = reading.result()
+        except ImageFileError as error:
+            yield Suggestion(source, None, {}, error)
+        except Exception as error:
+            # One odd image must not end the run.
+            yield Suggestion(source, None, {}, unexpected(source, error))
+        else:
+            self._waiting.setdefault(decoded.pixels.shape, []).append((number, source, decoded))
+
+    def take_batch(self) -> list[tuple[Source, _Decoded]]:
+        """Return the images of one shape that wait no longer; none where all do."""
+        groups = self._waiting
+        ready = next((shape for shape, members in groups.items() if len(members) >= self.batch_size), None)
+        # Two batches' worth may wait for company; the rest of the window keeps the threads busy.
+        if ready is None and groups and (not self._reading or self._waiting_count() > 2 * self.batch_size):
+            ready = min(groups, key=lambda shape: groups[shape][0][0])
+        return [] if ready is None else [(source, decoded) for _, source, decoded in groups.pop(ready)]
+
+    def add_judging(self, judging: Future[list[Suggestion]], count: int) -> None:
+        """Add a batch of so many images that is being judged."""
+        self._judging[judging] = count
+
+    def take_judged(self) -> Iterator[Suggestion]:
+        """Yield what is said of the batches that are done; wait for one where nothing is being read."""
+        if self._judging and not self._reading:
+            wait(self._judging, return_when=FIRST_COMPLETED)
+        for batch in [batch for batch in self._judging if batch.done()]:
+            del self._judging[batch]
+            yield from batch.result()
 
 
 def in_order(suggestions: Iterable[Suggestion], sources: Iterable[Source]) -> Iterator[Suggestion]:

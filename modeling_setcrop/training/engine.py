@@ -107,14 +107,7 @@ class CropTraining:
         self.args = args
         self.output_dir = Path(args.output_dir)
         self.log_file = self.output_dir / "log.jsonl"
-        self.accelerator = Accelerator(
-            mixed_precision=args.mixed_precision,
-            log_with=_trackers(args.report_to) or None,
-            project_dir=args.output_dir,
-            dynamo_plugin=TorchDynamoPlugin(backend="inductor", dynamic=True) if args.torch_compile else None,
-        )
-        if self.accelerator.is_main_process:
-            _warn_of_missing_processes(self.accelerator.num_processes)
+        self.accelerator = _accelerator(args)
         set_seed(args.seed, device_specific=True)
         self._load_rows(dataset)
         self.processor: Any = load_processor(args.model_name_or_path, args.eval_short_side, args.eval_long_side)
@@ -500,6 +493,19 @@ def _warn_of_missing_processes(processes: int) -> None:
             "ACCELERATE_USE_CPU=true torchrun --nproc_per_node N",
             asked if asked > 1 else "several",
         )
+
+
+def _accelerator(args: CropTrainingArguments) -> Accelerator:
+    """Return what places the run on its devices and processes."""
+    accelerator = Accelerator(
+        mixed_precision=args.mixed_precision,
+        log_with=_trackers(args.report_to) or None,
+        project_dir=args.output_dir,
+        dynamo_plugin=TorchDynamoPlugin(backend="inductor", dynamic=True) if args.torch_compile else None,
+    )
+    if accelerator.is_main_process:
+        _warn_of_missing_processes(accelerator.num_processes)
+    return accelerator
 
 
 def _trackers(names: list[str]) -> list[str]:
