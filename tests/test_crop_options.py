@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import fields
 
+import pytest
+from typer.main import get_group
+
+from modeling_setcrop.cli import app
+from modeling_setcrop.cli.options import selection_options
 from modeling_setcrop.crop_options import CropOptions, parse_aspect_ratio
 
 
@@ -92,3 +97,14 @@ def test_changes_keep_the_rest_and_say_what_was_asked():
     assert (options.top_k, options.threshold) == (3, 0.2)
     assert options.changed() == {"top_k": 3, "threshold": 0.2}
     assert hash(options) == hash(CropOptions(top_k=3, threshold=0.2))
+
+
+@pytest.mark.parametrize(("name", "changed"), [("suggest", {}), ("crop", {"top_k": 1})])
+def test_the_commands_have_every_option_with_its_default(name, changed):
+    """From one table, `cli/options.py`; `details` are for programs."""
+    command = get_group(app).get_command(None, name)
+    defaults = {parameter.name: parameter.default for parameter in command.params}
+    options = {field.name for field in fields(CropOptions)} - {"details"}
+    assert options <= defaults.keys()
+    asked = selection_options({option: defaults[option] for option in options})
+    assert asked == CropOptions(**changed)

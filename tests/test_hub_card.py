@@ -346,7 +346,7 @@ def test_the_endpoints_handler_answers(exported, photos):
     assert crops == pipeline("image-cropping", model=str(exported))(photos[0], **parameters)
     assert json.loads(json.dumps(crops)) == crops
     assert len(endpoint({"inputs": [text, f"data:image/jpeg;base64,{text}"]})) == 2
-    assert handler._PARAMETERS - {"timeout", "batch_size"} == {field.name for field in fields(CropOptions)}
+    assert endpoint.parameters - {"timeout", "batch_size"} == {field.name for field in fields(CropOptions)}
     assert endpoint({}) == {"error": "the request has no inputs"}
     assert endpoint({"inputs": text, "parameters": {"speed": 3}}) == {"error": "unknown parameters: speed"}
     assert "base64" in endpoint({"inputs": str(photos[0])})["error"]

@@ -195,6 +195,8 @@ def test_defaults_lists_and_errors_are_those_of_the_pipeline(photos):
     assert cropper([]) == [] and len(cropper(photos[0], top_k=1)) == 1
     with Image.open(photos[0]) as image:
         assert len(cropper(image)) == 2
+    with open(photos[0], "rb") as file:
+        assert cropper(file) == cropper(photos[0])
     with pytest.raises(TypeError, match="did you mean 'top_k'"):
         cropper("nowhere.jpg", topk=1)
     with pytest.raises(TypeError, match="did you mean 'top_k'"):

@@ -13,6 +13,7 @@ import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import fields
 
 import psutil
 import pytest
@@ -22,6 +23,7 @@ uvicorn = pytest.importorskip("uvicorn", reason="needs uvicorn: pip install 'set
 pytest.importorskip("fastapi", reason="needs FastAPI: pip install 'setcrop[serve]'")
 
 from modeling_setcrop import Cropper  # noqa: E402
+from modeling_setcrop.crop_options import CropOptions  # noqa: E402
 from modeling_setcrop.integrations import server as module  # noqa: E402
 from modeling_setcrop.integrations import url_fetching  # noqa: E402
 from modeling_setcrop.integrations.server import ServerSettings, create_app  # noqa: E402
@@ -220,6 +222,17 @@ def test_wrong_options_are_named(client, photo):
         got = client(f"/crops?{query}", photo)
         assert got.status == 422 and part in got.json["error"]["message"]
     assert client("/crops?keep=5000,5000,6000,6000", photo).status == 422
+
+
+def test_every_option_of_the_pipeline_can_be_asked_for(client, photo, cropper):
+    query = "aspect_ratio=1:1,3:2&best_of=true&follow_orientation=1&trim=0&tightness=default&top_k=2&min_size=20,30"
+    options = {"aspect_ratio": ["1:1", "3:2"], "best_of": True, "follow_orientation": True, "min_size": (20, 30)}
+    assert client(f"/crops?{query}", photo).json["crops"] == cropper(io.BytesIO(photo), top_k=2, **options)
+    for field in fields(CropOptions):
+        if field.name != "details":  # always given
+            got = client(f"/crops?{field.name}=none-of-these", photo)
+            assert got.status == 422 and "unknown option" not in got.json["error"]["message"], field.name
+    assert "unknown option 'details'" in client("/crops?details=1", photo).json["error"]["message"]
 
 
 def test_chunked_and_cut_off_bodies(client, photo):

@@ -6,13 +6,6 @@ from typing import Any
 
 from transformers import pipeline
 
-# The options of the pipeline, and no others of transformers'.
-_PARAMETERS = {
-    *("top_k", "threshold", "nms_iou", "diversity", "as_set", "strict", "aspect_ratio", "details", "tightness"),
-    *("width", "height", "min_area", "max_area", "min_size", "keep", "avoid", "follow_orientation", "best_of", "trim"),
-    *("timeout", "batch_size"),
-}
-
 
 class EndpointHandler:
     """Loads the model once and answers requests.
@@ -23,6 +16,8 @@ class EndpointHandler:
 
     def __init__(self, path: str = "") -> None:
         self.cropper = pipeline("image-cropping", model=path, trust_remote_code=True)
+        # The options of the pipeline, and no others of transformers'.
+        self.parameters = {*vars(self.cropper.options), "timeout", "batch_size"}
 
     def __call__(self, data: dict[str, Any]) -> Any:
         """Suggest crops.
@@ -37,7 +32,7 @@ class EndpointHandler:
         parameters = data.get("parameters") or {}
         if data.get("inputs") is None:
             return {"error": "the request has no inputs"}
-        unknown = parameters.keys() - _PARAMETERS
+        unknown = parameters.keys() - self.parameters
         if unknown:
             return {"error": f"unknown parameters: {', '.join(sorted(unknown))}"}
         try:

@@ -28,14 +28,11 @@ if TYPE_CHECKING:
     from ..runs.sources import Source
 
 
+@shared.asks_for_crops(top_k=1)
 def crop(
     context: typer.Context,
     sources: shared.Paths,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the crops go; folders are mirrored there.")],
-    top_k: shared.TopK = 1,
-    aspect_ratio: shared.AspectRatio = None,
-    width: Annotated[int | None, typer.Option(min=1, help="Largest width of a crop in pixels.")] = None,
-    height: Annotated[int | None, typer.Option(min=1, help="Pixels down; with --width the aspect ratio.")] = None,
     enlarge: Annotated[
         bool, typer.Option("--enlarge", help="Bring crops up to --width and --height too where they are smaller.")
     ] = False,
@@ -69,27 +66,13 @@ def crop(
         bool, typer.Option("--prune", help="Then remove earlier crops of images that are gone, after listing them.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")] = False,
-    threshold: shared.Threshold = 0.0,
-    nms_iou: shared.NmsIou = 0.8,
-    diversity: shared.Diversity = None,
-    as_set: shared.AsSet = False,
-    min_area: shared.MinArea = None,
-    max_area: shared.MaxArea = None,
-    min_size: shared.MinSize = None,
-    keep: shared.Keep = None,
-    avoid: shared.Avoid = None,
-    content: shared.ContentFile = None,
-    follow_orientation: shared.FollowOrientation = False,
-    best_of: shared.BestOf = None,
-    trim: shared.Trim = False,
-    strict: shared.Strict = False,
-    tightness: shared.Tightness = "default",
     model: shared.Model = None,
     device: shared.Device = None,
     runtime: shared.Runtime = None,
     trust_remote_code: shared.TrustRemoteCode = False,
     batch_size: shared.BatchSize = None,
     workers: shared.Workers = None,
+    **asked: Any,
 ) -> None:
     """Crop images: the best crops of each, cut from the full file, into a folder; the originals stay as they are.
 
@@ -102,12 +85,20 @@ def crop(
 
     with shared.failing("crop", shared.UsageError, ValueError):
         options, wishes = shared.selection_options(context.params), shared.content_options(context.params)
-        ratios = [part.strip() for part in (aspect_ratio or best_of or "").split(",") if part.strip()]
-        the_ratio = ratios[0] if len(ratios) == 1 else None
-        template = name or default_name(top_k, ratios)
-        turned = follow_orientation
-        plan = CropPlan(out, template, format, quality, width, height, strip, the_ratio, enlarge, turned)
-        if enlarge and width is None and height is None:
+        ratios = [ratio for ratio in options.aspect_ratios if ratio is not None]
+        plan = CropPlan(
+            out,
+            name or default_name(asked["top_k"], ratios),
+            format,
+            quality,
+            options.width,
+            options.height,
+            strip,
+            ratios[0] if len(ratios) == 1 else None,
+            enlarge,
+            options.follow_orientation,
+        )
+        if enlarge and options.width is None and options.height is None:
             raise ValueError("--enlarge needs --width or --height")
         _check_manifest(manifest, manifest_format)
         check_output(out, sources)
@@ -117,7 +108,7 @@ def crop(
     if found:
         # In the end another run may hold the folder, or it cannot be written.
         with shared.failing("crop", shared.UsageError, ValueError):
-            plan.check_names(found, ratios, top_k)
+            plan.check_names(found, ratios, asked["top_k"])
             cropper = shared.load_cropper(model, device, runtime, trust_remote_code, len(found))
             cropper.source(options)
             run.crop(cropper, found, plan, options, wishes, overwrite, dry_run, batch_size, workers)

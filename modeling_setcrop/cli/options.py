@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -33,52 +34,11 @@ TrustRemoteCode = Annotated[
 ]
 Tightness = Annotated[
     Literal["loose", "default", "tight"],
-    typer.Option(help="How tight crops are, for models that learned it from several eyes."),
+    typer.Option(help="How tight crops are, for models that learned it from several sources."),
 ]
-TopK = Annotated[int, typer.Option("--top-k", min=1, help="At most so many crops, of each aspect ratio.")]
-AspectRatio = Annotated[
-    str | None,
-    typer.Option(
-        help='Width to height, exact to one pixel: "16:9", "1.91", "square", "original", or several with commas.'
-    ),
-]
-Threshold = Annotated[float, typer.Option(min=0, max=1, help="Only crops with a probability above this.")]
-NmsIou = Annotated[float, typer.Option(min=0, max=1, help="Of crops overlapping by more than this the better stays.")]
-Diversity = Annotated[
-    float | None, typer.Option(min=0, max=1, help="Instead of --nms-iou: 0 looks at scores only, 1 at overlap only.")
-]
-AsSet = Annotated[
-    bool,
-    typer.Option("--as-set", help="Instead of --nms-iou: crops most probable to hold the one you would pick."),
-]
-MinArea = Annotated[float | None, typer.Option(min=0, max=1, help="Least share of the image.")]
-MaxArea = Annotated[float | None, typer.Option(min=0, max=1, help="Largest share of the image.")]
-MinSize = Annotated[str | None, typer.Option(metavar="PIXELS|WxH", help="Least width and height of a crop.")]
-Keep = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="X1,Y1,X2,Y2|X,Y|faces",
-        help="Not to be cut; with a weight 0..1 behind it a wish. May be repeated.",
-    ),
-]
-Avoid = Annotated[list[str] | None, typer.Option(metavar="X1,Y1,X2,Y2", help="Box to leave out; may be repeated.")]
-Strict = Annotated[bool, typer.Option("--strict", help="Fail rather than let a constraint give way.")]
 CropFormat = Annotated[
     Literal["sanity", "imgix", "thumbor", "css", "azure", "label-studio", "coco"] | None,
     typer.Option("--format", help="Crops as another system writes them, a JSON line per image."),
-]
-FollowOrientation = Annotated[
-    bool, typer.Option("--follow-orientation", help="Turn aspect ratios with the image: 5:4 or, upright, 4:5.")
-]
-BestOf = Annotated[
-    str | None, typer.Option(metavar="RATIOS", help="Of these aspect ratios the best crops over all, not of each.")
-]
-Trim = Annotated[bool, typer.Option("--trim", help="Leave out bars, mats and passepartouts first.")]
-ContentFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--content", metavar="FILE", help="JSON lines with what to keep and avoid in each image, with weights."
-    ),
 ]
 BatchSize = Annotated[
     int | None,
@@ -89,6 +49,89 @@ Workers = Annotated[
 ]
 
 
+# What is asked of crops, by the names of `CropOptions`, with the defaults; `content` is for single images.
+_SELECTION: dict[str, tuple[Any, Any]] = {
+    "top_k": (Annotated[int, typer.Option(min=1, help="At most so many crops, of each aspect ratio.")], 5),
+    "aspect_ratio": (
+        Annotated[
+            str | None,
+            typer.Option(
+                help='Width to height, exact to one pixel: "16:9", "1.91", "square", "original", or several '
+                "with commas."
+            ),
+        ],
+        None,
+    ),
+    "width": (
+        Annotated[
+            int | None, typer.Option(min=1, help="Width in pixels at which crops are shown; files are no wider.")
+        ],
+        None,
+    ),
+    "height": (Annotated[int | None, typer.Option(min=1, help="Pixels down; with --width the aspect ratio.")], None),
+    "threshold": (Annotated[float, typer.Option(min=0, max=1, help="Only crops with a probability above this.")], 0.0),
+    "nms_iou": (
+        Annotated[float, typer.Option(min=0, max=1, help="Of crops overlapping by more than this the better stays.")],
+        0.8,
+    ),
+    "diversity": (
+        Annotated[
+            float | None,
+            typer.Option(min=0, max=1, help="Instead of --nms-iou: 0 looks at scores only, 1 at overlap only."),
+        ],
+        None,
+    ),
+    "as_set": (
+        Annotated[
+            bool,
+            typer.Option("--as-set", help="Instead of --nms-iou: crops most probable to hold the one you would pick."),
+        ],
+        False,
+    ),
+    "min_area": (Annotated[float | None, typer.Option(min=0, max=1, help="Least share of the image.")], None),
+    "max_area": (Annotated[float | None, typer.Option(min=0, max=1, help="Largest share of the image.")], None),
+    "min_size": (
+        Annotated[str | None, typer.Option(metavar="PIXELS|WxH", help="Least width and height of a crop.")],
+        None,
+    ),
+    "keep": (
+        Annotated[
+            list[str] | None,
+            typer.Option(
+                metavar="X1,Y1,X2,Y2|X,Y|faces",
+                help="Not to be cut; with a weight 0..1 behind it a wish. May be repeated.",
+            ),
+        ],
+        None,
+    ),
+    "avoid": (
+        Annotated[list[str] | None, typer.Option(metavar="X1,Y1,X2,Y2", help="Box to leave out; may be repeated.")],
+        None,
+    ),
+    "content": (
+        Annotated[
+            Path | None,
+            typer.Option(metavar="FILE", help="JSON lines with what to keep and avoid in each image, with weights."),
+        ],
+        None,
+    ),
+    "follow_orientation": (
+        Annotated[
+            bool, typer.Option("--follow-orientation", help="Turn aspect ratios with the image: 5:4 or, upright, 4:5.")
+        ],
+        False,
+    ),
+    "best_of": (
+        Annotated[
+            str | None,
+            typer.Option(metavar="RATIOS", help="Of these aspect ratios the best crops over all, not of each."),
+        ],
+        None,
+    ),
+    "trim": (Annotated[bool, typer.Option("--trim", help="Leave out bars, mats and passepartouts first.")], False),
+    "strict": (Annotated[bool, typer.Option("--strict", help="Fail rather than let a constraint give way.")], False),
+    "tightness": (Tightness, "default"),
+}
 # So many images take no longer than readying the graphs for more does.
 _FEW = 4
 FACES = "faces"
@@ -117,6 +160,35 @@ def failing(command: str, *errors: type[Exception]) -> Iterator[None]:
 def report(error: ImageFileError) -> None:
     """One line on stderr about one image."""
     print(f"setcrop: {error}", file=sys.stderr)
+
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def asks_for_crops(**defaults: Any) -> Callable[[_Command], _Command]:
+    """Decorate a command whose last parameter is `**asked`: it has the options that say which crops are asked for.
+
+    They stand before `--model` and how it is run, and are read from the context by [`selection_options`] and
+    [`content_options`].
+
+    Args:
+        defaults: Of the options where they are others than in the table.
+    """
+
+    def add_options(command: _Command) -> _Command:
+        signature = inspect.signature(command, eval_str=True)
+        *own, _ = signature.parameters.values()
+        place = next(i for i, parameter in enumerate(own) if parameter.name == "model")
+        own[place:place] = [
+            inspect.Parameter(
+                name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=defaults.get(name, default), annotation=kind
+            )
+            for name, (kind, default) in _SELECTION.items()
+        ]
+        vars(command)["__signature__"] = signature.replace(parameters=own)  # what Typer reads
+        return command
+
+    return add_options
 
 
 def selection_options(params: Mapping[str, Any]) -> CropOptions:

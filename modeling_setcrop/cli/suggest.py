@@ -19,11 +19,10 @@ if TYPE_CHECKING:
     from ..runs.scheduling import Suggestion
 
 
+@shared.asks_for_crops()
 def suggest(
     context: typer.Context,
     sources: shared.Paths,
-    top_k: shared.TopK = 5,
-    aspect_ratio: shared.AspectRatio = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line per image instead of tables.")] = False,
     format: shared.CropFormat = None,
     annotate: Annotated[
@@ -37,29 +36,13 @@ def suggest(
             help="Also write the crops as metadata: into XMP files beside the images, or into copies in FOLDER.",
         ),
     ] = None,
-    threshold: shared.Threshold = 0.0,
-    nms_iou: shared.NmsIou = 0.8,
-    diversity: shared.Diversity = None,
-    as_set: shared.AsSet = False,
-    width: Annotated[int | None, typer.Option(min=1, help="Width in pixels at which crops will be shown.")] = None,
-    height: Annotated[int | None, typer.Option(min=1, help="Pixels down; with --width the aspect ratio.")] = None,
-    min_area: shared.MinArea = None,
-    max_area: shared.MaxArea = None,
-    min_size: shared.MinSize = None,
-    keep: shared.Keep = None,
-    avoid: shared.Avoid = None,
-    content: shared.ContentFile = None,
-    follow_orientation: shared.FollowOrientation = False,
-    best_of: shared.BestOf = None,
-    trim: shared.Trim = False,
-    strict: shared.Strict = False,
-    tightness: shared.Tightness = "default",
     model: shared.Model = None,
     device: shared.Device = None,
     runtime: shared.Runtime = None,
     trust_remote_code: shared.TrustRemoteCode = False,
     batch_size: shared.BatchSize = None,
     workers: shared.Workers = None,
+    **asked: Any,
 ) -> None:
     """Suggest crops of images: ranked boxes with the probability that a person would call each one good."""
     from ..images.formats import format_of

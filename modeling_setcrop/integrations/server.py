@@ -19,13 +19,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.requests import ClientDisconnect
 
+from ..crop_options import CropOptions
 from ..image_reading import ImageFileError, LoadedImage, decode_image, decoding, lift_pixel_limit, open_image
 from ..images.formats import FORMAT_OF_SUFFIX, SUFFIX_OF_FORMAT
 from ..images.writing import CropFile, write_crops
@@ -53,22 +54,28 @@ def _numbers(text: str) -> list[float]:
     return [float(part) for part in text.split(",")]
 
 
-_READERS: dict[str, Callable[[str], Any]] = {
-    "top_k": int,
-    "width": int,
-    "height": int,
-    "threshold": float,
-    "nms_iou": float,
-    "diversity": float,
-    "min_area": float,
-    "max_area": float,
-    "as_set": lambda text: _FLAGS[text.lower()],
-    "strict": lambda text: _FLAGS[text.lower()],
-    "min_size": lambda text: [int(part) for part in text.split(",")],
-    "keep": _numbers,
-    "avoid": _numbers,
-    "aspect_ratio": str,
-}
+def _readers() -> dict[str, Callable[[str], Any]]:
+    """Return how the text of each of `CropOptions` is read, by its type; `details` are always given."""
+    simple: dict[type, Callable[[str], Any]] = {
+        bool: lambda text: _FLAGS[text.lower()],
+        int: int,
+        float: float,
+        str: str,
+    }
+    readers: dict[str, Callable[[str], Any]] = {
+        "min_size": lambda text: [int(part) for part in text.split(",")],
+        "keep": _numbers,
+        "avoid": _numbers,
+        "aspect_ratio": str,
+    }
+    for name, kind in get_type_hints(CropOptions).items():
+        if name != "details" and name not in readers:
+            # Of `int | None` the first.
+            readers[name] = simple[(*get_args(kind), kind)[0]]
+    return readers
+
+
+_READERS = _readers()
 _SEVERAL = ("keep", "avoid")
 
 
@@ -423,7 +430,7 @@ def _cut(asked: Asked, settings: ServerSettings) -> Response:
 
 
 def _shown_size(box: tuple[int, ...], options: dict[str, Any]) -> tuple[int, int] | None:
-    """Pixels that a crop is brought down to; None where it is no larger than asked for."""
+    """Return the pixels to which a crop is resized; None where it is no larger than asked for."""
     width, height = options.get("width"), options.get("height")
     across, down = box[2] - box[0], box[3] - box[1]
     scale = max((width or 0) / across, (height or 0) / down)

@@ -144,7 +144,9 @@ def _remake(made_with: tuple[Any, ...], options: CropOptions) -> Cropper:
 
 
 def _is_several(images: Any) -> bool:
-    """Whether something holds images rather than being one: bytes, arrays and rows of data sets are one."""
+    """Whether something holds images and is none: bytes, arrays, rows of data sets and open files are one."""
+    if hasattr(images, "read"):
+        return False
     return isinstance(images, list | tuple) or (isinstance(images, Iterable) and hasattr(images, "__next__"))
 
 
