@@ -404,7 +404,7 @@ def interval(values: list[float], samples: int = 2000) -> tuple[float, float]:
     return tuple(np.quantile(means, [0.025, 0.975]))
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--editor-data", type=Path, required=True)
     parser.add_argument("--flms", type=Path)
@@ -415,7 +415,11 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="at most so many images of each part")
     parser.add_argument("--parts", nargs="+", default=["editor", "fcdb", "flms", "gaic", "site", "faces", "stability"])
     parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
     made: dict[str, Callable[[], Method]] = {
         "constant": lambda: Constant(constant),
         "smartcrop": SmartCrop,
@@ -440,33 +444,35 @@ def main() -> None:
         import matplotlib
 
         faces = find_faces(held + fcdb, [Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"])
+    parts: dict[str, Callable[[Method], dict[str, list[float]]]] = {
+        "editor": lambda method: editor_rows(method, held, constant),
+        "fcdb": lambda method: fcdb_rows(Constant(of_people) if isinstance(method, Constant) else method, fcdb),
+        "flms": lambda method: flms_rows(method, args.flms) if args.flms else {},
+        "gaic": lambda method: gaic_rows(method, args.gaic) if args.gaic else {},
+        "site": lambda method: site_rows(method, args.site_crops) if args.site_crops else {},
+        "faces": lambda method: face_rows(method, faces) if faces else {},
+        "stability": lambda method: stability_rows(method, held) if isinstance(method, Model) else {},
+    }
     results: dict[str, dict[str, list[float]]] = {}
     for name in args.method:
-        method, rows = made[name](), {}
-        if "editor" in args.parts:
-            rows |= editor_rows(method, held, constant)
-        if "fcdb" in args.parts:
-            rows |= fcdb_rows(Constant(of_people) if name == "constant" else method, fcdb)
-        if "flms" in args.parts and args.flms:
-            rows |= flms_rows(method, args.flms)
-        if "gaic" in args.parts and args.gaic:
-            rows |= gaic_rows(method, args.gaic)
-        if "site" in args.parts and args.site_crops:
-            rows |= site_rows(method, args.site_crops)
-        if faces:
-            rows |= face_rows(method, faces)
-        if "stability" in args.parts and isinstance(method, Model):
-            rows |= stability_rows(method, held)
-        results[method.name] = rows
+        method = made[name]()
+        results[method.name] = {
+            row: values for part, rows in parts.items() if part in args.parts for row, values in rows(method).items()
+        }
     print_table(results)
     if args.out:
-        summary = {
-            method: {
-                row: {"mean": float(np.mean(v)), "images": len(v), "interval": interval(v)} for row, v in rows.items()
-            }
-            for method, rows in results.items()
+        write_summary(results, args.out)
+
+
+def write_summary(results: dict[str, dict[str, list[float]]], path: Path) -> None:
+    """Write mean, number of images and interval of every figure as JSON."""
+    summary = {
+        method: {
+            row: {"mean": float(np.mean(v)), "images": len(v), "interval": interval(v)} for row, v in rows.items()
         }
-        args.out.write_text(json.dumps(summary, indent=1))
+        for method, rows in results.items()
+    }
+    path.write_text(json.dumps(summary, indent=1))
 
 
 def print_table(results: dict[str, dict[str, list[float]]]) -> None:

@@ -14,6 +14,7 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -154,10 +155,8 @@ def evaluate(model: SetCropForImageCropping, views: EncodedViews) -> dict[str, f
     return {name: round(float(value), 4) for name, value in figures.items()}
 
 
-def train_set(
-    model: SetCropForImageCropping, train: EncodedViews, val: EncodedViews, args: argparse.Namespace
-) -> tuple[SetCropForImageCropping, dict]:
-    """Train decoder, anchors and set heads; returns the average model and its validation figures."""
+def set_optimizer(model: SetCropForImageCropping, lr: float) -> torch.optim.Optimizer:
+    """Freeze all but decoder, anchors and set heads, and return what trains those."""
     model.requires_grad_(False)
     inner = model.model
     parts = [
@@ -171,9 +170,24 @@ def train_set(
     anchor_parameters = [p for name, p in model.named_parameters() if name.startswith("anchor")]
     for parameter in (*parameters, *anchor_parameters):
         parameter.requires_grad_(True)
-    optimizer = torch.optim.AdamW(
-        [{"params": parameters}, {"params": anchor_parameters, "weight_decay": 0.0}], lr=args.lr, weight_decay=1e-4
-    )
+    groups = [{"params": parameters}, {"params": anchor_parameters, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=lr, weight_decay=1e-4)
+
+
+def with_teacher(labels: list[dict], teacher: AveragedModel, **inputs: Any) -> list[dict]:
+    """Return the labels with the validities that an average model gives the same views."""
+    with torch.inference_mode():
+        teacher.module.eval()
+        validity = teacher.module(**inputs).logits[..., 0].sigmoid()
+    return [{**label, "teacher_validity": row.clone()} for label, row in zip(labels, validity, strict=True)]
+
+
+def train_set(
+    model: SetCropForImageCropping, train: EncodedViews, val: EncodedViews, args: argparse.Namespace
+) -> tuple[SetCropForImageCropping, dict]:
+    """Train decoder, anchors and set heads; return the average model and its validation figures."""
+    optimizer = set_optimizer(model, args.lr)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     steps_per_epoch = len(train.batches(args.batch_size))
     # Over about the last twenty steps' weights.
     decay = max(0.0, 1 - 20 / (args.epochs * steps_per_epoch))
@@ -192,16 +206,11 @@ def train_set(
             labels, sources = train.labels(size, rows, args.people_share)
             encoded = encoder_output(model, train.memory[size][rows], size)
             if teacher is not None:
-                with torch.inference_mode():
-                    teacher.module.eval()
-                    validity = teacher.module(encoder_outputs=encoded, source=sources).logits[..., 0].sigmoid()
-                labels = [
-                    {**label, "teacher_validity": row.clone()} for label, row in zip(labels, validity, strict=True)
-                ]
+                labels = with_teacher(labels, teacher, encoder_outputs=encoded, source=sources)
             outputs = model(encoder_outputs=encoded, labels=labels, source=sources)
             optimizer.zero_grad()
             outputs.loss.backward()
-            nn.utils.clip_grad_norm_(parameters + anchor_parameters, 1.0)
+            nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             average.update_parameters(model)
             if teacher is not None:
@@ -233,7 +242,27 @@ def save_half(model: SetCropForImageCropping, folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def main() -> None:
+def fresh_model(
+    start: SetCropForImageCropping, smoothing: str, seed: int, train: list[EditorImage], args: argparse.Namespace
+) -> SetCropForImageCropping:
+    """Return a model with the body of another and a new set, or that one's with `--go_on`."""
+    torch.manual_seed(seed)
+    fresh = SetCropForImageCropping(start.config)
+    body = ("model.backbone", "model.encoder", "model.input", "model.subject", "crop_scorer")
+    kept = ("",) if args.go_on else body
+    fresh.load_state_dict(
+        {name: value for name, value in start.state_dict().items() if name.startswith(kept)}, strict=False
+    )
+    fresh.config.label_smoothing = smoothing
+    fresh.config.rerank = False  # the set alone
+    fresh.config.smoothing_upper_bound = args.smoothing_upper_bound
+    fresh.config.quality_lower, fresh.config.quality_upper = 3.5, 4.75
+    if not args.go_on:
+        fresh.initialize_anchors(anchors(train, fresh.config.num_queries, seed))
+    return fresh
+
+
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--editor-data", type=Path, required=True)
     parser.add_argument("--start", required=True)
@@ -248,7 +277,11 @@ def main() -> None:
     parser.add_argument("--go_on", action="store_true", help="keep the set of --start instead of a new one")
     parser.add_argument("--share", type=float, default=1.0)
     parser.add_argument("--windows", type=int, default=1, help="windows beside each whole image and its mirror image")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
     torch.set_num_threads(1)
     images = list(read_editor_images(args.editor_data, Problems()))
     train = [image for image in images if image.split == "train"]
@@ -266,20 +299,8 @@ def main() -> None:
     every = args.label_smoothing
     for smoothing in every:
         for seed in args.seeds:
-            torch.manual_seed(seed)
+            fresh = fresh_model(model, smoothing, seed, train, args)
             encoded.rng = np.random.default_rng(seed)
-            fresh = SetCropForImageCropping(model.config)
-            body = ("model.backbone", "model.encoder", "model.input", "model.subject", "crop_scorer")
-            kept = ("",) if args.go_on else body
-            fresh.load_state_dict(
-                {name: value for name, value in model.state_dict().items() if name.startswith(kept)}, strict=False
-            )
-            fresh.config.label_smoothing = smoothing
-            fresh.config.rerank = False  # the set alone
-            fresh.config.smoothing_upper_bound = args.smoothing_upper_bound
-            fresh.config.quality_lower, fresh.config.quality_upper = 3.5, 4.75
-            if not args.go_on:
-                fresh.initialize_anchors(anchors(train, fresh.config.num_queries, seed))
             args.label_smoothing = smoothing
             best, figures = train_set(fresh, encoded, val, args)
             with open(args.output_dir / "labels.jsonl", "a") as file:

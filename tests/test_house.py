@@ -128,6 +128,19 @@ def test_files_take_their_names_in_one_place():
     assert replacing == {"modeling_setcrop/images/atomic.py"}
 
 
+def test_functions_fit_on_a_screen():
+    """Their bodies, that is: a command's signature lists its options."""
+    long = []
+    for folder in ("modeling_setcrop", "hub_card", "examples", "benchmarks"):
+        for path in modules(ROOT / folder):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                    body = node.body[ast.get_docstring(node) is not None :]
+                    if body and body[-1].end_lineno - body[0].lineno >= 45:
+                        long.append(f"{path.relative_to(ROOT)}:{node.lineno}: {node.name}")
+    assert not long, "\n".join(long)
+
+
 def test_tables_have_one_writer():
     ruled = {
         path.relative_to(ROOT).as_posix()
