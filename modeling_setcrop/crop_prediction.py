@@ -24,7 +24,7 @@ class EncodedImage:
 
     def __init__(self, model: Any, output: Any, source: int | None = None) -> None:
         self.model = model
-        self._eye = {} if source is None else {"source": source}
+        self._source_input = {} if source is None else {"source": source}
         self.encoded = output.encoder_outputs
         self.pred_boxes = _array(output.pred_boxes[0])
         self.validity = 1 / (1 + np.exp(-_array(output.logits[0, :, 0])))
@@ -39,7 +39,7 @@ class EncodedImage:
         @torch.inference_mode()
         def rate(boxes: np.ndarray) -> np.ndarray:
             asked = torch.from_numpy(boxes)[None].to(self.model.device, self.model.dtype)
-            return _array(self.model.score_crops(asked, self.encoded, **self._eye)[0])
+            return _array(self.model.score_crops(asked, self.encoded, **self._source_input)[0])
 
         scoring = self.model.config.crop_scoring
         return Prediction.from_output(

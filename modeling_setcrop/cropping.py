@@ -89,8 +89,8 @@ class CroppingBase:
             ValueError: The model has no such tightness.
         """
         sources = list(getattr(self.config, "rating_sources", None) or [])
-        eyes: Mapping[str, Any] = getattr(self.config, "tightness_sources", None) or {}
-        wanted = eyes.get(options.tightness)
+        sources_of: Mapping[str, Any] = getattr(self.config, "tightness_sources", None) or {}
+        wanted = sources_of.get(options.tightness)
         if wanted is None:
             if options.tightness != "default":
                 raise ValueError(f"this model has no tightness {options.tightness!r}: its ratings have one source")

@@ -78,7 +78,7 @@ class ImageCroppingPipeline(CroppingBase, Pipeline):
                 for portraits.
             best_of (`bool`): of a list of aspect ratios the best crops over all of them, not the best of each.
             trim (`bool`): bars, mats and passepartouts around the image are no part of any crop.
-            tightness (`str`): "loose", "default" or "tight", of models that learned several eyes.
+            tightness (`str`): "loose", "default" or "tight", of models that learned several sources.
             timeout (`float`): seconds to wait for a URL.
             batch_size (`int`): images handled together. On the CPU the result does not depend on it, to the last bit;
                 on an accelerator scores may differ by rounding (1e-4).

@@ -85,7 +85,7 @@ def tiny_model():
 
 
 def small_setcrop_lite(variant: str = "efficientnet_lite0", width: int = 32, **options):
-    """A model with random weights, made as setcrop-lite is: eyes, and three maps, the finest for scoring alone.
+    """A model with random weights, made as setcrop-lite is: two sources, and three maps, the finest for scoring alone.
 
     `width` is that of every part; `options` are the configuration's and go before it.
     """

@@ -65,12 +65,12 @@ def ask_transformers_js(folder: Path, images: list[Path], dtype: str | None = No
 
 @pytest.fixture(scope="module")
 def model(tiny_model) -> SetCropForImageCropping:
-    """The tiny model with two annotators' eyes, the second of them the default, and another box head."""
-    eyes = {"rating_sources": ["first", "second"], "tightness_sources": {"default": "second"}}
-    model = SetCropForImageCropping(SetCropConfig.from_dict({**tiny_model.config.to_dict(), **eyes})).eval()
+    """The tiny model with two sources of ratings, the second of them the default, and another box head."""
+    sources = {"rating_sources": ["first", "second"], "tightness_sources": {"default": "second"}}
+    model = SetCropForImageCropping(SetCropConfig.from_dict({**tiny_model.config.to_dict(), **sources})).eval()
     model.load_state_dict(tiny_model.state_dict(), strict=False)
     torch.manual_seed(0)
-    # So that the image and the eye move every bounding box.
+    # So that the image and the source move every bounding box.
     for layer in (model.model.source_embeddings, model.crop_scorer.source, model.bbox_predictor.layers[-1]):
         torch.nn.init.normal_(layer.weight, std=0.3)
     return model
@@ -280,7 +280,7 @@ def test_the_papers_model_on_a_resnet_exports_without_a_scorer(tiny_processor, t
 
 
 def test_graphs_have_no_masks_einsum_or_padding_that_depends_on_the_image(tmp_path):
-    """Slow operations, of a model as setcrop-lite is made: several eyes, fine detail, faces, sides of whole cells."""
+    """Slow operations, of a model as setcrop-lite is made: sources, fine detail, faces, sides of whole cells."""
     small_setcrop_lite(num_queries=6, face_finding=True).save_pretrained(tmp_path / "lite")
     processor = SetCropImageProcessorPil(size={"shortest_edge": 96, "longest_edge": 96}, size_divisor=16)
     processor.save_pretrained(tmp_path / "lite")

@@ -839,9 +839,9 @@ export class SetCrop {
   constructor(ort, config, settings, proposer, scorer) {
     Object.assign(this, { ort, config, settings, proposer, scorer });
     // Whose ratings: graphs of before ask for it, the others know the default.
-    const eye = (config.rating_sources ?? []).indexOf(config.tightness_sources?.default);
+    const index = (config.rating_sources ?? []).indexOf(config.tightness_sources?.default);
     const asked = proposer.inputNames.includes("source");
-    this.source = asked ? { source: new ort.Tensor("int64", [BigInt(Math.max(eye, 0))], []) } : {};
+    this.source = asked ? { source: new ort.Tensor("int64", [BigInt(Math.max(index, 0))], []) } : {};
   }
 
   /**

@@ -63,9 +63,10 @@ class OnnxEngine:
 
     def run(self, pixel_values: np.ndarray, source: int | None = None) -> dict[str, np.ndarray]:
         """All outputs of the model's graph for pixels (B, 3, H, W)."""
-        return _run(self._model, {"pixel_values": pixel_values.astype(np.float32, copy=False), **self._eye(source)})
+        pixels = pixel_values.astype(np.float32, copy=False)
+        return _run(self._model, {"pixel_values": pixels, **self._source_input(source)})
 
-    def _eye(self, source: int | None) -> dict[str, np.ndarray]:
+    def _source_input(self, source: int | None) -> dict[str, np.ndarray]:
         """Return the input that says whose crops and ratings, of models that have several."""
         sources = getattr(self.config, "rating_sources", None) or []
         if not sources:
@@ -87,7 +88,7 @@ class OnnxEngine:
         """
         if self._scorer is None:
             raise ValueError("this model cannot rate crops: it was made with crop_scoring=False")
-        inputs = {name: encoded[name] for name in self._scorer_inputs if name in encoded} | self._eye(source)
+        inputs = {name: encoded[name] for name in self._scorer_inputs if name in encoded} | self._source_input(source)
         parts = range(0, max(1, boxes.shape[1]), SCORER_BOXES)
         rated = [_run(self._scorer, {"boxes": boxes[:, i : i + SCORER_BOXES], **inputs})["ratings"] for i in parts]
         return np.concatenate(rated, axis=1)
