@@ -113,7 +113,7 @@ def run(
     problems: Problems | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Measures a model beside the baselines on the same images.
+    """Measure a model beside the baselines on the same images.
 
     Args:
         dataset: rows as in `modeling_setcrop.data.FEATURES`.
