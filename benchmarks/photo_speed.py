@@ -1,10 +1,10 @@
 """Time one image to its best crop of an aspect ratio beside libvips' attention crop and smartcrop.py.
 
-    python benchmarks/photo_speed.py [PHOTO] [--rounds 15] [--model DIR] [--cpu-time]
+    python benchmarks/photo_speed.py [PHOTO] [--rounds 15] [--model DIR] [--cpu-time] [--grain 6]
 
-Without an image one of `examples/photos` is enlarged to 12 megapixels and saved as JPEG. Every method in turn in
-each round, all from the file, warm; medians over the rounds, and their ratios, which can be compared between machines.
-`taskset -c 0` keeps all of them on one processor; SetCrop uses one thread in any case.
+Without an image one of `examples/photos` is enlarged to 12 megapixels and saved as JPEG; that file is half as large as
+a camera's unless noise is added (`--grain`). Every method in turn in each round, all from the file, warm; medians over
+the rounds, and their ratios, which can be compared between machines. `taskset -c 0` keeps all on one processor.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pyvips
 import smartcrop
 from PIL import Image
@@ -30,11 +31,15 @@ RATIOS = ("16:9", "1:1", "4:5", "9:16")
 SIDE = 600
 
 
-def twelve_megapixels(folder: Path) -> Path:
-    """Return a JPEG file of 4000 by 3000 pixels."""
+def twelve_megapixels(folder: Path, grain: float = 0.0) -> Path:
+    """Return a JPEG file of 4000 by 3000 pixels, with noise of a standard deviation as given, of 255."""
     path = folder / "photo.jpg"
-    with Image.open(EXAMPLE) as image:
-        image.convert("RGB").resize((4000, 3000), Image.Resampling.LANCZOS).save(path, quality=92)
+    with Image.open(EXAMPLE) as opened:
+        image = opened.convert("RGB").resize((4000, 3000), Image.Resampling.LANCZOS)
+    if grain:
+        noise = np.random.default_rng(0).normal(0, grain, (image.height, image.width, 1))
+        image = Image.fromarray((np.asarray(image) + noise).clip(0, 255).astype(np.uint8))
+    image.save(path, quality=92)
     return path
 
 
@@ -98,6 +103,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--model")
     parser.add_argument(
+        "--grain", type=float, default=0.0, help="standard deviation of the noise that is added, of 255"
+    )
+    parser.add_argument(
         "--cpu-time", action="store_true", help="of all threads, for machines that are busy with others"
     )
     args = parser.parse_args()
@@ -105,7 +113,7 @@ def main() -> None:
     pyvips.cache_set_max(0)
     cropper = Cropper(args.model, "onnx")
     with tempfile.TemporaryDirectory() as work:
-        photo = args.photo or twelve_megapixels(Path(work))
+        photo = args.photo or twelve_megapixels(Path(work), args.grain)
         found = medians(
             {
                 "SetCrop, 1 ratio": lambda: cropper(photo, aspect_ratio="1:1", top_k=1),
