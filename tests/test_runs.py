@@ -215,13 +215,6 @@ def test_the_pixel_budget_holds_back_what_does_not_fit():
     assert most[0] <= 100
 
 
-def test_a_run_uses_the_memory_of_decoded_images_again(cropper, album, tmp_path):
-    kept, before = Image.core.get_blocks_max(), Image.core.get_stats()["reused_blocks"]
-    run(cropper, album, tmp_path / "out")
-    assert Image.core.get_stats()["reused_blocks"] > before
-    assert Image.core.get_blocks_max() == kept and Image.core.get_stats()["blocks_cached"] <= kept
-
-
 def test_crops_are_brought_down_to_width_and_never_blown_up(tmp_path):
     plan = CropPlan(tmp_path, "{stem}", width=300)
     assert plan.final_size((0, 0, 600, 400)) == (300, 200)

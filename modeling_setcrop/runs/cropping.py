@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..image_reading import ImageFileError, open_regular_file
-from ..images.memory import reused_memory
 from ..images.writing import write_crops
 from .content import Content
 from .crops import CroppedImage
@@ -24,9 +23,6 @@ from .sources import Source
 if TYPE_CHECKING:
     from ..crop_options import CropOptions
     from ..cropping import CroppingBase
-
-# Blocks of Pillow's memory that a writing thread uses for an image of 12 megapixels: three, and one to resize it.
-_BLOCKS = 4
 
 
 @dataclass(frozen=True)
@@ -107,8 +103,7 @@ def crop_sources(
         suggestions = suggest_crops(
             cropper, todo, options, batch_size=batch_size, workers=workers, budget=run.budget, content=content
         )
-        with reused_memory(_BLOCKS * workers):
-            yield from run.planned(suggestions) if dry_run else run.written(suggestions)
+        yield from run.planned(suggestions) if dry_run else run.written(suggestions)
 
 
 class _Run:
