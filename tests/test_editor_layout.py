@@ -8,7 +8,10 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from training_data import write_editor
+from typer.testing import CliRunner
 
+from modeling_setcrop.cli import app
 from modeling_setcrop.crop_geometry import box_iou
 from modeling_setcrop.data import DataError, Problems, load
 from modeling_setcrop.data.any_box_rating import rate_boxes
@@ -79,6 +82,14 @@ def test_a_broken_line_is_named_and_the_rest_is_read(folder, broken, message):
 def test_a_folder_without_labels_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"labels\.jsonl"):
         load("editor", tmp_path)
+
+
+def test_inspect_says_what_is_labelled(tmp_path):
+    library = write_editor(tmp_path / "library")
+    result = CliRunner().invoke(app, ["data", "inspect", str(library), "--layout", "editor"])
+    assert result.exit_code == 0, result.output
+    counts = "crops 6, people 4, whole 8, subjects 8, square 6, slim 6"
+    assert f"labels that rate any crop, and images that have them: {counts}" in result.stdout
 
 
 def test_views_rate_their_boxes_as_the_whole_image_does(folder):

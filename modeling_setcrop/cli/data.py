@@ -133,6 +133,9 @@ def _print_summary(name: str, summary: SplitSummary) -> None:
     print("  long side {:d} to {:d} pixels, median {:g}".format(*(summary.sizes[i] for i in (0, 2, 1))))
     print("  crops per image {:d} to {:d}, mean {:.1f}".format(*(summary.crops[i] for i in (0, 2, 1))))
     print("  good crops per image {:d} to {:d}, mean {:.1f}".format(*(summary.good[i] for i in (0, 2, 1))))
+    if summary.labelled:
+        counts = ", ".join(f"{name} {count}" for name, count in summary.labelled.items() if count)
+        print(f"  labels that rate any crop, and images that have them: {counts}")
     if summary.histogram is not None and summary.edges is not None:
         for low, high in summary.scales:
             mapped = "" if (low, high) == RATING_SCALE else ", mapped to 1..5"

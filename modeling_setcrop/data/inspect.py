@@ -29,7 +29,8 @@ class SplitSummary:
 
     sizes: (smallest, median, largest) long side in pixels; crops, good: (smallest, mean, largest) number per image;
     histogram, edges: counts of ratings in equal bins and the bins' limits, None where there are none; scales: the
-    scales, (lowest, highest), on which people gave them before they were mapped to 1..5.
+    scales, (lowest, highest), on which people gave them before they were mapped to 1..5; labelled: of how many images
+    each field of `crop_labels` says something, empty where no image has them.
     """
 
     images: int
@@ -40,6 +41,7 @@ class SplitSummary:
     histogram: np.ndarray | None
     edges: np.ndarray | None
     scales: list[tuple[float, float]]
+    labelled: dict[str, int]
 
 
 def summarise(splits: DatasetDict) -> dict[str, SplitSummary]:
@@ -138,7 +140,16 @@ def _summary(dataset: Dataset) -> SplitSummary:
         histogram=histogram,
         edges=edges,
         scales=sorted(scales),
+        labelled=_labelled(dataset),
     )
+
+
+def _labelled(dataset: Dataset) -> dict[str, int]:
+    """Count the images of which each field of `crop_labels` says something; ratings go with crops."""
+    labels = dataset["crop_labels"][:] if "crop_labels" in dataset.column_names else []
+    labels = [each for each in labels if each]
+    names = ("crops", "people", "whole", "subjects", "faces", "square", "slim")
+    return {name: sum(each[name] not in (None, []) for each in labels) for name in names} if labels else {}
 
 
 def _range(counts: list[int]) -> tuple[int, float, int]:
