@@ -524,6 +524,8 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
         if not views:
             score, rank = crop_scoring_loss(self.score_crops(boxes, encoded, source=source), labels)
             return {**losses, "loss_crop_score": score, "loss_crop_rank": rank}
+        # Faces are labelled for few images: a head that saw the penalty would learn to make up for it elsewhere.
+        encoded = SetCropEncoderOutput(**{name: value for name, value in encoded.items() if name != "faces"})
         windows = torch.stack([label["windows"] for label in labels]).to(boxes)
         predicted = self.score_crops(torch.cat([boxes, windows.flatten(1, 2)], dim=1), encoded, source=source)
         rated, slid = predicted.split([boxes.shape[1], predicted.shape[1] - boxes.shape[1]], dim=1)

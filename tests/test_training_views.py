@@ -324,6 +324,24 @@ class TestTraining:
         training.train()
         assert all(torch.equal(value, before[name]) for name, value in finder.state_dict().items())
 
+    def test_found_faces_do_not_change_what_the_head_learns(self, arguments):
+        """Labels without faces would teach it to rate what cuts one higher, against the penalty."""
+        overrides = [*OVERRIDES, "face_finding=true", "crop_scoring_detail=true"]
+        training = CropTraining(arguments(config_overrides=overrides))
+        model, batch = training.raw_model.eval(), next(iter(training.validation_loader))
+        torch.nn.init.constant_(model.model.face_finder.answer.bias[:1], 5.0)
+        with torch.no_grad():
+            inputs = training._on_device(batch)
+            found = [model(**inputs)]
+            boxes = batch["labels"][0]["scored_boxes"].expand(len(batch["labels"]), -1, -1)
+            rated = [model.score_crops(boxes, found[0].encoder_outputs)]
+            model.crop_scorer.face_penalty = 0.0
+            found.append(model(**inputs))
+            rated.append(model.score_crops(boxes, found[1].encoder_outputs))
+        assert (rated[0] < rated[1] - 0.5).any()
+        for name in ("loss_crop_score", "loss_crop_rank", "loss_crop_windows"):
+            assert found[0].loss_dict[name] == found[1].loss_dict[name] > 0
+
     def test_what_nothing_trains_stands_still(self, arguments, library, tmp_path):
         """A map of subjects in a model that is trained on crops alone has no gradient, which processes wait for."""
         data = write_folder(tmp_path / "plain", {"train": 1, "validation": 1})
