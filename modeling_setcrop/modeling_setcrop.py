@@ -203,15 +203,24 @@ class SetCropModel(ConditionalDetrModel):
 
         An image is encoded the same alone and in a padded batch: images of one size run together, without padding, and
         their features are padded instead. (Attentions and hidden states of the encoder are left out of such a batch.)
-        A compiled or exported model cannot sort images by size: it masks the padding, which still changes what it
-        thinks of the image. Give it images of one size at a time.
+        A compiled model does so too: it becomes three graphs, as Python looks at the sizes in between; without a mask
+        it is one.
+        An exported one cannot sort images by size: it masks the padding, which still changes what it thinks of the
+        image. Give it images of one size at a time.
 
         Args:
             pixel_values: (B, 3, H, W) normalised pixels.
             pixel_mask: (B, H, W), 1 for image and 0 for padding at the right and the bottom; all image when left out.
         """
-        if pixel_mask is None or torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        if pixel_mask is None or torch.compiler.is_exporting():
             return self._encode(pixel_values, pixel_mask, **kwargs)
+        return self._encode_by_size(pixel_values, pixel_mask, **kwargs)
+
+    @torch.compiler.disable(recursive=False)
+    def _encode_by_size(
+        self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor, **kwargs: Any
+    ) -> SetCropEncoderOutput:
+        """Encode images of different sizes, those of one size together."""
         rows, columns = pixel_mask.amax(2).sum(1), pixel_mask.amax(1).sum(1)
         sizes = torch.stack([rows, columns], dim=1).long().tolist()
         groups: dict[tuple[int, int], list[int]] = {}
