@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-# The coarsest stride of the backbones: a thinner image would leave less than one cell of features.
-_MIN_SIDE = 32
+MIN_SIDE = 32
+"""The coarsest stride of the backbones: a thinner image would leave less than one cell of features."""
 
 
 def resized_size(
@@ -25,7 +25,7 @@ def resized_size(
     """
     scale = min(shortest_edge / min(image_size), longest_edge / max(image_size))
     step = divisor or 1
-    height, width = (max(_MIN_SIDE, round(side * scale / step) * step) for side in image_size)
+    height, width = (max(MIN_SIDE, round(side * scale / step) * step) for side in image_size)
     return height, width
 
 

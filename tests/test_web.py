@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import ROOT, WEB, ask_page, what_is_missing
+from browser import ROOT, WEB, PageServer, ask_page, browser, what_is_missing
 from conftest import with_former_outputs
 from PIL import Image
 from transformers import AutoImageProcessor, pipeline
@@ -36,6 +36,9 @@ QUESTIONS = [
     ({"aspectRatio": 2 / 3, "minSize": [60, 90]}, {"aspect_ratio": "2:3", "min_size": (60, 90)}),
     ({"aspectRatio": 3, "keep": [[0, 0, 90, 150]]}, {"aspect_ratio": 3, "keep": [(0, 0, 90, 150)]}),
     ({"width": 5000, "height": 4000}, {"width": 5000, "height": 4000}),
+    ({"tightness": "tight"}, {"tightness": "tight"}),
+    ({"tightness": "loose", "aspectRatio": 1}, {"tightness": "loose", "aspect_ratio": 1}),
+    ({"tightness": "default"}, {}),
 ]
 PHOTO_QUESTIONS = QUESTIONS[:5]
 # How an upright image is stored for each EXIF orientation.
@@ -107,37 +110,44 @@ def test_photos_get_pythons_boxes_in_a_browser(photos, cropper):
         for (_, options), crops in zip(PHOTO_QUESTIONS, answer["answers"], strict=True):
             assert_same(crops, cropper(photo, **options), (photo.name, options))
         assert all(1 <= rating <= 5.5 for rating in answer["ratings"])
-        top = answer["smartcrop"]["topCrop"]
-        least = (top["width"], top["height"])
-        assert top["width"] / top["height"] == pytest.approx(1.5, abs=0.01)
-        (expected,) = cropper(photo, aspect_ratio="3:2", min_size=least, top_k=1)
-        corner = [top["x"], top["y"]]
-        assert [*corner, corner[0] + least[0], corner[1] + least[1]] == pytest.approx(edges(expected), abs=2)
+        for tightness in ("default", "tight"):
+            top = answer["smartcrop"][tightness]["topCrop"]
+            least = (top["width"], top["height"])
+            assert top["width"] / top["height"] == pytest.approx(1.5, abs=0.01)
+            (expected,) = cropper(photo, aspect_ratio="3:2", min_size=least, top_k=1, tightness=tightness)
+            corner = [top["x"], top["y"]]
+            assert [*corner, corner[0] + least[0], corner[1] + least[1]] == pytest.approx(edges(expected), abs=2)
         boxes = np.array([edges(other) for other in cropper(photo, top_k=20)], dtype=np.float64)
         decoded = np.array([edges(answer["decoded"][0])], dtype=np.float64)
         assert box_iou(decoded, boxes).max() > 0.8
 
 
 @needs_browser
-def test_files_of_every_orientation_and_kind_get_pythons_boxes(photos, cropper, tmp_path):
+def test_files_of_every_orientation_and_kind_get_pythons_boxes(photos, tmp_path):
+    """By the other filter too, Lanczos', with which a checkpoint may have its images made smaller."""
+    model = shutil.copytree(DEFAULT_CHECKPOINT, tmp_path / "model", ignore=shutil.ignore_patterns("examples"))
+    settings = model / "preprocessor_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"resample": Image.Resampling.LANCZOS.value}))
+    cropper, folder = pipeline("image-cropping", model=model), tmp_path / "images"
+    folder.mkdir()
     with Image.open(photos[0]) as opened:
         image = opened.convert("RGB").resize((1043, 701))
     for name in ("plain.png", "plain.webp", "plain.gif"):
-        image.save(tmp_path / name)
-    image.convert("CMYK").save(tmp_path / "print.jpg")
-    image.convert("L").save(tmp_path / "grey.jpg")
-    image.resize((480, 323)).save(tmp_path / "small.jpg")
-    image.save(tmp_path / "progressive.jpg", progressive=True, subsampling="4:4:4")
+        image.save(folder / name)
+    image.convert("CMYK").save(folder / "print.jpg")
+    image.convert("L").save(folder / "grey.jpg")
+    image.resize((480, 323)).save(folder / "small.jpg")
+    image.save(folder / "progressive.jpg", progressive=True, subsampling="4:4:4")
     for orientation, transpose in STORED.items():
         stored = image if transpose is None else image.transpose(transpose)
         exif = Image.Exif()
         exif[0x0112] = orientation
-        stored.save(tmp_path / f"turned-{orientation}.jpg", exif=exif, quality=90)
-    names = sorted(path.name for path in tmp_path.iterdir())
-    found = ask_page(Path(DEFAULT_CHECKPOINT), tmp_path, {"photos": names, "options": [{}], "repeats": 0})
+        stored.save(folder / f"turned-{orientation}.jpg", exif=exif, quality=90)
+    names = sorted(path.name for path in folder.iterdir())
+    found = ask_page(model, folder, {"photos": names, "options": [{}], "repeats": 0})
     for name in names:
         assert found[name]["size"] == ([323, 480] if name == "small.jpg" else [701, 1043]), name
-        assert_same(found[name]["answers"][0], cropper(tmp_path / name), name)
+        assert_same(found[name]["answers"][0], cropper(folder / name), name)
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs Node (apt-get install nodejs npm)")
@@ -164,6 +174,23 @@ def test_the_example_for_node_works(photos, cropper, tmp_path, former):
     assert 1 <= len(crops) <= 3
     expected = np.array([edges(crop) for crop in boxes], dtype=np.float64)
     assert box_iou(np.array([edges(crops[0])], dtype=np.float64), expected).max() > 0.8
+
+
+@needs_browser
+@pytest.mark.parametrize("tightness", ["default", "tight"])
+def test_the_page_shows_the_crops_of_the_tightness_that_is_chosen(photos, cropper, tightness):
+    server = PageServer(Path(DEFAULT_CHECKPOINT), photos[0].parent, hold=120)
+    query = f"photo=/photos/{photos[0].name}&ratio=16:9&tightness={tightness}"
+    address = f"{server.address}/held.html?{query}&onnxruntime=/ort/ort.wasm.min.mjs&setcrop-model=/model/"
+    with browser(address, "--dump-dom") as process:
+        page, _ = process.communicate(timeout=300)
+    server.close()
+    shown = re.findall(r"<small>(\d+), (\d+), (\d+) x (\d+)</small>", page.decode())
+    expected = [edges(crop) for crop in cropper(photos[0], aspect_ratio="16:9", tightness=tightness)]
+    assert len(shown) == len(expected)
+    for texts, box in zip(shown, expected, strict=True):
+        x, y, width, height = map(int, texts)
+        assert [x, y, x + width, y + height] == pytest.approx(box, abs=2)
 
 
 def test_the_page_needs_no_build_and_names_its_model():

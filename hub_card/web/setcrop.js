@@ -570,39 +570,45 @@ function decodeReduced({ data, width, height, channels }, step) {
 // Pillow's weights are whole numbers of this share of one.
 const PRECISION = 2 ** 22;
 
-/** Pillow's bilinear filter along one axis: for each output the first input and the weights. */
-function filterWeights(from, to) {
-  const scale = from / to, support = Math.max(scale, 1);
+const sinc = (x) => (x === 0 ? 1 : Math.sin(Math.PI * x) / (Math.PI * x));
+// By Pillow's numbers, the filters that are known here: how many pixels they reach to either side, and their weights.
+const FILTERS = {
+  1: [3, (x) => (Math.abs(x) < 3 ? sinc(x) * sinc(x / 3) : 0)], // Lanczos
+  2: [1, (x) => Math.max(1 - Math.abs(x), 0)], // bilinear
+};
+
+/** A filter of Pillow's along one axis: for each output the first input and the weights. */
+function filterWeights(from, to, [reach, weightAt]) {
+  const scale = from / to, stretch = Math.max(scale, 1), support = reach * stretch;
   return Array.from({ length: to }, (_, i) => {
     const centre = (i + 0.5) * scale;
     const first = Math.max(Math.floor(centre - support + 0.5), 0);
     const last = Math.min(Math.floor(centre + support + 0.5), from);
-    const weights = Array.from({ length: last - first }, (_, k) =>
-      Math.max(1 - Math.abs((k + first - centre + 0.5) / support), 0),
-    );
+    const weights = Array.from({ length: last - first }, (_, k) => weightAt((k + first - centre + 0.5) / stretch));
     const total = sum(weights);
-    return { first, weights: weights.map((weight) => Math.floor((weight / total) * PRECISION + 0.5)) };
+    return { first, weights: weights.map((weight) => Math.round((weight / total) * PRECISION)) };
   });
 }
 
 /** Resize as Pillow does: across, rounded to whole values, then down. */
-function resize({ data, width, height, channels }, across, down) {
+function resize({ data, width, height, channels }, across, down, filter) {
   const rows = new Float32Array(across * height * 3), result = new Float32Array(across * down * 3);
-  filterWeights(width, across).forEach(({ first, weights }, x) => {
+  const settle = (value) => clip(Math.floor(value / PRECISION), 0, 255);
+  filterWeights(width, across, filter).forEach(({ first, weights }, x) => {
     for (let y = 0; y < height; y++) {
       for (let c = 0; c < 3; c++) {
         let value = PRECISION / 2;
         for (let k = 0, i = (y * width + first) * channels + c; k < weights.length; k++, i += channels)
           value += weights[k] * data[i];
-        rows[(y * across + x) * 3 + c] = Math.floor(value / PRECISION);
+        rows[(y * across + x) * 3 + c] = settle(value);
       }
     }
   });
-  filterWeights(height, down).forEach(({ first, weights }, y) => {
+  filterWeights(height, down, filter).forEach(({ first, weights }, y) => {
     for (let i = 0; i < across * 3; i++) {
       let value = PRECISION / 2;
       for (let k = 0; k < weights.length; k++) value += weights[k] * rows[(first + k) * across * 3 + i];
-      result[y * across * 3 + i] = Math.floor(value / PRECISION);
+      result[y * across * 3 + i] = settle(value);
     }
   });
   return { data: result, width: across, height: down, channels: 3 };
@@ -672,7 +678,7 @@ function preprocess({ pixels: given, step = 1, orientation = 1 }, settings) {
   const divisor = settings.size_divisor ?? 1;
   const side = (length) => Math.max(32, round((length * scale) / divisor) * divisor);
   const across = side(pixels.width), down = side(pixels.height);
-  pixels = resize(pixels, across, down);
+  pixels = resize(pixels, across, down, FILTERS[settings.resample ?? 2]);
   const values = new Float32Array(3 * across * down), factor = settings.rescale_factor ?? 1 / 255;
   for (let c = 0; c < 3; c++) {
     const mean = settings.image_mean[c], std = settings.image_std[c];
@@ -750,8 +756,9 @@ async function drawn(source) {
 
 /** An image that the network has seen: crops and ratings cost little from here on. */
 export class Photo {
-  constructor(model, output, width, height) {
-    Object.assign(this, { model, output, width, height });
+  constructor(model, input, source, output, width, height) {
+    Object.assign(this, { model, input, source, output, width, height });
+    this.seen = { [source]: this }; // the same image by each source of ratings
     const boxes = output.pred_boxes.data, logits = output.logits.data;
     this.boxes = Array.from({ length: logits.length }, (_, i) => {
       const [cx, cy, w, h] = boxes.slice(4 * i, 4 * i + 4);
@@ -761,6 +768,16 @@ export class Photo {
     this.validity = Array.from(logits, (logit) => 1 / (1 + Math.exp(-logit)));
     const ratings = output.pred_ratings ?? output.pred_scores; // as graphs of before call it
     this.ratings = ratings ? Array.from(ratings.data) : null;
+  }
+
+  /** The same image by the source of ratings that a tightness names: "loose", "default" or "tight". */
+  async as(tightness) {
+    const source = this.model.sourceOf(tightness);
+    if (!this.seen[source]) {
+      this.seen[source] = await this.model.look(this.input, source, this.width, this.height);
+      this.seen[source].seen = this.seen;
+    }
+    return this.seen[source];
   }
 
   /** Ratings 1..5 of boxes in pixels; of a model that rates none, the validity of the crop that is most alike. */
@@ -773,7 +790,7 @@ export class Photo {
       const left = x1 / this.width, top = y1 / this.height, right = x2 / this.width, bottom = y2 / this.height;
       values.set([(left + right) / 2, (top + bottom) / 2, right - left, bottom - top], 4 * i);
     });
-    return this.model.rate(values, this.output);
+    return this.model.rate(values, this.output, this.source);
   }
 
   /** What boxes are ranked by. */
@@ -797,9 +814,11 @@ export class Photo {
    *
    * aspectRatio: width over height; width, height: pixels at which the crop will be shown; topK (5); threshold (0);
    * nmsIou (0.8): of crops that overlap by more the better one stays; minArea, maxArea: shares of the image; minSize:
-   * [width, height]; keep: boxes or points that must not be cut; avoid: boxes that must stay outside.
+   * [width, height]; keep: boxes or points that must not be cut; avoid: boxes that must stay outside; tightness: "tight"
+   * or "loose", as annotators crop who crop tighter or looser, of models that learned of several.
    */
-  async suggest(options = {}) {
+  async suggest({ tightness, ...options } = {}) {
+    if (tightness !== undefined) return (await this.as(tightness)).suggest(options);
     const { topK = 5, threshold = 0, nmsIou = 0.8 } = options;
     const imageSize = [this.height, this.width], constraints = constraintsOf(options, imageSize);
     const [boxes, merit] = isFree(constraints) ? await refinedSet(this) : await search(this, constraints);
@@ -830,7 +849,10 @@ export class SetCrop {
     const json = async (path) => JSON.parse(new TextDecoder().decode(await get(path)));
     const [config, settings] = [await json("config.json"), await json("preprocessor_config.json")];
     const session = async (path) =>
-      runtime.InferenceSession.create(new Uint8Array(await get(path)), { executionProviders: ["cpu"], logSeverityLevel: 3 });
+      runtime.InferenceSession.create(withoutDefault(new Uint8Array(await get(path)), "source"), {
+        executionProviders: ["cpu"],
+        logSeverityLevel: 3,
+      });
     const proposer = await session("onnx/model.onnx");
     const scorer = config.crop_scoring ? await session("onnx/scorer.onnx") : null;
     return new SetCrop(runtime, config, settings, proposer, scorer);
@@ -838,10 +860,27 @@ export class SetCrop {
 
   constructor(ort, config, settings, proposer, scorer) {
     Object.assign(this, { ort, config, settings, proposer, scorer });
-    // Whose ratings: graphs of before ask for it, the others know the default.
-    const index = (config.rating_sources ?? []).indexOf(config.tightness_sources?.default);
-    const asked = proposer.inputNames.includes("source");
-    this.source = asked ? { source: new ort.Tensor("int64", [BigInt(Math.max(index, 0))], []) } : {};
+    const { resample = 2 } = settings;
+    if (!(resample in FILTERS)) throw new RangeError(`preprocessor_config.json: resample ${resample} is not known here`);
+  }
+
+  /** The choices of tightness that the model has. */
+  get tightnesses() {
+    return Object.keys(this.config.tightness_sources ?? {});
+  }
+
+  /** Whose ratings a tightness asks for, as an index of the model's sources. */
+  sourceOf(tightness = "default") {
+    const { rating_sources: sources = [], tightness_sources: named } = this.config, wanted = named?.[tightness];
+    if (wanted === undefined && tightness !== "default")
+      throw new RangeError(`tightness ${tightness} is none of this model's: ${this.tightnesses.join(", ") || "default"}`);
+    const index = (sources ?? []).indexOf(wanted);
+    return index >= 0 ? index : Number(wanted ?? 0);
+  }
+
+  /** What a graph is given to say whose ratings are asked for. */
+  asking(session, source) {
+    return session.inputNames.includes("source") ? { source: new this.ort.Tensor("int64", [BigInt(source)], []) } : {};
   }
 
   /**
@@ -849,26 +888,48 @@ export class SetCrop {
    *
    * A file gives Python's crops; what is decoded already may differ a little. jpeg (true): take an image without a file
    * for a decoded JPEG file, which Python reads coarsely where it is large; false: read it as Python reads others.
+   * tightness: as of suggest, for all that is asked of the image.
    */
-  async read(image, { jpeg = true } = {}) {
+  async read(image, { jpeg = true, tightness } = {}) {
     const decoded = await decode(image, this.settings.size.shortest_edge, jpeg);
     const { values, across, down } = preprocess(decoded, this.settings);
     const input = new this.ort.Tensor("float32", values, [1, 3, down, across]);
-    const output = await this.proposer.run({ pixel_values: input, ...this.source });
-    return new Photo(this, output, decoded.width, decoded.height);
+    return this.look(input, this.sourceOf(tightness), decoded.width, decoded.height);
   }
 
-  async rate(values, encoded) {
+  async look(input, source, width, height) {
+    const output = await this.proposer.run({ pixel_values: input, ...this.asking(this.proposer, source) });
+    return new Photo(this, input, source, output, width, height);
+  }
+
+  async rate(values, encoded, source) {
     const found = [], most = 2048 * 4;
     const given = this.scorer.inputNames.filter((name) => name in encoded).map((name) => [name, encoded[name]]);
     for (let start = 0; start < values.length; start += most) {
       const part = values.slice(start, start + most);
       const boxes = new this.ort.Tensor("float32", part, [1, part.length / 4, 4]);
-      const output = await this.scorer.run({ boxes, ...Object.fromEntries(given), ...this.source });
+      const asked = this.asking(this.scorer, source);
+      const output = await this.scorer.run({ boxes, ...Object.fromEntries(given), ...asked });
       found.push(...(output.ratings ?? output.scores).data); // "scores" in graphs of before
     }
     return found;
   }
+}
+
+/**
+ * A graph in which an input has to be given that has a default: runtimes in JavaScript take no values for those.
+ *
+ * The default is the tensor of the input's name (field 8 of ONNX's TensorProto); it gets another name.
+ */
+function withoutDefault(graph, input) {
+  const name = [0x42, input.length, ...new TextEncoder().encode(input)];
+  for (let at = graph.indexOf(name[0]); at >= 0; at = graph.indexOf(name[0], at + 1)) {
+    if (name.some((byte, i) => graph[at + i] !== byte)) continue;
+    const changed = graph.slice();
+    changed[at + 2] ^= 0x20; // its first letter in the other case
+    return changed;
+  }
+  return graph;
 }
 
 async function fetchFile(url) {
@@ -890,11 +951,12 @@ export function use(setcrop) {
  * smartcrop.js's call: the best crop of width : height.
  *
  * width, height: the aspect ratio (1:1 without them); minScale (1): least size as a fraction of the largest crop; boost:
- * [{ x, y, width, height, weight }] parts to keep or, with a negative weight, to leave out.
+ * [{ x, y, width, height, weight }] parts to keep or, with a negative weight, to leave out; tightness: as of suggest.
  */
 export async function crop(image, options = {}) {
   usual ??= await SetCrop.load();
-  const photo = await usual.read(image), { width = 1, height = 1, minScale = 1, boost = [] } = options;
+  const { width = 1, height = 1, minScale = 1, boost = [], tightness } = options;
+  const photo = await usual.read(image, { tightness });
   const largest = pixelSizes(width / height, [photo.height, photo.width]).at(-1);
   const boxesOf = (parts) => parts.map((part) => [part.x, part.y, part.x + part.width, part.y + part.height]);
   const [best] = await photo.suggest({

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetec
 from transformers.models.conditional_detr import modeling_conditional_detr
 
 from ..crop_geometry import box_iou
-from ..image_preprocessing import ImagePreprocessing
+from ..image_preprocessing import MIN_SIDE, ImagePreprocessing
 from ..image_reading import load_image_file
 from ..images.atomic import atomic_files
 from ..modeling_setcrop import SetCropForImageCropping
@@ -54,10 +54,11 @@ def export_onnx(
     """Write `config.json`, `preprocessor_config.json` and the graphs in `onnx/`, and check them.
 
     The layout is that of transformers.js, which loads the folder as it is. `onnx/model.onnx` takes `pixel_values`
-    (B, 3, H, W), images of one shape without padding, their sides multiples of the image processor's `size_divisor`,
-    and, if given, `source`; `onnx/scorer.onnx`, where the model has a scoring head, takes boxes and the model graph's
-    encoding. Weights are stored in half precision and computed with in single precision. `onnx/model_fp16.onnx`
-    computes in half precision, for graphics processors; `onnx/model_quantized.onnx` has a backbone in int8.
+    (B, 3, H, W), images of one shape without padding, and, if given, `source`; sides that are no multiples of
+    the image processor's `size_divisor` it makes so itself. `onnx/scorer.onnx`, where the model has a scoring head,
+    takes boxes and the model graph's encoding. Weights are stored in half precision and computed with in single
+    precision. `onnx/model_fp16.onnx` computes in half precision, for graphics processors;
+    `onnx/model_quantized.onnx` has a backbone in int8.
     `onnx/report.json` holds what is returned.
 
     Args:
@@ -141,7 +142,7 @@ def export_graphs(model: SetCropForImageCropping, folder: Path, size_divisor: in
     Args:
         model: in evaluation mode.
         folder: where to.
-        size_divisor: what the sides of all images will be multiples of; None for any sides.
+        size_divisor: what the model sees the sides of all images as multiples of; None for any sides.
     """
     # Sides that are even at every stride need no padding that depends on them.
     step = size_divisor or 1
@@ -164,6 +165,7 @@ def export_graphs(model: SetCropForImageCropping, folder: Path, size_divisor: in
         ({0: batch, 2: height, 3: width}, *any_source.values()),
         proposer.output_names,
         folder / MODEL_GRAPH,
+        size_divisor,
     )
     if not model.config.crop_scoring:
         return
@@ -227,6 +229,7 @@ def _write_graph(
     dynamic: Any,
     outputs: list[str],
     path: Path,
+    size_divisor: int | None = None,
 ) -> None:
     try:
         import onnx
@@ -246,6 +249,8 @@ def _write_graph(
             graph = compact_graph(written.model_proto)
             if "source" in inputs:
                 _make_optional(graph, "source", inputs["source"].numpy())
+            if size_divisor is not None:
+                _resize_to_multiples(graph, "pixel_values", size_divisor)
             onnx.save(graph, path)
     finally:
         registration.setLevel(level)
@@ -256,6 +261,34 @@ def _make_optional(graph: Any, name: str, default: np.ndarray) -> None:
     from onnx import numpy_helper
 
     graph.graph.initializer.append(numpy_helper.from_array(default, name))
+
+
+def _resize_to_multiples(graph: Any, name: str, divisor: int) -> None:
+    """Have a graph resize images (B, 3, H, W) whose sides are no multiples of a number to the nearest ones.
+
+    Image processors other than ours know only how to round sides down, to a pixel or to a multiple, which would show
+    the model another shape of the image than ours does.
+    """
+    from onnx import helper, numpy_helper
+
+    resized = f"{name}.resized"
+    for node in graph.graph.node:
+        node.input[:] = [resized if entry == name else entry for entry in node.input]
+    constants = {"half": divisor // 2, "divisor": divisor, "least": max(divisor, MIN_SIDE)}
+    graph.graph.initializer.extend(
+        numpy_helper.from_array(np.array(value, dtype=np.int64), f"{name}.{key}") for key, value in constants.items()
+    )
+    sides, nodes = f"{name}.sides", [helper.make_node("Shape", [name], [f"{name}.sides"], start=2)]
+    for operator, operand in (("Add", "half"), ("Div", "divisor"), ("Mul", "divisor"), ("Max", "least")):
+        given, sides = sides, f"{sides}.{operator}"
+        nodes.append(helper.make_node(operator, [given, f"{name}.{operand}"], [sides]))
+    nodes.append(helper.make_node("Resize", [name, "", "", sides], [resized], axes=[2, 3], mode="linear"))
+    nodes.extend(graph.graph.node)
+    del graph.graph.node[:]
+    graph.graph.node.extend(nodes)
+    (pixels,) = [entry for entry in graph.graph.input if entry.name == name]
+    for axis, side in ((2, "height"), (3, "width")):
+        pixels.type.tensor_type.shape.dim[axis].dim_param = side
 
 
 def compact_graph(graph: Any) -> Any:

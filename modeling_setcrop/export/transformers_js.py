@@ -15,6 +15,9 @@ from ..runtime.checkpoint import CONFIG, PREPROCESSOR
 _IMAGE_PROCESSOR = "DetrFeatureExtractor"
 # In a browser transformers.js would take the quantised graph unless the configuration says otherwise.
 _DEFAULTS = {"dtype": "fp32"}
+# It would round sides down to multiples of `size_divisor`; ours rounds to the nearest, and the graph does so itself.
+# This is the name that it reads first, and no other program reads.
+_PIXEL = {"size_divisibility": 1}
 
 
 def write_transformers_js_config(folder: Path) -> None:
@@ -22,14 +25,15 @@ def write_transformers_js_config(folder: Path) -> None:
 
     transformers.js refuses an `image_processor_type` that it does not know. So the image processor's class is named by
     the `auto_map` alone, which Python reads (and resolves to this package where it is imported, without the files that
-    the `auto_map` names), and for transformers.js by `feature_extractor_type`.
+    the `auto_map` names), and for transformers.js by `feature_extractor_type`; and `size_divisibility` has it leave
+    sides as they are, which the graph rounds as Python does.
 
     Args:
         folder: with `config.json` and `preprocessor_config.json`.
     """
     _update(folder / CONFIG, {"transformers.js_config": _DEFAULTS})
     classes = {"AutoImageProcessor": dict(IMAGE_PROCESSORS)}
-    named = {"auto_map": classes, "feature_extractor_type": _IMAGE_PROCESSOR}
+    named = {"auto_map": classes, "feature_extractor_type": _IMAGE_PROCESSOR, **_PIXEL}
     _update(folder / PREPROCESSOR, named, without="image_processor_type")
 
 
