@@ -203,16 +203,17 @@ class SetCropModel(ConditionalDetrModel):
 
         An image is encoded the same alone and in a padded batch: images of one size run together, without padding, and
         their features are padded instead. (Attentions and hidden states of the encoder are left out of such a batch.)
-        A compiled model does so too: it becomes three graphs, as Python looks at the sizes in between; without a mask
-        it is one.
-        An exported one cannot sort images by size: it masks the padding, which still changes what it thinks of the
-        image. Give it images of one size at a time.
+        A compiled model does so too with several images: it becomes three graphs, as Python looks at the sizes in
+        between; for one image, or without a mask, it is one graph.
+        An exported model cannot sort images by size, nor does a compiled one with a single image: padding is masked,
+        which still changes what the model thinks of the image. Give them images without padding.
 
         Args:
             pixel_values: (B, 3, H, W) normalised pixels.
             pixel_mask: (B, H, W), 1 for image and 0 for padding at the right and the bottom; all image when left out.
         """
-        if pixel_mask is None or torch.compiler.is_exporting():
+        alone = torch.compiler.is_compiling() and len(pixel_values) == 1
+        if pixel_mask is None or alone or torch.compiler.is_exporting():
             return self._encode(pixel_values, pixel_mask, **kwargs)
         return self._encode_by_size(pixel_values, pixel_mask, **kwargs)
 
