@@ -212,8 +212,9 @@ class SetCropModel(ConditionalDetrModel):
             pixel_values: (B, 3, H, W) normalised pixels.
             pixel_mask: (B, H, W), 1 for image and 0 for padding at the right and the bottom; all image when left out.
         """
-        alone = torch.compiler.is_compiling() and len(pixel_values) == 1
-        if pixel_mask is None or alone or torch.compiler.is_exporting():
+        if pixel_mask is None or torch.compiler.is_exporting():
+            return self._encode(pixel_values, pixel_mask, **kwargs)
+        if torch.compiler.is_compiling() and len(pixel_values) == 1:
             return self._encode(pixel_values, pixel_mask, **kwargs)
         return self._encode_by_size(pixel_values, pixel_mask, **kwargs)
 

@@ -377,7 +377,7 @@ def halve(source: Path, target: Path) -> None:
 def quantize(processor: Any, source: Path, target: Path, images: Sequence[str | Path]) -> None:
     """Write the graph with a backbone in int8, the ranges of its activations calibrated on images.
 
-    The transformer, where rounding costs most and time least, stays in float32.
+    The rest and the backbone's first convolutions, where rounding costs most and time least, stay in float32.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -400,6 +400,7 @@ def quantize(processor: Any, source: Path, target: Path, images: Sequence[str | 
             CalibrationImages(),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=_INT8_OPERATORS,
+            nodes_to_exclude=_kept_in_float(target),
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
@@ -407,6 +408,20 @@ def quantize(processor: Any, source: Path, target: Path, images: Sequence[str | 
         onnx.save(compact_graph(onnx.load(target)), target)
     finally:
         logging.disable(disabled)
+
+
+def _kept_in_float(path: Path) -> list[str]:
+    """Return the names of the convolutions that are not quantised: outside the backbone, and its first ones.
+
+    Those cost little time, and rounding shows most there. Without them first crops overlap those of the float graph by
+    an IoU of 0.994, with them by 0.989 (60 validation images of setcrop-lite).
+    """
+    import onnx
+
+    def is_kept(weight: str) -> bool:
+        return "backbone" not in weight or ".stem." in weight or ".stages.0." in weight
+
+    return [node.name for node in onnx.load(path).graph.node if node.op_type == "Conv" and is_kept(node.input[1])]
 
 
 def compare_graph(folder: Path, graph: str, images: Sequence[str | Path]) -> dict[str, float]:
