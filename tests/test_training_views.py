@@ -289,7 +289,7 @@ class TestTraining:
         assert figures["loss"] < before["loss"] and figures["srcc"] > before["srcc"]
         model = SetCropForImageCropping.from_pretrained(args.output_dir)
         assert model.config.rating_sources == ["editors", "people"]
-        # Both eyes were trained: they propose different sets.
+        # Both sources were trained: they propose different sets.
         assert model.model.source_embeddings.weight.abs().sum(1).min() > 0
 
     @pytest.mark.parametrize("overrides", [[], ["label_smoothing=none"], ["crop_scoring=true"], ["subject_map=true"]])

@@ -276,9 +276,9 @@ class CropCollator:
         )
         batch = {**batch, "labels": [self._label(item) for item in found]}
         batch["indices"] = torch.tensor([item["index"] for item in found])
-        eyes = [item["drawn"].labels.source for item in found if "drawn" in item]
-        if len(eyes) == len(found) and set(eyes) <= set(self.sources):
-            batch["source"] = torch.tensor([self.sources.index(eye) for eye in eyes])
+        sources = [item["drawn"].labels.source for item in found if "drawn" in item]
+        if len(sources) == len(found) and set(sources) <= set(self.sources):
+            batch["source"] = torch.tensor([self.sources.index(source) for source in sources])
         return batch
 
     def _label(self, item: dict[str, Any]) -> dict[str, Any]:
