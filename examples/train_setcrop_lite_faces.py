@@ -28,9 +28,9 @@ from train_setcrop_lite_set import LONG, save_half
 from transformers.loss.loss_for_object_detection import generalized_box_iou
 
 from modeling_setcrop import SetCropForImageCropping
-from modeling_setcrop.crop_geometry import box_area
+from modeling_setcrop.crop_geometry import box_area, kept_shares
 from modeling_setcrop.data import Problems
-from modeling_setcrop.data.any_box_rating import kept_shares, mirror_boxes
+from modeling_setcrop.data.any_box_rating import mirror_boxes
 from modeling_setcrop.data.crop_views import distort, stretched
 from modeling_setcrop.data.editor import read_editor_images
 from modeling_setcrop.face_finding_setcrop import SetCropFaceFinder

@@ -17,6 +17,8 @@ import numpy as np
 # Two crops that overlap so much are the same to a person. A little above 0.9, the stricter threshold of the paper's
 # ACC: crops nine and ten bins of a grid wide overlap by exactly that, and rounding to pixels would decide.
 COVER_IOU = 0.905
+# A face that loses so much of its area is lost.
+_LOST_FACE = 0.25
 
 
 def _namespace(array: Any) -> ModuleType:
@@ -60,6 +62,16 @@ def box_iou(a: Any, b: Any) -> Any:
     shared = box_intersection(a, b)
     union = box_area(a)[..., :, None] + box_area(b)[..., None, :] - shared
     return xp.where(union > 0, shared / union.clip(min=xp.finfo(union.dtype).tiny), xp.zeros_like(shared))
+
+
+def kept_shares(subjects: Any, boxes: Any) -> Any:
+    """Share (..., S, M) of the area of each subject (..., S, 4) that each box (..., M, 4) keeps; NumPy or torch."""
+    return box_intersection(subjects, boxes) / box_area(subjects)[..., :, None].clip(min=1e-6)
+
+
+def cut_shares(faces: Any, boxes: Any) -> Any:
+    """How far (..., F, M), in 0..1, each box cuts each face: 1 if a quarter of it or more is lost; NumPy or torch."""
+    return ((1 - kept_shares(faces, boxes)) / _LOST_FACE).clip(0, 1)
 
 
 def good_crop_probability(ratings: Any) -> Any:

@@ -8,14 +8,13 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from .configuration_setcrop import SetCropConfig
+from .crop_geometry import cut_shares, cxcywh_to_xyxy
 
 _WIDTH, _BLOCKS = 64, 3
 # So many faces of an image are told, the surest.
 _FACES = 8
 # A face counts in full from the second certainty on, and not at all below the first; chosen on validation images.
 _UNSURE, _SURE = 0.35, 0.5
-# A face counts as cut in full when so much of its area is lost.
-_CUT = 0.25
 # The logarithm of a face's size, in cells of the finer map, stays between these.
 _SIZES = (-2.0, 4.0)
 # A prior of 1 %, as focal losses need for a steady start.
@@ -106,10 +105,6 @@ def lost_faces(boxes: torch.Tensor, faces: torch.Tensor) -> torch.Tensor:
         boxes: (B, M, 4) crops, cxcywh in [0, 1].
         faces: (B, F, 5) of [`SetCropFaceFinder`].
     """
-    low, high = boxes[..., None, :2] - boxes[..., None, 2:] / 2, boxes[..., None, :2] + boxes[..., None, 2:] / 2
-    faces = faces[:, None]
-    inside = (torch.minimum(high, faces[..., 2:4]) - torch.maximum(low, faces[..., :2])).relu().prod(-1)
-    area = (faces[..., 2:4] - faces[..., :2]).prod(-1).clamp(min=1e-6)
-    cut = ((1 - inside / area) / _CUT).clamp(0, 1)
-    sure = ((faces[..., 4] - _UNSURE) / (_SURE - _UNSURE)).clamp(0, 1)
-    return (cut * sure).amax(-1)
+    cut = cut_shares(faces[..., :4], cxcywh_to_xyxy(boxes))
+    sure = ((faces[..., 4:] - _UNSURE) / (_SURE - _UNSURE)).clamp(0, 1)
+    return (cut * sure).amax(1)

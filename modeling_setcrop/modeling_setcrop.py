@@ -212,9 +212,12 @@ class SetCropModel(ConditionalDetrModel):
             pixel_values: (B, 3, H, W) normalised pixels.
             pixel_mask: (B, H, W), 1 for image and 0 for padding at the right and the bottom; all image when left out.
         """
-        if pixel_mask is None or torch.compiler.is_exporting():
-            return self._encode(pixel_values, pixel_mask, **kwargs)
-        if torch.compiler.is_compiling() and len(pixel_values) == 1:
+        # Of an exported graph the number of images must stay open: it is not looked at.
+        if (
+            pixel_mask is None
+            or torch.compiler.is_exporting()
+            or (torch.compiler.is_compiling() and len(pixel_values) == 1)
+        ):
             return self._encode(pixel_values, pixel_mask, **kwargs)
         return self._encode_by_size(pixel_values, pixel_mask, **kwargs)
 

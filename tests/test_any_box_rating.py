@@ -9,11 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeling_setcrop.crop_geometry import box_iou
+from modeling_setcrop.crop_geometry import box_iou, cut_shares, kept_shares
 from modeling_setcrop.data.any_box_rating import (
     CropLabels,
-    cut_shares,
-    kept_shares,
     mirror_boxes,
     rate_boxes,
     window_centre,

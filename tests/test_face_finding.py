@@ -9,7 +9,6 @@ from conftest import small_setcrop_lite
 from torch import nn
 
 from modeling_setcrop import SetCropConfig
-from modeling_setcrop.data.any_box_rating import cut_shares
 from modeling_setcrop.face_finding_setcrop import lost_faces
 
 
@@ -29,7 +28,11 @@ def test_lost_faces_are_the_worst_cut_share_by_how_sure_the_face_is():
     faces = np.concatenate([starts, starts + rng.uniform(0.05, 0.3, (2, 8, 2)), rng.random((2, 8, 1))], axis=-1)
     found = lost_faces(torch.from_numpy(boxes), torch.from_numpy(faces)).numpy()
     for image in range(2):
-        cut = cut_shares(faces[image, :, :4], corners(boxes[image]))
+        cut = np.zeros((8, 40))
+        for row, (x1, y1, x2, y2) in enumerate(faces[image, :, :4]):
+            for column, (left, top, right, bottom) in enumerate(corners(boxes[image])):
+                inside = max(min(x2, right) - max(x1, left), 0) * max(min(y2, bottom) - max(y1, top), 0)
+                cut[row, column] = np.clip((1 - inside / ((x2 - x1) * (y2 - y1))) / 0.25, 0, 1)
         sure = np.clip((faces[image, :, 4] - 0.35) / 0.15, 0, 1)
         np.testing.assert_allclose(found[image], (cut * sure[:, None]).max(0), atol=1e-9)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..crop_geometry import box_area, box_intersection, box_iou
+from ..crop_geometry import box_iou, cut_shares, kept_shares
 
 # The share of agreement with all crops together; the rest is agreement with the one that is nearest. Chosen on FCDB's
 # training images: the box that is rated highest by the editors' crops alone then overlaps people's crops most, while
@@ -24,8 +24,8 @@ _RATING_SPREAD = 0.5
 _LOWER_CROP, _LOWER_WHOLE = 0.2, 0.5
 # Cutting away everything important that the first crop keeps.
 _LOST_SUBJECTS = 0.15
-# Cutting a face through or off, and from what loss on it counts as cut.
-_LOST_FACES, _FACE_CUT = 0.4, 0.25
+# Cutting a face through or off.
+_LOST_FACES = 0.4
 # One person's crop says more of that person's taste than the editors' five, but is noisier.
 _PEOPLE = 0.7
 
@@ -137,16 +137,6 @@ def window_centre(length: float, image_ratio: float, labels: CropLabels) -> floa
     inside = [min(max(c, s / 2), 1 - s / 2) if s < 1 else c for s, c in zip(lengths, centres, strict=True)]
     centre = float(np.interp(length, lengths, inside))
     return min(max(centre, length / 2), 1 - length / 2)
-
-
-def kept_shares(subjects: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Share (S, M) of each subject's area that each box keeps."""
-    return box_intersection(subjects, boxes) / box_area(subjects)[:, None].clip(1e-6)
-
-
-def cut_shares(faces: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """How far (F, M), in [0, 1], each box cuts each face: 1 when a quarter of it or more is lost."""
-    return ((1 - kept_shares(faces, boxes)) / _FACE_CUT).clip(0, 1)
 
 
 def mirror_boxes(boxes: np.ndarray) -> np.ndarray:

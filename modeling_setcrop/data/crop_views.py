@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
-from ..crop_geometry import box_iou
-from .any_box_rating import CropLabels, cut_shares, mirror_boxes, rate_boxes, window_centre
+from ..crop_geometry import box_iou, cut_shares
+from .any_box_rating import CropLabels, mirror_boxes, rate_boxes, window_centre
 
 # Boxes that are rated in every view.
 BOXES = 96
