@@ -61,14 +61,26 @@ def test_rows_have_crops_in_pixels_with_ratings(folder, name):
     ("broken", "message"),
     [
         ("{not json", "not a line of JSON"),
-        ({**GOOD, "photo": 3}, "'photo'"),
-        ({**GOOD, "crops": [[0.5, 0, 0.4, 1, 4]]}, "'crops'"),
-        ({**GOOD, "crops": [[0, 0, 1, 1, 9]]}, "ratings must lie in 1..5"),
-        ({**GOOD, "subjects": [[0, 0, 1, 1, 2]]}, "importance"),
-        ({**GOOD, "whole": "good"}, "'whole'"),
-        ({**GOOD, "slim": None}, "'square' and 'slim'"),
+        ([1, 2], "expected an object with 'photo' and 'crops' or 'people', not [1, 2]"),
+        ({**GOOD, "photo": 3}, "'photo' must name the image's file, not 3"),
+        ({**GOOD, "photo": ""}, "'photo' must name the image's file"),
+        ({**GOOD, "split": 5}, "'split' must be a name, not 5"),
+        ({**GOOD, "crops": "all"}, "'crops' must be a list of bounding boxes, not \"all\""),
+        ({**GOOD, "crops": [[0.5, 0, 0.4, 1, 4]]}, "'crops', number 1: a box is x1, y1, x2, y2 in 0..1"),
+        ({**GOOD, "crops": [[0, 0, 1200, 800, 4]]}, "not [0, 0, 1200, 800, 4]"),
+        ({**GOOD, "crops": [[0, 0, 1, 1, 4], [0, 0, 1, 1]]}, "'crops', number 2: expected the numbers"),
+        ({**GOOD, "crops": [[0, 0, "a", 1, 4]]}, "'crops', number 1: expected the numbers"),
+        ({**GOOD, "crops": [[0, 0, 1, 1, True]]}, "'crops', number 1: expected the numbers"),
+        ({**GOOD, "crops": [[0, 0, 1, 1, 9]]}, "'crops', number 1: a rating must lie in 1..5, not 9"),
+        ({**GOOD, "people": 7}, "'people': expected the numbers x1, y1, x2, y2, not 7"),
+        ({**GOOD, "people": [[0, 0, 1, 1]]}, "'people': expected the numbers x1, y1, x2, y2"),
+        ({**GOOD, "faces": [[0, 0, 1, 2]]}, "'faces', number 1: a box is"),
+        ({**GOOD, "subjects": [[0, 0, 1, 1, 2]]}, "'subjects', number 1: an importance must lie in 0..1, not 2"),
+        ({**GOOD, "whole": "good"}, "'whole' must lie in 1..5, not \"good\""),
+        ({**GOOD, "square": 1.5}, "'square' must lie in 0..1, not 1.5"),
+        ({**GOOD, "slim": None}, "'square' and 'slim' go together"),
+        ({**GOOD, "subject": []}, "there is no field 'subject'; did you mean 'subjects'?"),
         ({"photo": "a.jpg"}, "neither 'crops' nor 'people'"),
-        ([1, 2], "'photo'"),
     ],
 )
 def test_a_broken_line_is_named_and_the_rest_is_read(folder, broken, message):
@@ -77,6 +89,36 @@ def test_a_broken_line_is_named_and_the_rest_is_read(folder, broken, message):
     assert [image.line for image in found] == [2]
     assert len(problems.found) == 1
     assert message in problems.found[0].message and problems.found[0].line == 1
+    assert len(problems.found[0].message) < 200
+
+
+def test_what_the_images_show_to_be_wrong_is_named_with_its_line_too(folder):
+    entries = [
+        GOOD,
+        {**GOOD, "photo": "none.jpg"},
+        {**GOOD, "crops": [[0, 0, 1, 1, 2]]},
+        {**GOOD, "photo": "b.jpg", "split": "trian"},
+        {**GOOD, "photo": "b.jpg", "split": "fcdb_test", "photographer": "their own record"},
+    ]
+    library = folder(*entries)
+    problems = Problems()
+    splits = load("editor", library, problems=problems)
+    assert [(problem.line, problem.file) for problem in problems.found] == [
+        (line, str(library / "labels.jsonl")) for line in (2, 3, 4)
+    ]
+    missing, twice, split = [problem.message for problem in problems.found]
+    assert missing == f"{library / 'none.jpg'} is not a readable image (no such file)"
+    assert twice == "'photo': line 1 has labels of this image"
+    assert split == "'split': 'trian' is neither trained nor validated on; did you mean 'train'?"
+    np.testing.assert_allclose(splits["train"][0]["scores"], [4.0, 3.5, 3.0])
+
+
+def test_inspect_names_every_problem_if_asked(folder):
+    library = folder(GOOD, *[{**GOOD, "whole": 5 + line} for line in range(1, 9)])
+    command = ["data", "inspect", str(library), "--layout", "editor"]
+    short, full = (CliRunner().invoke(app, [*command, *more]).stdout for more in ([], ["--all"]))
+    assert short.count("'whole' must lie in 1..5") == 5 and "... and 3 more (--all names them)" in short
+    assert full.count("'whole' must lie in 1..5") == 8 and "more" not in full
 
 
 def test_a_folder_without_labels_is_refused(tmp_path):

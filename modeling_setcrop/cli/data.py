@@ -44,6 +44,9 @@ def inspect(
     decode: Annotated[
         bool, typer.Option("--decode/--no-decode", help="Decode all images and compare their entries.")
     ] = True,
+    show_all: Annotated[
+        bool, typer.Option("--all", help=f"Name every problem, not the first {_SHOWN} of each kind.")
+    ] = False,
     strict: Strict = False,
 ) -> None:
     """Show counts, histogram of ratings, good crops per image, and every kind of problem found."""
@@ -67,10 +70,10 @@ def inspect(
     for kind, count in problems.counts().items():
         print(f"problem: {kind}: {count}")
         of_kind = [problem for problem in problems.found if problem.kind == kind]
-        for problem in of_kind[:_SHOWN]:
+        for problem in of_kind if show_all else of_kind[:_SHOWN]:
             print(f"  {problem}")
-        if count > _SHOWN:
-            print(f"  ... and {count - _SHOWN} more")
+        if count > _SHOWN and not show_all:
+            print(f"  ... and {count - _SHOWN} more (--all names them)")
     print(f"{len(problems.found) or 'no'} problems found")
 
 

@@ -21,7 +21,7 @@ from .schema import FEATURES, GOOD_RATING, RATING_SCALE, SPLITS, DataError, Prob
 logger = logging.getLogger(__name__)
 
 # Raised whenever a reader's result changes for unchanged files, so that old cache entries are left aside.
-_CACHE_VERSION = 4
+_CACHE_VERSION = 5
 _ROWS_PER_BATCH = 1000
 
 

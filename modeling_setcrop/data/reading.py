@@ -29,15 +29,29 @@ def displayed_size(path: str | os.PathLike) -> tuple[int, int]:
     return (height, width) if turned else (width, height)
 
 
-def image_size(path: str | os.PathLike, problems: Problems) -> tuple[int, int] | None:
-    """`displayed_size`, or None after noting the problem when the file cannot be read."""
+def image_size(
+    path: str | os.PathLike, problems: Problems, named_in: tuple[str | os.PathLike, int] | None = None
+) -> tuple[int, int] | None:
+    """`displayed_size`, or None after noting the problem when the file cannot be read.
+
+    Args:
+        path: the image.
+        problems: receives the problem.
+        named_in: the file and line that name the image, where the problem then is.
+    """
     try:
         os.fspath(path).encode("utf-8")  # Arrow's strings cannot hold any other name
         return displayed_size(path)
     except ImageFileError as error:
-        problems.add("unreadable image", path, f"not a readable image ({error.reason})")
+        reason = error.reason
     except UnicodeEncodeError:
-        problems.add("unreadable image", path, "not a readable image (its name is not UTF-8)")
+        reason = "its name is not UTF-8"
+    if named_in is None:
+        problems.add("unreadable image", path, f"not a readable image ({reason})")
+    else:
+        problems.add(
+            "unreadable image", named_in[0], f"{os.fspath(path)} is not a readable image ({reason})", named_in[1]
+        )
     return None
 
 
