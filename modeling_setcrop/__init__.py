@@ -13,6 +13,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ._light_installation import how_to_get
 from ._registration import register_with_transformers
 
 if TYPE_CHECKING:
@@ -79,7 +80,12 @@ def __getattr__(name: str) -> Any:
         return getattr(sys.modules[__name__], _FORMER[name])
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+    try:
+        value = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+    except ModuleNotFoundError as error:
+        if (reason := how_to_get(error)) is None:
+            raise
+        raise ModuleNotFoundError(f"{name} {reason}", name=error.name) from None
     globals()[name] = value
     return value
 

@@ -21,13 +21,13 @@ def register_with_transformers(package: str, default_checkpoint: str) -> None:
     def register_when_ready(just_loaded: Any) -> None:
         # While a module of the package is half imported, perhaps the one that is importing transformers, others that
         # need it cannot be: they are when it is done.
-        if "transformers" not in sys.modules or _being_imported(package, just_loaded):
+        if sys.modules.get("transformers") is None or _being_imported(package, just_loaded):
             return
         finder.remove()
         _register(package, default_checkpoint)
 
     finder.then = register_when_ready
-    if "transformers" in sys.modules and not _being_imported(package, None):
+    if sys.modules.get("transformers") is not None and not _being_imported(package, None):
         _register(package, default_checkpoint)
     else:
         sys.meta_path.insert(0, finder)

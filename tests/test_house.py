@@ -14,7 +14,7 @@ from modeling_setcrop.hub_code import code_files
 
 PACKAGE = ROOT / "modeling_setcrop"
 # At the root, but not of what travels: what makes the folder a package, and the command `python -m modeling_setcrop`.
-OF_THE_PACKAGE = {"__init__", "__main__", "_registration"}
+OF_THE_PACKAGE = {"__init__", "__main__", "_registration", "_light_installation"}
 # A folder imports only from floors below its own, or from neighbours on it.
 FLOORS = (
     {"cli"},

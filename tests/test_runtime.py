@@ -22,10 +22,14 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from modeling_setcrop import DEFAULT_CHECKPOINT, CheckpointError, Cropper
+from modeling_setcrop._light_installation import LEFT_OUT
 from modeling_setcrop.cli import COMMANDS, app
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "transformers", "matplotlib", "datasets", "scipy", "accelerate", "huggingface_hub")
+PHOTO = str(ROOT / "examples" / "photos" / "budgie-branch.jpg")
+# What imports find in the light installation.
+WITHOUT_TORCH = f"import sys; sys.modules.update(dict.fromkeys({sorted(LEFT_OUT)}))\n"
 RATIOS = ["16:9", "1:1", "4:5", "9:16"]
 
 
@@ -125,6 +129,39 @@ def test_the_package_imports_nothing_heavy_and_still_knows_its_names():
     )
     found = run_python(code)
     assert found.stdout == "\nmodule 'modeling_setcrop' has no attribute 'Crops'\n", found.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["suggest", PHOTO, "--runtime", "torch"],
+        ["suggest", PHOTO, "--model", "no-such-model"],
+        ["train", "--data", "."],
+        ["init", "new"],
+        ["export", "onnx", "new"],
+        ["export", "hub", "new"],
+        ["publish", "new", "--repo-id", "me/it"],
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+def test_a_command_that_the_light_installation_cannot_run_says_in_one_line_what_it_needs(words):
+    found = run_python(f"{WITHOUT_TORCH}from modeling_setcrop.cli import app; app({words})")
+    (line,) = found.stderr.splitlines()
+    assert found.returncode == 1
+    assert re.fullmatch(r"setcrop.* needs \w+, which the light installation leaves out: pip install setcrop", line)
+    assert ("no such folder" in line) == ("no-such-model" in words)
+
+
+def test_a_name_that_the_light_installation_cannot_load_says_what_it_needs():
+    code = (
+        f"{WITHOUT_TORCH}import modeling_setcrop\n"
+        "for name in ('SetCropModel', 'ImageCroppingPipeline'):\n"
+        "    try:\n        getattr(modeling_setcrop, name)\n"
+        "    except ImportError as error:\n        print(error)"
+    )
+    model, pipeline = run_python(code).stdout.splitlines()
+    assert model == "SetCropModel needs torch, which the light installation leaves out: pip install setcrop"
+    assert pipeline.startswith("ImageCroppingPipeline needs ")
 
 
 @pytest.mark.parametrize(

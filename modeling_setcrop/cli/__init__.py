@@ -13,6 +13,7 @@ import typer
 from typer.main import get_group
 
 from .. import __version__
+from .._light_installation import how_to_get
 from .plain_values import Command, Group
 
 # Modules of this package, in each a function or a `typer.Typer` of the same name.
@@ -42,7 +43,13 @@ class _Commands(Group):
         # more at its end, takes a sixth of a cold start.
         gc.set_threshold(50_000)
         atexit.register(gc.freeze)
-        return super().main(*args, **kwargs)
+        try:
+            return super().main(*args, **kwargs)
+        except ModuleNotFoundError as error:
+            if (reason := how_to_get(error)) is None:
+                raise
+            print(f"setcrop: this command {reason}", file=sys.stderr)
+            sys.exit(1)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name in self.commands and self.commands[cmd_name] is None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .._light_installation import how_to_get
 from ..crop_options import CropOptions
 from ..cropping import CroppingBase
 from ..image_sources import read_any_image
@@ -68,7 +69,13 @@ class Cropper(CroppingBase):
         if self.runtime not in RUNTIMES:
             raise CheckpointError(f"runtime must be one of {', '.join(RUNTIMES)}, not {self.runtime!r}")
         if self.runtime == "torch":
-            from .torch_engine import TorchEngine
+            try:
+                from .torch_engine import TorchEngine
+            except ModuleNotFoundError as error:
+                if (reason := how_to_get(error)) is None:
+                    raise
+                local = "" if Path(self.name).is_dir() else "no such folder, and "
+                raise CheckpointError(f"{self.name}: {local}running it on torch {reason}") from None
 
             return TorchEngine(self.name, device, trust_remote_code)
         from .onnx_engine import OnnxEngine
