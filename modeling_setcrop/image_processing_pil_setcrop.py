@@ -102,8 +102,14 @@ class CropProcessingMixin:
             and `boxes` (K, 4), corner format, inside the image.
 
         Raises:
+            AttributeError: the output is that of the model without heads.
             ValueError: as many target sizes as images are needed.
         """
+        if not hasattr(outputs, "pred_boxes"):
+            raise AttributeError(
+                "the output has no 'pred_boxes': AutoModel loads SetCrop without its heads, "
+                "AutoModelForObjectDetection with them"
+            )
         if target_sizes is not None and len(target_sizes) != len(outputs.pred_boxes):
             raise ValueError(f"{len(outputs.pred_boxes)} images, but {len(target_sizes)} target sizes")
         # To the CPU first: not every device has float64.
@@ -138,7 +144,8 @@ class CropProcessingMixin:
         """Crops in the form of a detector's objects, for `pipeline("object-detection")` and tools made for it.
 
         As [`post_process_image_cropping`], so ranked as the image-cropping pipeline ranks them; of crops that overlap
-        by an IoU of more than 0.8 the better one stays, and every crop has the label 0.
+        by an IoU of more than 0.8 the better one stays, and every crop has the label 0. The boxes are the model's
+        anchors: that pipeline asks the scoring head for better ones around the best of them, which needs the model.
 
         Returns:
             A dict per image: `scores` (K,), `labels` (K,) and `boxes` (K, 4).

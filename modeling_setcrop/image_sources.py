@@ -6,6 +6,8 @@ import base64
 import binascii
 import io
 import os
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -14,6 +16,8 @@ import numpy as np
 from PIL import Image
 
 from .image_reading import ImageFileError, LoadedImage, decode_image, decoding, load_image_file, open_image
+
+_OTHER_SCHEME = re.compile("[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 def read_any_image(source: Any, short_side: int, timeout: float | None = None) -> LoadedImage:
@@ -50,8 +54,18 @@ def read_any_image(source: Any, short_side: int, timeout: float | None = None) -
         return _read_bytes(source.read(), short_side, str(getattr(source, "name", "a file object")))
     raise TypeError(
         f"{type(source).__name__} is no image: give a path, an address, base64 text, bytes, a file object, a PIL "
-        "image, a NumPy array or a row with 'bytes' or 'path'"
+        "image, a NumPy array or a row with 'bytes' or 'path'; of a data set, its column of images"
     )
+
+
+def is_several(images: Any) -> bool:
+    """Whether something holds images and is none itself: a list, a tuple, a column of `datasets` or an iterator.
+
+    Texts, bytes, arrays, rows of data sets and open files are one image.
+    """
+    if isinstance(images, str | bytes | bytearray | memoryview) or hasattr(images, "read"):
+        return False
+    return isinstance(images, Sequence | Iterator)
 
 
 def _read_text(text: str, short_side: int, timeout: float | None) -> LoadedImage:
@@ -59,9 +73,13 @@ def _read_text(text: str, short_side: int, timeout: float | None) -> LoadedImage
         return _read_bytes(_download(text, timeout), short_side, _shorten(text))
     if text.startswith("data:"):
         return _read_bytes(_data_url(text), short_side, _shorten(text))
+    if not text.strip():
+        raise ImageFileError("an image", "an empty text")
     if _exists(text):
         return load_image_file(text, short_side)
     content = _base64(text)
+    if content is None and _OTHER_SCHEME.match(text):
+        raise ImageFileError(_shorten(text), "addresses are http, https or data URLs")
     if content is None:
         raise ImageFileError(_shorten(text, 255), "no such file")
     return _read_bytes(content, short_side, _shorten(text))

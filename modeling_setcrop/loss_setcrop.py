@@ -203,9 +203,9 @@ def set_crop_loss(
 
     Args:
         logits: (B, N, 1) of the last decoder layer.
-        labels: a dict per image: `boxes` (G, 4) good crops cxcywh in [0, 1]; for quality guidance `scored_boxes`
-            (S, 4) and `scores` (S,), or `rate_boxes`, a function that rates any box; for distillation, once there is
-            a teacher, `teacher_validity` (N,) in [0, 1].
+        labels: a dict per image: `boxes` (G, 4) good crops cxcywh in [0, 1]; for quality guidance, which nothing has
+            without, `scored_boxes` (S, 4) and `scores` (S,), or `rate_boxes`, a function that rates any box; for
+            distillation, once there is a teacher, `teacher_validity` (N,) in [0, 1].
         device: where to compute.
         pred_boxes: (B, N, 4) cxcywh in [0, 1] of the last decoder layer.
         config: weights and label smoothing.
@@ -216,7 +216,12 @@ def set_crop_loss(
 
     Returns:
         The weighted sum, the separate losses (auxiliary layer i's end in `_i`), and the auxiliary layers' outputs.
+
+    Raises:
+        ValueError: as many labels as images are needed.
     """
+    if len(labels) != len(logits):
+        raise ValueError(f"{len(logits)} images, but labels of {len(labels)}")
     all_logits, all_boxes, auxiliary = logits[None, ..., 0], pred_boxes[None], None
     if outputs_class is not None and outputs_coord is not None:
         # The last layer comes first, the auxiliary ones behind it.
@@ -264,7 +269,7 @@ def _unmatched_validity(
     boxes: torch.Tensor, labels: list[dict[str, torch.Tensor]], config: SetCropConfig
 ) -> torch.Tensor:
     """Return the labels (L, B, N) of unmatched anchors: 0, or more by quality guidance."""
-    if config.label_smoothing != "quality":
+    if config.label_smoothing != "quality" or not any("scores" in label or "rate_boxes" in label for label in labels):
         return torch.zeros_like(boxes[..., 0])
     if "rate_boxes" in labels[0]:
         return rated_targets(boxes, [label["rate_boxes"] for label in labels], config)

@@ -35,7 +35,12 @@ from .loss_any_box_setcrop import view_scoring_losses, view_subject_map_loss
 from .loss_setcrop import crop_scoring_loss, set_crop_loss
 
 # What only the model with heads has.
-_OF_THE_HEADS = ("logits", "pred_boxes", "pred_ratings", "crop_ratings", "pred_scores", "crop_scores", "score_crops")
+_OF_THE_HEADS = (
+    *("loss", "loss_dict", "logits", "pred_boxes", "pred_ratings", "crop_ratings", "pred_scores", "crop_scores"),
+    "score_crops",
+)
+# What only it is asked for: upstream's layers ignore arguments that they do not know.
+_ASKED_OF_THE_HEADS = ("labels", "candidate_boxes", "num_good_crops")
 
 
 @dataclass
@@ -72,6 +77,11 @@ class SetCropModelOutput(ConditionalDetrModelOutput):
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(_without_heads(name, type(self).__name__))
+
+    def __getitem__(self, key: Any) -> Any:
+        if key in _OF_THE_HEADS:
+            raise KeyError(_without_heads(key, type(self).__name__))
+        return super().__getitem__(key)
 
 
 @dataclass
@@ -289,7 +299,14 @@ class SetCropModel(ConditionalDetrModel):
         """Decode the set of anchors; encodes the images first unless `encoder_outputs` of [`encode`] is given.
 
         `source` says whose crops are proposed, see [`source_index`].
+
+        Raises:
+            TypeError: an argument of the model with heads was given.
+            ValueError: neither images nor an encoding was given.
         """
+        for name in _ASKED_OF_THE_HEADS:
+            if kwargs.pop(name, None) is not None:
+                raise TypeError(_without_heads(name, type(self).__name__))
         if encoder_outputs is None:
             if pixel_values is None:
                 raise ValueError("give pixel_values, or the encoder_outputs of an earlier call")
@@ -383,9 +400,10 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
             pixel_values: (B, 3, H, W) normalised pixels.
             pixel_mask: (B, H, W), 1 for image and 0 for padding.
             encoder_outputs: of an earlier call, instead of `pixel_values`.
-            labels: a dict per image with `boxes` (G, 4), `class_labels` (G,), `scored_boxes` (S, 4), `scores` (S,),
-                optionally `teacher_validity` (N,) and `jittered_boxes` (S, 4), places that the scoring head learns the
-                scores at instead of `scored_boxes`; boxes cxcywh in [0, 1]. See [`set_crop_loss`].
+            labels: a dict per image with `boxes` (G, 4), the good crops, and, where crops were rated, `scored_boxes`
+                (S, 4) and `scores` (S,); optionally `teacher_validity` (N,) and `jittered_boxes` (S, 4), places that
+                the scoring head learns the scores at instead of `scored_boxes`; boxes cxcywh in [0, 1]. A detector's
+                `class_labels` may be there: they are all crops. See [`set_crop_loss`].
                 Without scored boxes the scoring head has no loss. Views, whose labels rate any box, have `rate_boxes`,
                 `windows`, `window_fit`, `window_weight` and `importance_map` besides.
             candidate_boxes: (B, M, 4) cxcywh in [0, 1], to be rated as `crop_ratings`.
@@ -548,7 +566,7 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
 
 def _without_heads(name: str, holder: str) -> str:
     """Return what to say to code that asks the model without heads, which `AutoModel` loads, for theirs."""
-    if name not in _OF_THE_HEADS:
+    if name not in (*_OF_THE_HEADS, *_ASKED_OF_THE_HEADS):
         return f"{holder!r} object has no attribute {name!r}"
     return (
         f"{holder} has no {name!r}: AutoModel loads SetCrop without its heads, AutoModelForObjectDetection with them"

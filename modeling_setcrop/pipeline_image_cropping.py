@@ -17,7 +17,7 @@ from .crop_prediction import EncodedImage, encode_images, one_thread_each
 from .cropping import CroppingBase
 from .hub_code import AUTO_CLASSES, IMAGE_PROCESSORS
 from .image_preprocessing import ImagePreprocessing
-from .image_sources import read_any_image
+from .image_sources import is_several, read_any_image
 from .image_trimming import trimmed
 
 # What a call takes beside the options of cropping.
@@ -54,7 +54,8 @@ class ImageCroppingPipeline(CroppingBase, Pipeline):
         Args:
             inputs (or `images`): an image: a path, an http(s) or data URL, base64 text, bytes, a file object, a PIL
                 image, a NumPy array, a row `{"bytes": ...}` of `datasets` or a [`LoadedImage`] already read (see
-                [`read_any_image`]); or a list of these, or a dataset of them (`KeyDataset`).
+                [`read_any_image`]); or a list of these, a column of a dataset (`dataset["image"]`, `KeyDataset`) or a
+                generator.
             top_k (`int`, defaults to 5): at most so many crops, of each aspect ratio; None for all.
             threshold (`float`, defaults to 0): only crops with a score above it; the list may then be empty.
             nms_iou (`float`, defaults to 0.8): of crops that overlap by an IoU of more than this the better one is
@@ -91,15 +92,19 @@ class ImageCroppingPipeline(CroppingBase, Pipeline):
         Raises:
             TypeError, ValueError: an option is unknown or out of its range, found before any image is read.
         """
-        if inputs is None:
-            inputs = kwargs.pop("images", None)
-        if inputs is None:
-            raise ValueError("no images were given")
+        images = kwargs.pop("images", None)
         call = {name: kwargs.pop(name) for name in _CALL if name in kwargs}
         options = self.options.updated(**kwargs)
         self.source(options)
+        if (inputs is None) == (images is None):
+            raise ValueError("no images were given" if inputs is None else "images were given twice, also as images=")
+        inputs = images if inputs is None else inputs
         if isinstance(inputs, list) and not inputs:
             return []
+        if is_several(inputs) and not isinstance(inputs, list):
+            # Of tuples, columns of `datasets` and iterators transformers knows nothing, of generators it does.
+            answers = super().__call__((image for image in inputs), options=options, **call)
+            return list(answers) if isinstance(inputs, Sequence) else answers
         return super().__call__(inputs, options=options, **call)
 
     @property

@@ -94,6 +94,15 @@ def test_code_written_for_auto_model_is_told_what_to_load(tiny_checkpoint):
         model.score_crops(torch.rand(1, 2, 4))
     with pytest.raises(AttributeError, match=sentence):
         processor.post_process_image_cropping(model(torch.zeros(1, 3, 64, 64)))
+    pixels = torch.zeros(1, 3, 64, 64)
+    with pytest.raises(KeyError, match=sentence):
+        model(pixels)["logits"]
+    with pytest.raises(AttributeError, match=f"'loss': {sentence}"):
+        _ = model(pixels).loss
+    with pytest.raises(TypeError, match=f"'labels': {sentence}"):
+        model(pixels, labels=[{"boxes": torch.rand(1, 4)}])
+    with pytest.raises(AttributeError, match=sentence):
+        pipeline("object-detection", model=model, image_processor=processor)(Image.new("RGB", (90, 60)))
     with pytest.raises(AttributeError, match="no attribute 'wings'"):
         _ = model.wings
 

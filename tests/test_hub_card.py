@@ -333,7 +333,7 @@ def test_the_page_is_uploaded_with_the_models_address(exported, tmp_path):
     assert dict(plan.files) == {name: len(content) for name, content in files.items()}
 
 
-def test_the_endpoints_handler_answers(exported, photos):
+def test_the_endpoints_handler_answers(exported, photos, tmp_path):
     """As an Inference Endpoint loads it: handler.py of the repository, with the folder's path."""
     specification = importlib.util.spec_from_file_location("handler", exported / "handler.py")
     handler = importlib.util.module_from_spec(specification)
@@ -349,7 +349,12 @@ def test_the_endpoints_handler_answers(exported, photos):
     assert endpoint.parameters - {"timeout", "batch_size"} == {field.name for field in fields(CropOptions)}
     assert endpoint({}) == {"error": "the request has no inputs"}
     assert endpoint({"inputs": text, "parameters": {"speed": 3}}) == {"error": "unknown parameters: speed"}
-    assert "base64" in endpoint({"inputs": str(photos[0])})["error"]
+    in_lines = base64.encodebytes(photos[0].read_bytes()).decode()
+    assert endpoint({"inputs": in_lines, "parameters": parameters}) == crops
+    # No request names a file of the server.
+    nameless = shutil.copyfile(photos[0], tmp_path / "photo")
+    for named in (str(photos[0]), str(nameless), {"path": str(nameless)}, [{"path": str(nameless), "bytes": None}]):
+        assert "an image is base64 text" in endpoint({"inputs": named})["error"]
     assert "error" in endpoint({"inputs": text, "parameters": {"aspect_ratio": "wide"}})
 
 

@@ -8,11 +8,13 @@ import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
 from transformers import pipeline
 
+from modeling_setcrop import Cropper
 from modeling_setcrop.image_reading import ImageFileError
 from modeling_setcrop.image_sources import read_any_image
 
@@ -113,3 +115,32 @@ def test_what_holds_no_image_is_named_in_one_line(address, tmp_path):
         assert len(str(caught.value).splitlines()) == 1
     with pytest.raises(TypeError, match="set is no image"):
         read_any_image({1, 2}, 64)
+
+
+def test_several_images_come_in_whatever_holds_them(cropper, file, tiny_checkpoint):
+    """Lists and tuples, columns of `datasets`, which are decoded one by one, and iterators, whose answers wait."""
+    column = datasets.Dataset.from_dict({"image": [str(file)] * 2}).cast_column("image", datasets.Image())["image"]
+    expected = [cropper(str(file), top_k=2)] * 2
+    for images in ([file, file], (file, file), column):
+        assert cropper(images, top_k=2) == expected
+        assert cropper(images, top_k=2, batch_size=2) == expected
+    assert cropper(()) == []
+    answers = iter(cropper(map(str, [file, file, "missing.jpg"]), top_k=2))
+    assert [next(answers), next(answers)] == expected
+    with pytest.raises(ImageFileError, match=r"missing\.jpg: no such file"):
+        next(answers)
+    light = Cropper(tiny_checkpoint, runtime="torch")
+    assert light(column, top_k=2) == light([file, file], top_k=2) == light(iter([file, file]), top_k=2)
+
+
+def test_what_was_meant_is_said(cropper, file):
+    with pytest.raises(TypeError, match="there is no option 'image'"):
+        cropper(image=str(file))
+    with pytest.raises(ValueError, match="given twice, also as images="):
+        cropper(str(file), images=str(file))
+    with pytest.raises(ImageFileError, match=r"^s3://bucket/image.jpg: addresses are http, https or data URLs"):
+        cropper("s3://bucket/image.jpg")
+    with pytest.raises(ImageFileError, match="an empty text"):
+        cropper("")
+    with pytest.raises(TypeError, match=r"dict is no image: .*of a data set, its column of images"):
+        cropper({"image": str(file)})

@@ -246,3 +246,17 @@ def test_scoring_loss_without_ratings_is_zero_and_has_a_gradient():
     (score + rank).backward()
     assert score.item() == rank.item() == 0
     assert torch.equal(predicted.grad, torch.zeros(1, 2))
+
+
+def test_a_detectors_labels_are_enough(tiny_model):
+    """`boxes` and `class_labels`, as other detectors take them: crops that nobody rated give no soft labels."""
+    pixels = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    rated = [
+        {**label, "scored_boxes": label["boxes"][:0], "scores": torch.zeros(0)} for label in random_problem(0)[2][:2]
+    ]
+    plain = [{name: label[name] for name in ("boxes", "class_labels")} for label in rated]
+    assert tiny_model.config.label_smoothing == "quality"
+    with torch.inference_mode():
+        assert torch.equal(tiny_model(pixels, labels=plain).loss, tiny_model(pixels, labels=rated).loss)
+        with pytest.raises(ValueError, match="2 images, but labels of 1"):
+            tiny_model(pixels, labels=plain[:1])

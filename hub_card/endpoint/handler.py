@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 from transformers import pipeline
@@ -42,9 +43,16 @@ class EndpointHandler:
 
 
 def _images(inputs: Any) -> Any:
-    """Return the images of a request; a text must be an address or base64, not name a file of the server."""
-    several = isinstance(inputs, list)
-    for image in inputs if several else [inputs]:
-        if isinstance(image, str) and "." in image and not image.startswith(("http://", "https://", "data:")):
-            raise ValueError("an image is base64 text, an http(s) or data URL")
-    return inputs
+    """Return the images of a request, of which none can name a file of the server."""
+    return [_image(image) for image in inputs] if isinstance(inputs, list) else _image(inputs)
+
+
+def _image(image: Any) -> Any:
+    if isinstance(image, str) and not image.startswith(("http://", "https://", "data:")):
+        try:
+            return base64.b64decode("".join(image.split()), validate=True)
+        except ValueError:
+            raise ValueError("an image is base64 text, an http(s) or data URL") from None
+    if isinstance(image, dict):
+        raise ValueError("an image is base64 text, an http(s) or data URL, not an object")
+    return image

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ import numpy as np
 from .._light_installation import how_to_get
 from ..crop_options import CropOptions
 from ..cropping import CroppingBase
-from ..image_sources import read_any_image
+from ..image_sources import is_several, read_any_image
 from ..image_trimming import trimmed
 from .checkpoint import GRAPH_FOLDER, MODEL_GRAPH, QUANTIZED_GRAPH, CheckpointError, has_graphs
 
@@ -109,11 +110,12 @@ class Cropper(CroppingBase):
         """
         asked = self.options.updated(**options)
         self.source(asked)
-        if not _is_several(images):
+        if not is_several(images):
             return self._answers([images], timeout, asked)[0]
-        several, size = list(images), batch_size or self.default_batch_size
-        batches = (several[start : start + size] for start in range(0, len(several), size))
-        return [answer for batch in batches for answer in self._answers(batch, timeout, asked)]
+        several, answers = iter(images), []
+        while batch := list(islice(several, batch_size or self.default_batch_size)):
+            answers += self._answers(batch, timeout, asked)
+        return answers
 
     def _answers(self, images: list[Any], timeout: float | None, options: CropOptions) -> list[Any]:
         loaded = [read_any_image(image, self.short_side, timeout) for image in images]
@@ -148,13 +150,6 @@ def _remake(made_with: tuple[Any, ...], options: CropOptions) -> Cropper:
     cropper = Cropper(*made_with)
     cropper.options = options
     return cropper
-
-
-def _is_several(images: Any) -> bool:
-    """Whether something holds images and is none: bytes, arrays, rows of data sets and open files are one."""
-    if hasattr(images, "read"):
-        return False
-    return isinstance(images, list | tuple) or (isinstance(images, Iterable) and hasattr(images, "__next__"))
 
 
 def _local_folder(name: str) -> Path:
