@@ -143,7 +143,7 @@ class Cache:
         )
         draws = list(itertools.islice(sampler, None if views is None else -(-views // sampler.batch_size)))
         loader = torch.utils.data.DataLoader(
-            CropDataset(rows, augment=views is not None),
+            CropDataset(rows, augment=views is not None, resample=processor.resample),
             batch_sampler=draws,
             collate_fn=CropCollator(processor),
             num_workers=1,

@@ -129,7 +129,10 @@ def encode(model: SetCropForImageCropping, processor: AutoImageProcessor, rows: 
         rows["height"][:], rows["width"][:], BATCH, [size["shortest_edge"]], size["longest_edge"], shuffle=False
     )
     loader = torch.utils.data.DataLoader(
-        CropDataset(rows, augment=False), batch_sampler=sampler, collate_fn=CropCollator(processor), num_workers=1
+        CropDataset(rows, augment=False, resample=processor.resample),
+        batch_sampler=sampler,
+        collate_fn=CropCollator(processor),
+        num_workers=1,
     )
     batches = []
     for batch in tqdm(loader, desc=title):

@@ -144,7 +144,7 @@ class Views(IterableDataset):
         windows, fit, families = view.windows, view.window_fit, view.family_weight
         pixels = view.image
         if source == "raters":
-            pixels = image.resize(size, Image.Resampling.BILINEAR, box=tuple(window * np.tile(image.size, 2)))
+            pixels = image.resize(size, Image.Resampling.LANCZOS, box=tuple(window * np.tile(image.size, 2)))
             pixels = distort(pixels, rng)
             boxes, ratings = np.zeros((BOXES, 4)), np.ones(BOXES) * 3
             boxes[:, 2:] = 1
@@ -220,7 +220,7 @@ def validate(
     for image, array in zip(images, pixels, strict=True):
         labels, ratio = image.labels, array.shape[1] / array.shape[0]
         size = nearest_size(ratio, long_side)
-        small = np.asarray(Image.fromarray(array).resize(size, Image.Resampling.BILINEAR), np.float32) / 127.5 - 1
+        small = np.asarray(Image.fromarray(array).resize(size, Image.Resampling.LANCZOS), np.float32) / 127.5 - 1
         encoded = model.model.encode(torch.from_numpy(small).permute(2, 0, 1)[None].to(device))
 
         def rate(boxes: np.ndarray, encoded=encoded, source: int = 0) -> np.ndarray:
@@ -280,10 +280,11 @@ def parameter_groups(model: SetCropForImageCropping, args: argparse.Namespace) -
     ]
 
 
-def new_model(start: str, dropout: float = 0.1) -> SetCropForImageCropping:
+def new_model(start: str, dropout: float = 0.1, encoder_layers: int | None = None) -> SetCropForImageCropping:
     """setcrop-lite with the backbone and encoder of a checkpoint, or with all of a checkpoint of setcrop-lite."""
     loaded = SetCropForImageCropping.from_pretrained(start, ignore_mismatched_sizes=True, dtype=torch.float32)
     old = loaded.config.to_dict()
+    old["encoder_layers"] = encoder_layers or old["encoder_layers"]
     backbone = loaded.config.backbone_config
     backbone.detail = True
     backbone.set_output_features_output_indices(out_features=["stage3", "stage5", "stage7"], out_indices=None)
@@ -312,8 +313,9 @@ def new_model(start: str, dropout: float = 0.1) -> SetCropForImageCropping:
         # Faces are found in features that change now; the third stage learns to find them again.
         if name.startswith(kept) and not name.startswith("model.face_finder")
     }
-    missing = model.load_state_dict(weights, strict=False)
-    assert not missing.unexpected_keys
+    # Of a shallower encoder the upper layers go, of a deeper one they are new.
+    known = model.state_dict()
+    model.load_state_dict({name: value for name, value in weights.items() if name in known}, strict=False)
     return model
 
 
@@ -337,6 +339,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--long_side", type=int, default=256, help=f"pixels, a multiple of {STRIDE}")
     parser.add_argument("--validate_every", type=int, default=500)
     parser.add_argument("--windows_weight", type=float, default=0.4)
+    parser.add_argument("--encoder_layers", type=int, help="by default as many as --start has")
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--average", type=float, default=0.998, help="decay of the average of the weights")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -414,7 +417,7 @@ def main() -> None:
     pixels, val_pixels = ([np.asarray(read_image(image.path)) for image in part] for part in (train, val))
     raters = read_raters(args.raters_data, train) if args.raters_data else {}
     print(len(train), "training images", len(val), "for validation;", len(raters), "with raters' crops", flush=True)
-    model = new_model(args.start, args.dropout)
+    model = new_model(args.start, args.dropout, args.encoder_layers)
     model.to(args.device).train()
     model.model.backbone.to(memory_format=torch.channels_last)
     args.output_dir.mkdir(parents=True, exist_ok=True)

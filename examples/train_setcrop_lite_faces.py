@@ -73,7 +73,7 @@ class FaceViews(IterableDataset):
         sides = window[2:] - window[:2]
         size = nearest_size(stretched(image.width / image.height * sides[0] / sides[1], rng), LONG)
         box = tuple(window * np.tile(image.size, 2))
-        pixels = distort(image.resize(size, Image.Resampling.BILINEAR, box=box), rng)
+        pixels = distort(image.resize(size, Image.Resampling.LANCZOS, box=box), rng)
         faces, unsure = (
             (boxes - np.tile(window[:2], 2)) / np.tile(sides, 2) for boxes in (self.faces[index], self.unsure[index])
         )

@@ -67,7 +67,7 @@ class EncodedViews:
                 windows.append((draw_window(entry.labels, "editors", ratio, self.rng), self.rng.random() < 0.5))
             for window, mirrored in windows:
                 size = nearest_size(ratio * (window[2] - window[0]) / (window[3] - window[1]), LONG)
-                pixels = image.resize(size, Image.Resampling.BILINEAR, box=tuple(window * np.tile(image.size, 2)))
+                pixels = image.resize(size, Image.Resampling.LANCZOS, box=tuple(window * np.tile(image.size, 2)))
                 if mirrored:
                     pixels = pixels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
                 self.views.setdefault(size, []).append((index, window, mirrored))

@@ -57,7 +57,7 @@ class Views(torch.utils.data.Dataset):
     def __init__(self, rows: Dataset, processor: BaseImageProcessor, seed: int) -> None:
         labels = [CropLabels.from_dict(labels) for labels in rows["crop_labels"]]
         self.choices = ViewChoices(labels, rows["height"][:], rows["width"][:], seed)
-        self.images = CropDataset(rows, augment=True)
+        self.images = CropDataset(rows, augment=True, resample=processor.resample)
         self.processor, self.seed, self.epoch = processor, seed, 0
 
     def __len__(self) -> int:

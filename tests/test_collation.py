@@ -218,6 +218,15 @@ class TestBatches:
         assert item["annotation"]["boxes"][0].tolist() == [30, 0, 40, 20]
         assert item["image"].crop((31, 0, 40, 20)).getextrema() == ((255, 255),) * 3
 
+    @pytest.mark.parametrize("filter", [Image.Resampling.BILINEAR, Image.Resampling.LANCZOS])
+    def test_images_are_resized_as_the_image_processor_resizes_them(self, rows, filter):
+        processor = SetCropImageProcessorPil(
+            size={"shortest_edge": 20, "longest_edge": 40}, resample=filter, do_normalize=False, do_rescale=False
+        )
+        item = CropDataset(rows, False, processor.resample)[Draw(0, (20, 40), (20, 40), seed=0)]
+        expected = processor(images=rows[0]["image"].convert("RGB"), return_tensors="np")["pixel_values"][0]
+        assert np.array_equal(np.asarray(item["image"]).transpose(2, 0, 1), expected)
+
     def test_augmentation_mirrors_half_of_the_draws_and_their_boxes(self, rows):
         images = CropDataset(rows, augment=True)
         lefts = []

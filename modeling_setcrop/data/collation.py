@@ -200,11 +200,13 @@ class CropDataset(torch.utils.data.Dataset):
     Args:
         dataset: rows of the shared schema (`modeling_setcrop.data.schema`).
         augment: mirror half of the images and distort their colours.
+        resample: Pillow's number of the filter by which images are resized, the image processor's.
     """
 
-    def __init__(self, dataset: Dataset, augment: bool) -> None:
+    def __init__(self, dataset: Dataset, augment: bool, resample: int = Image.Resampling.BILINEAR) -> None:
         self.rows = dataset.cast_column("image", ImageFeature(decode=False))
         self.augment = augment
+        self.resample = Image.Resampling(resample)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -220,7 +222,7 @@ class CropDataset(torch.utils.data.Dataset):
             return None
         if row.get("crop_labels") is not None:
             return {**self._view(image, CropLabels.from_dict(row["crop_labels"]), window, draw), **draw._asdict()}
-        image = image.resize((draw.size[1], draw.size[0]), Image.Resampling.BILINEAR)
+        image = image.resize((draw.size[1], draw.size[0]), self.resample)
         scale = np.array([draw.size[1] / row["width"], draw.size[0] / row["height"]] * 2, dtype=np.float32)
         boxes = np.asarray(row["boxes"], dtype=np.float32).reshape(-1, 4) * scale
         if self.augment:
@@ -236,7 +238,7 @@ class CropDataset(torch.utils.data.Dataset):
         source = ("editors" if len(labels.crops) else "people") if draw.view is None else draw.view.source
         rng = np.random.default_rng(draw.seed if self.augment else draw.index)
         height, width = draw.size
-        drawn = draw_view(image, labels, window, (width, height), source, rng, self.augment)
+        drawn = draw_view(image, labels, window, (width, height), source, rng, self.augment, self.resample)
         return {"image": drawn.image, "drawn": drawn}
 
 

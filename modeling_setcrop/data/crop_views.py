@@ -188,6 +188,7 @@ def draw_view(
     source: str,
     rng: np.random.Generator,
     augment: bool = True,
+    resample: Image.Resampling = Image.Resampling.LANCZOS,
 ) -> CropView:
     """Draw the boxes of a view, rate them, mirror the view by chance and change its colours.
 
@@ -199,10 +200,11 @@ def draw_view(
         source: whose ratings, see [`rate_boxes`].
         rng: the source of randomness.
         augment: mirror half of the views and change their colours; without, the view is the window as it is.
+        resample: the filter by which the view is resized.
     """
     width, height = image.size
     box = tuple(window * [width, height, width, height])
-    pixels = image.resize(size, Image.Resampling.BILINEAR, box=box)
+    pixels = image.resize(size, resample, box=box)
     scale = window[2:] - window[:2]
     ratio = width * scale[0] / (height * scale[1])
 

@@ -454,7 +454,7 @@ class CropTraining:
     def _loader(self, rows: Dataset, sampler: AspectRatioBatchSampler, augment: bool) -> DataLoader:
         workers = self.args.num_workers
         return DataLoader(
-            CropDataset(rows, augment),
+            CropDataset(rows, augment, self.processor.resample),
             batch_sampler=sampler,
             collate_fn=CropCollator(self.processor, augment, self.raw_model.config.rating_sources),
             # Its own generator: iterating must not draw from the one that dropout uses, or resuming would shift it.
