@@ -221,9 +221,9 @@ class TestBatches:
     @pytest.mark.parametrize("filter", [Image.Resampling.BILINEAR, Image.Resampling.LANCZOS])
     def test_images_are_resized_as_the_image_processor_resizes_them(self, rows, filter):
         processor = SetCropImageProcessorPil(
-            size={"shortest_edge": 20, "longest_edge": 40}, resample=filter, do_normalize=False, do_rescale=False
+            size={"shortest_edge": 32, "longest_edge": 64}, resample=filter, do_normalize=False, do_rescale=False
         )
-        item = CropDataset(rows, False, processor.resample)[Draw(0, (20, 40), (20, 40), seed=0)]
+        item = CropDataset(rows, False, processor.resample)[Draw(0, (32, 64), (32, 64), seed=0)]
         expected = processor(images=rows[0]["image"].convert("RGB"), return_tensors="np")["pixel_values"][0]
         assert np.array_equal(np.asarray(item["image"]).transpose(2, 0, 1), expected)
 
