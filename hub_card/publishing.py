@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 # The demo on a server, and the page that crops in the browser: folder, and what the repository's name ends with.
 SPACES = {
@@ -18,6 +20,10 @@ SPACES = {
 _WITH_MODEL = ("README.md", "index.html")
 _GRAPH = "onnx/model.onnx"
 _IGNORED = {"__pycache__", ".git", ".cache"}
+
+# What the Hub may answer, or not answer: the first base of its errors is that of the library that it
+# connects with, whose name changes with versions; of files sent in pieces (hf_xet) failures are RuntimeErrors.
+HUB_FAILURES: tuple[type[Exception], ...] = (HfHubHTTPError.__bases__[0], HFValidationError, OSError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,9 @@ def plan_upload(folder: str | Path, repo_id: str, space: str | None = None) -> l
 
     Raises:
         FileNotFoundError: the folder is not a complete export; the message says what is missing.
+        HFValidationError: no repository can have this name.
     """
+    validate_repo_id(repo_id)
     folder = Path(folder)
     for needed in ("config.json", "model.safetensors", "preprocessor_config.json", "modeling_setcrop.py", "README.md"):
         if not (folder / needed).is_file():
@@ -71,6 +79,9 @@ def upload(plan: Upload, private: bool = False, api: HfApi | None = None) -> str
 
     Can be repeated after a failure: what arrived already is not sent again. The token is the library's own business
     (`hf auth login`, or HF_TOKEN).
+
+    Raises:
+        HUB_FAILURES: the Hub cannot be reached, or refuses.
     """
     api = api or HfApi()
     options: dict[str, Any] = {"space_sdk": plan.sdk} if plan.sdk else {}

@@ -37,10 +37,10 @@ def corners(bbox: Sequence[float]) -> list[float]:
     return [x, y, x + width, y + height]
 
 
-def coco_prediction(file_name: str, box: Sequence[float], score: float) -> dict[str, Any]:
+def coco_prediction(image_id: int, box: Sequence[float], score: float) -> dict[str, Any]:
     """Return a crop as `pycocotools.coco.COCO.loadRes` takes results."""
     return {
-        "image_id": coco_image_id(file_name),
+        "image_id": image_id,
         "category_id": GOOD,
         "bbox": coco_box(box),
         "score": round(float(score), 6),

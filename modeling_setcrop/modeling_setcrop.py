@@ -353,6 +353,8 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
     _keys_to_ignore_on_load_missing = _NEW_KEYS
 
     def __init__(self, config: SetCropConfig) -> None:
+        # `from_pretrained(..., id2label=...)` and its like change a config that was found valid.
+        config.validate_setcrop()
         # Not upstream's own constructor, which would build a second model only to throw it away.
         ConditionalDetrPreTrainedModel.__init__(self, config)
         self.model = SetCropModel(config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +165,27 @@ def test_results_of_suggest_and_evaluate_load_beside_the_annotations(converted, 
         for step in (scores.evaluate, scores.accumulate, scores.summarize):
             quietly(step)
         assert 0 <= scores.stats[0] <= 1
+
+
+def test_results_have_the_numbers_of_a_coco_file_of_ones_own(converted, tiny_checkpoint, tmp_path):
+    """Whose images need not be called by their numbers; a copy made by `setcrop data convert` has its own."""
+    shutil.copytree(converted / "test", tmp_path / "test2017")
+    content = json.loads((converted / "annotations" / "test.json").read_text())
+    own = {image["id"]: number for number, image in enumerate(content["images"])}
+    content["images"] = [image | {"id": own[image["id"]]} for image in content["images"]]
+    content["annotations"] = [each | {"image_id": own[each["image_id"]]} for each in content["annotations"]]
+    (tmp_path / "annotations").mkdir()
+    file = tmp_path / "annotations" / "instances_test2017.json"
+    file.write_text(json.dumps(content))
+    out = tmp_path / "out"
+    run(
+        *("evaluate", "--data", tmp_path, "--layout", "coco", "--model", tiny_checkpoint, "--split", "test"),
+        "--out",
+        out,
+    )
+    truth = quietly(COCO, str(file))
+    results = quietly(truth.loadRes, str(out / "predictions.json"))
+    assert sorted(results.getImgIds()) == sorted(own.values()) and results.getAnnIds()
 
 
 def test_the_image_processor_takes_coco_annotations(tiny_processor, tiny_model):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import httpx
 from transformers import AutoConfig, pipeline
@@ -356,6 +356,17 @@ def test_the_endpoints_handler_answers(exported, photos, tmp_path):
     for named in (str(photos[0]), str(nameless), {"path": str(nameless)}, [{"path": str(nameless), "bytes": None}]):
         assert "an image is base64 text" in endpoint({"inputs": named})["error"]
     assert "error" in endpoint({"inputs": text, "parameters": {"aspect_ratio": "wide"}})
+
+
+def test_a_hub_that_cannot_be_reached_or_has_no_such_name_is_one_line(exported, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("hub_card.publishing.HfApi", lambda: HfApi(endpoint="http://127.0.0.1:9", token="hf_none"))
+    found = CliRunner().invoke(app, ["publish", str(exported), "--repo-id", "somebody/tiny-crop"])
+    assert found.exit_code == 1 and isinstance(found.exception, SystemExit)
+    last = found.output.strip().splitlines()[-1]
+    assert last.startswith("setcrop publish: somebody/tiny-crop: ") and last.endswith("the same command tries again")
+    found = CliRunner().invoke(app, ["publish", str(exported), "--repo-id", "a/b/c", "--dry-run"])
+    assert found.exit_code == 1 and "a/b/c" in found.output and len(found.output.strip().splitlines()) == 1
 
 
 def test_an_incomplete_folder_is_not_published(tiny_checkpoint):

@@ -235,3 +235,11 @@ def test_training_step_reports_every_loss(tiny_model):
     output.loss.backward()
     assert model.anchor_sizes.grad.abs().sum() > 0 and model.crop_scorer.reduce.weight.grad.abs().sum() > 0
     assert len(output.auxiliary_outputs) == 1
+
+
+def test_a_checkpoint_cannot_be_loaded_with_several_labels(tiny_checkpoint):
+    """As fine-tuning a detector begins; validity is one logit, and other labels would silently not be learnt."""
+    with pytest.raises(ValueError, match="num_labels must be 1"):
+        AutoModelForObjectDetection.from_pretrained(
+            tiny_checkpoint, id2label={0: "tight", 1: "wide"}, ignore_mismatched_sizes=True
+        )

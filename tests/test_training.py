@@ -50,6 +50,7 @@ from modeling_setcrop.training.initialization import (
     load_processor,
     parse_overrides,
 )
+from modeling_setcrop.training.publishing import HubError, prepare_repository
 from modeling_setcrop.training.teacher import label_with_teacher
 
 RECIPES = Path(__file__).resolve().parents[1] / "examples" / "configs"
@@ -681,6 +682,12 @@ class TestReporting:
         with pytest.raises(OSError, match=r"^push_to_hub: someone/crops: connection refused; nothing was trained$"):
             CropTraining(args).train()
         assert not Path(args.output_dir).exists()
+
+    def test_a_hub_that_cannot_be_reached_is_one_line(self, monkeypatch):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        nowhere = HfApi(endpoint="http://127.0.0.1:9", token="hf_none")
+        with pytest.raises(HubError, match=r"^push_to_hub: someone/crops: .*refused; nothing was trained$"):
+            prepare_repository("someone/crops", api=nowhere)
 
     def test_a_failed_upload_loses_nothing(self, arguments, monkeypatch, caplog):
         def upload_folder(self, **options):

@@ -24,13 +24,11 @@ def publish(
 
     The token is that of `hf auth login`, or HF_TOKEN.
     """
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
-
-    from hub_card.publishing import plan_upload, upload
+    from hub_card.publishing import HUB_FAILURES, plan_upload, upload
 
     try:
         plans = plan_upload(folder, repo_id, space)
-    except (OSError, HFValidationError) as error:
+    except (OSError, ValueError) as error:
         raise shared.fail(f"setcrop publish: {error}") from None
     for plan in plans:
         kind = f"{'private ' if private else ''}{plan.repo_type}"
@@ -43,6 +41,6 @@ def publish(
     for plan in plans:
         try:
             print(f"Uploaded: {upload(plan, private)}")
-        except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
+        except HUB_FAILURES as error:
             reason = " ".join(str(error).split())
             raise shared.fail(f"setcrop publish: {plan.repo_id}: {reason}; the same command tries again") from None

@@ -21,7 +21,7 @@ from .schema import FEATURES, GOOD_RATING, RATING_SCALE, SPLITS, DataError, Prob
 logger = logging.getLogger(__name__)
 
 # Raised whenever a reader's result changes for unchanged files, so that old cache entries are left aside.
-_CACHE_VERSION = 5
+_CACHE_VERSION = 6
 _ROWS_PER_BATCH = 1000
 
 
@@ -198,6 +198,7 @@ def _record_batch(rows: list[Row], schema: pa.Schema) -> pa.RecordBatch:
         pa.array([row.split for row in rows]),
         pa.array([row.rating_scale for row in rows], pa.list_(pa.float32(), 2)),
         pa.array([row.crop_labels and row.crop_labels.to_dict() for row in rows], schema.field("crop_labels").type),
+        pa.array([row.coco_id for row in rows], pa.int64()),
     ]
     return pa.RecordBatch.from_arrays(
         [column.cast(kind) for column, kind in zip(columns, schema.types, strict=True)], schema=schema

@@ -117,7 +117,9 @@ def _row(
     said = any("validity" in annotation or annotation.get("category_id") == REJECTED for annotation in annotations)
     if scores is not None and not said:
         good = None
-    return Row(str(path), os.path.splitext(name)[0], *size, boxes[keep], scores, good, split)
+    number = image.get("id")
+    number = number if isinstance(number, int) and abs(number) < 2**63 else None
+    return Row(str(path), os.path.splitext(name)[0], *size, boxes[keep], scores, good, split, coco_id=number)
 
 
 def _places(root: Path, file: Path) -> list[Path]:

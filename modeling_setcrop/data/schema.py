@@ -47,10 +47,12 @@ FEATURES = Features(
             "people": _BOX,
             "faces": List(_BOX),
         },
+        # The image's number in the COCO file that it was read from, by which results name it; null elsewhere.
+        "coco_id": Value("int64"),
     }
 )
 # What copies from before a column was added may lack.
-OPTIONAL = ("rating_scale", "crop_labels")
+OPTIONAL = ("rating_scale", "crop_labels", "coco_id")
 RATING_SCALE = (1.0, 5.0)
 """The scale of ratings in the schema, of the model and of its thresholds; GAIC's own."""
 GOOD_RATING = 4.0
@@ -114,6 +116,7 @@ class Row(NamedTuple):
     split: str
     rating_scale: tuple[float, float] | None = None
     crop_labels: CropLabels | None = None
+    coco_id: int | None = None
 
 
 def good_or_best(scores: np.ndarray, good: np.ndarray) -> np.ndarray:

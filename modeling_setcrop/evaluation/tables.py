@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from datasets import Dataset
 from rich.table import Table
 
-from ..coco_annotations import coco_prediction
+from ..coco_annotations import coco_image_id, coco_prediction
 from ..images.atomic import atomic_writer
 from ..metrics.catalogue import MEASURES, main_measures
 from ..metrics.markdown import markdown_table
@@ -164,9 +165,9 @@ def write_predictions(evaluation: Evaluation, folder: str | os.PathLike) -> list
     if evaluation.predictions is None:
         return []
     results = [
-        coco_prediction(name, box * np.tile(size, 2), score)
-        for name, size, boxes, scores in zip(
-            evaluation.dataset["image_id"],
+        coco_prediction(number, box * np.tile(size, 2), score)
+        for number, size, boxes, scores in zip(
+            _coco_ids(evaluation.dataset),
             evaluation.labels.sizes,
             evaluation.predictions.boxes,
             evaluation.predictions.scores,
@@ -175,6 +176,13 @@ def write_predictions(evaluation: Evaluation, folder: str | os.PathLike) -> list
         for box, score in zip(boxes, scores, strict=True)
     ]
     return [write_text(Path(folder) / "predictions.json", json.dumps(results))]
+
+
+def _coco_ids(dataset: Dataset) -> list[int]:
+    """Return the images' numbers: those of the COCO file that they come from, or those that stand for their names."""
+    known = dataset["coco_id"] if "coco_id" in dataset.column_names else [None] * len(dataset)
+    names = dataset["image_id"]
+    return [coco_image_id(name) if number is None else number for name, number in zip(names, known, strict=True)]
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from ..coco_annotations import coco_prediction
+from ..coco_annotations import coco_image_id, coco_prediction
 from ..images.atomic import atomic_writer
 
 Row = dict[str, Any]
@@ -195,9 +195,13 @@ def label_studio(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def coco(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return COCO results, which `pycocotools` loads beside the annotations of the same images (`loadRes`)."""
+    """Return COCO results, which `pycocotools` loads beside annotations of the same images (`loadRes`).
+
+    Images have the numbers that `setcrop data convert --to coco` gives them, by their names. A COCO file that numbers
+    them otherwise is met by the results of `setcrop evaluate --layout coco`.
+    """
     edges = ("xmin", "ymin", "xmax", "ymax")
-    return [coco_prediction(row["source"], [row[edge] for edge in edges], row["score"]) for row in rows]
+    return [coco_prediction(coco_image_id(row["source"]), [row[edge] for edge in edges], row["score"]) for row in rows]
 
 
 FORMATS: dict[str, Callable[[Sequence[Row]], Any]] = {

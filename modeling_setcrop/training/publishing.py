@@ -8,11 +8,8 @@ import tempfile
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
 logger = logging.getLogger(__name__)
-
-_FAILURES = (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled, OSError)
 
 
 class HubError(OSError):
@@ -25,11 +22,13 @@ def prepare_repository(repository: str, private: bool = False, api: HfApi | None
     Raises:
         HubError: There is no token, it may not write, or the Hub cannot be reached.
     """
+    from hub_card.publishing import HUB_FAILURES
+
     api = api or HfApi()
     try:
         api.whoami()
         return api.create_repo(repository, private=private, exist_ok=True).repo_id
-    except _FAILURES as error:
+    except HUB_FAILURES as error:
         raise HubError(f"push_to_hub: {repository}: {_one_line(error)}; nothing was trained") from None
 
 
@@ -39,7 +38,7 @@ def publish(folder: Path, repository: str, api: HfApi | None = None) -> bool:
     A failure is one line of the log, with the command that tries again: the model is on the disk.
     """
     from hub_card.card import write_card
-    from hub_card.publishing import plan_upload, upload
+    from hub_card.publishing import HUB_FAILURES, plan_upload, upload
 
     from ..export.hub_export import export_hub
 
@@ -50,7 +49,7 @@ def publish(folder: Path, repository: str, api: HfApi | None = None) -> bool:
             write_card(target, repository)
             (plan,) = plan_upload(target, repository)
             logger.info("uploaded to %s", upload(plan, api=api))
-    except (*_FAILURES, ValueError) as error:
+    except (*HUB_FAILURES, ValueError) as error:
         logger.error(
             "push_to_hub: %s: %s; the model is in %s, to upload it: setcrop export hub EXPORT --model %s && "
             "setcrop publish EXPORT --repo-id %s",
