@@ -8,6 +8,7 @@ use, before or after this import, the classes are registered with its `AutoConfi
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 import warnings
 from pathlib import Path
@@ -50,6 +51,9 @@ _MODULES = {
     "SetCropModel": "modeling_setcrop",
 }
 
+# Those of them that the light installation can load.
+_LIGHT_MODULES = {"runtime.checkpoint", "crop_constraints", "crop_options", "runtime.cropper", "image_reading"}
+
 # Names of before, for one more version.
 _FORMER = {
     "EfficientNetLiteBackbone": "InvertedResidualBackbone",
@@ -74,24 +78,40 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _FORMER:
-        warnings.warn(f"{name} is called {_FORMER[name]} now", FutureWarning, stacklevel=2)
-        return getattr(sys.modules[__name__], _FORMER[name])
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        value = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
-    except ModuleNotFoundError as error:
-        if (reason := how_to_get(error)) is None:
-            raise
-        raise ModuleNotFoundError(f"{name} {reason}", name=error.name) from None
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # type checkers would take any name for one of these
+
+    def __getattr__(name: str) -> Any:
+        if name in _FORMER:
+            warnings.warn(f"{name} is called {_FORMER[name]} now", FutureWarning, stacklevel=2)
+            return getattr(sys.modules[__name__], _FORMER[name])
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        try:
+            value = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+        except ModuleNotFoundError as error:
+            if (reason := how_to_get(error)) is None:
+                raise
+            raise ModuleNotFoundError(f"{name} {reason}", name=error.name) from None
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES})
+    """List the names that can be loaded here: without torch, or torchvision, a few cannot."""
+
+    def can_load(name: str) -> bool:
+        module = _MODULES[name]
+        needed = "torchvision" if name == "SetCropImageProcessor" else "transformers"
+        return module in _LIGHT_MODULES or all(_is_installed(package) for package in ("torch", needed))
+
+    return sorted({*globals(), *filter(can_load, _MODULES)})
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # it is None in `sys.modules`
+        return False
 
 
 register_with_transformers(__name__, DEFAULT_CHECKPOINT)

@@ -21,6 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+import modeling_setcrop
 from modeling_setcrop import DEFAULT_CHECKPOINT, CheckpointError, Cropper
 from modeling_setcrop._light_installation import LEFT_OUT
 from modeling_setcrop.cli import COMMANDS, app
@@ -150,6 +151,41 @@ def test_a_command_that_the_light_installation_cannot_run_says_in_one_line_what_
     assert found.returncode == 1
     assert re.fullmatch(r"setcrop.* needs \w+, which the light installation leaves out: pip install setcrop", line)
     assert ("no such folder" in line) == ("no-such-model" in words)
+
+
+@pytest.mark.parametrize("installation", ["", WITHOUT_TORCH], ids=["whole", "light"])
+def test_every_name_that_the_package_lists_can_be_loaded(installation):
+    code = (
+        f"{installation}import inspect, modeling_setcrop\n"
+        "print(*(name for name, value in inspect.getmembers(modeling_setcrop) if name in modeling_setcrop.__all__))"
+    )
+    listed = set(run_python(code).stdout.split())
+    light = {"DEFAULT_CHECKPOINT", "CheckpointError", "ConstraintError", "CropOptions", "Cropper", "ImageFileError"}
+    assert listed == (light if installation else set(modeling_setcrop.__all__))
+
+
+def test_type_checkers_know_the_names_and_no_others(tmp_path):
+    package = tmp_path / "modeling_setcrop"
+    package.mkdir()
+    # Alone, because the types of all that it imports take a minute; a name is known or it is not.
+    shutil.copy(ROOT / "modeling_setcrop" / "__init__.py", package)
+    (tmp_path / "names.py").write_text(
+        "from modeling_setcrop import Cropper, SetCropConfig\nimport modeling_setcrop as m\nm.Crops\n"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--ignore-missing-imports",
+        "--no-site-packages",
+        "--cache-dir",
+        str(tmp_path / "cache"),
+        "names.py",
+    ]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert [line for line in found.stdout.splitlines() if ": error:" in line] == [
+        'names.py:3: error: Module has no attribute "Crops"  [attr-defined]'
+    ]
 
 
 def test_a_name_that_the_light_installation_cannot_load_says_what_it_needs():
