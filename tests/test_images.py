@@ -91,8 +91,12 @@ def test_missing_files_folders_and_empty_folders_are_named(tmp_path):
         load_image_file(tmp_path)
     (tmp_path / "notes.txt").write_text("no image")
     errors: list[ImageFileError] = []
-    assert list(find_images([tmp_path, tmp_path / "gone"], errors.append)) == []
-    assert [error.reason for error in errors] == ["a folder without images", "no such file or folder"]
+    assert list(find_images([tmp_path, tmp_path / "gone", "https://example.org/a.jpg"], errors.append)) == []
+    assert [error.reason for error in errors] == [
+        "a folder without images",
+        "no such file or folder",
+        "an address; files are read",
+    ]
 
 
 def test_folders_are_searched_in_order_without_hidden_files(tmp_path):

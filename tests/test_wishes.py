@@ -185,6 +185,9 @@ def test_content_comes_from_a_file_for_each_image(photo, tmp_path, tiny_checkpoi
         file.write_text(line)
         failed = run(*common, "--content", file)
         assert failed.returncode == 1 and part in failed.stderr and failed.stderr.count("\n") == 1
+    missing = run(*common, "--content", "none.jsonl")
+    assert missing.stderr == "setcrop suggest: --content none.jsonl: cannot be read (No such file or directory)\n"
+    assert "--keep 'face': expected \"faces\" or 2 or 3" in run(*common, "--keep", "face").stderr
 
 
 def test_faces_are_wishes_or_with_strict_must_be_kept(tmp_path):

@@ -230,10 +230,13 @@ def content_options(params: Mapping[str, Any]) -> Content:
     """
     from ..runs.content import Content
 
+    file = params.get("content")
     try:
-        return Content.read(params.get("content"), faces=FACES in (params.get("keep") or []))
-    except (OSError, ValueError) as error:
-        raise UsageError(str(error)) from None
+        return Content.read(file, faces=FACES in (params.get("keep") or []))
+    except OSError as error:
+        raise UsageError(f"--content {file}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise UsageError(f"--content {error}") from None
 
 
 def _numbers(option: str, text: str, counts: tuple[int, ...], kind: type) -> list[Any]:
@@ -243,7 +246,8 @@ def _numbers(option: str, text: str, counts: tuple[int, ...], kind: type) -> lis
         values = []
     if len(values) not in counts:
         expected = " or ".join(str(count) for count in counts)
-        raise UsageError(f"{option} {text!r}: expected {expected} numbers with commas between them")
+        word = f'"{FACES}" or ' if option == "--keep" else ""
+        raise UsageError(f"{option} {text!r}: expected {word}{expected} numbers with commas between them")
     return values
 
 

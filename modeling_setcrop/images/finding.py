@@ -59,7 +59,9 @@ def find_images(
         elif os.path.lexists(path):
             yield path, Path(path.name)
         else:
-            on_error(ImageFileError(path, "no such file or folder"))
+            # A path holds one slash where the address had two.
+            is_address = path.parts[:1] in (("http:",), ("https:",))
+            on_error(ImageFileError(path, "an address; files are read" if is_address else "no such file or folder"))
 
 
 def _files_below(
