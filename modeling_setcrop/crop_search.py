@@ -13,6 +13,7 @@ import numpy as np
 
 from .crop_constraints import CropConstraints, breach_cost, violations
 from .crop_geometry import (
+    box_area,
     box_intersection,
     box_iou,
     candidate_grid,
@@ -46,6 +47,13 @@ _SLIVER = 0.01
 # first crop's IoU from 0.885 to 0.888 and the square window's from 0.914 to 0.919; wider or sharper means lift less.
 _VOTE_IOU, _VOTE_TEMPERATURE, _SET_VOTE_TEMPERATURE = 0.7, 0.05, 0.03
 
+# Among many small places one is rated too high by chance more often than among the few largest. What a crop leaves of
+# the largest one counts against it by so many ratings, times the share of the image that the aspect ratio cuts off
+# anyway: an image's own shape may be cropped freely, a narrow one has little to spare. By the labels of the editors'
+# validation images the chosen crops are then worth 0.012 more ratings in 16:9, 4:5 and 9:16, 0.011 in 1:1, 0.008 in
+# 2:1 and 0.004 in 3:1; in the ratio of the editors' own crop they overlap it as before (0.906).
+_SMALL_IN_A_NARROW_SHAPE = 1.0
+
 
 def _whole_pixels(boxes: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
     """Boxes with corners on the nearest whole pixels, at least one pixel large, inside the image."""
@@ -65,13 +73,15 @@ def search(prediction: Prediction, constraints: CropConstraints) -> Search:
     cost = breach_cost(pool, constraints, image_size)
     least = cost.min() * (1 + 1e-9)
     pool = pool[cost <= least]
-    merit = yield pool
+    largest = box_area(pool).max()
+    merit = (yield pool) - _less_for_size(pool, prediction, constraints.aspect_ratio, largest)
     steps = _STEPS if constraints.aspect_ratio is not None else _STEPS_PER_SHAPE
     wanted = merit + wish_worth(prediction) * constraints.wished(pool) if len(constraints.wishes) else merit
     best = pool[nms(pool, wanted, _REFINED_NMS, _REFINED)]
     closer = _surroundings(best, constraints.aspect_ratio, image_size, max(image_size) / steps, kept)
     closer = closer[breach_cost(closer, constraints, image_size) <= least]
-    boxes, merit = np.concatenate([pool, closer]), np.concatenate([merit, (yield closer)])
+    closer_merit = (yield closer) - _less_for_size(closer, prediction, constraints.aspect_ratio, largest)
+    boxes, merit = np.concatenate([pool, closer]), np.concatenate([merit, closer_merit])
     if prediction.rate is None or len(constraints.wishes):
         # The mean of places around one that holds what is wished need not hold it.
         return boxes, merit
@@ -81,6 +91,17 @@ def search(prediction: Prediction, constraints: CropConstraints) -> Search:
     voted = place(centres, sizes, image_size, kept, pixels=True)
     fits = breach_cost(voted, constraints, image_size) <= least
     return np.concatenate([voted[fits], boxes]), np.concatenate([voted_merit[fits], merit])
+
+
+def _less_for_size(
+    boxes: np.ndarray, prediction: Prediction, aspect_ratio: float | None, largest: float
+) -> np.ndarray | float:
+    """By how much less (M,) boxes (M, 4) of an aspect ratio are worth for being smaller than `largest`, pixels."""
+    if aspect_ratio is None or prediction.rate is None:
+        return 0.0
+    height, width = prediction.image_size
+    share = min(aspect_ratio * height / width, width / (aspect_ratio * height))
+    return _SMALL_IN_A_NARROW_SHAPE * (1 - share) * (1 - box_area(boxes) / largest)
 
 
 def refined_set(prediction: Prediction) -> Search:

@@ -340,3 +340,20 @@ def test_all_aspect_ratios_and_the_verdict_are_rated_in_two_calls():
         (alone,) = suggest(judge, CropOptions(aspect_ratio=ratio, top_k=1))
         assert crop["box"] == alone["box"] and crop["score"] == alone["score"]
     assert sum(calls) < sum(together) and judge_image(judge)["focus_point"] == found["focus_point"]
+
+
+def test_a_small_window_of_a_narrow_shape_must_be_better_by_more_than_chance():
+    """The more of the image a ratio cuts off anyway, the less a crop gains by being small."""
+
+    def small_is_a_little_better(boxes):
+        return 3 + 0.3 * (1 - boxes[:, 2] * boxes[:, 3])
+
+    def largest_share(ratio, rate):
+        (box,) = select(predict(0, (400, 600), rate=rate), aspect_ratio=ratio, top_k=1).boxes
+        width, height = min(600, 400 * ratio), min(400, 600 / ratio)
+        return (box[2] - box[0]) * (box[3] - box[1]) / (width * height)
+
+    assert largest_share(1.5, small_is_a_little_better) < 0.6
+    assert largest_share(9 / 16, small_is_a_little_better) > 0.95
+    # What is much better may be small in any shape.
+    assert largest_share(9 / 16, lambda boxes: 5 - 6 * boxes[:, 2] * boxes[:, 3]) < 0.6

@@ -187,6 +187,7 @@ const SIZES = 3, SMALLEST = 0.65, FITTED = 20, SMALLEST_FITTED = 0.2, STEPS = 12
 const MOVES = [-0.6, -0.3, 0, 0.3, 0.6], SCALES = [0.93, 0.965, 1.035, 1.07], REFINED_NMS = 0.8;
 const REFINED_OF_SET = 8, EDGE_MOVES = 32, FARTHEST_MOVE = 0.1, SLIVER = 0.01;
 const VOTE_IOU = 0.7, VOTE_TEMPERATURE = 0.05, SET_VOTE_TEMPERATURE = 0.03;
+const SMALL_IN_A_NARROW_SHAPE = 1;
 const FREE_RATIOS = [16 / 9, 3 / 2, 4 / 3, 1, 4 / 5, 3 / 4, 2 / 3, 9 / 16];
 
 /** What the crops of one image must satisfy, of the options of `suggest`. */
@@ -430,13 +431,16 @@ async function search(photo, c) {
   const costs = pool.map((box) => costOf(box, c, imageSize));
   const least = costs.reduce((a, b) => Math.min(a, b), Infinity) * (1 + 1e-9);
   pool = pool.filter((_, i) => costs[i] <= least);
-  const merit = await photo.merit(pool);
+  const largest = pool.map(areaOf).reduce((a, b) => Math.max(a, b));
+  const less = (box) => lessForSize(box, photo, c.ratio, largest);
+  const merit = (await photo.merit(pool)).map((value, i) => value - less(pool[i]));
   const steps = c.ratio !== null ? STEPS : STEPS_PER_SHAPE;
   const best = nms(pool, merit, REFINED_NMS, REFINED).map((i) => pool[i]);
   const closer = surroundings(best, c.ratio, imageSize, Math.max(...imageSize) / steps, keep).filter(
     (box) => costOf(box, c, imageSize) <= least,
   );
-  const boxes = [...pool, ...closer], merits = [...merit, ...(await photo.merit(closer))];
+  const closerMerit = (await photo.merit(closer)).map((value, i) => value - less(closer[i]));
+  const boxes = [...pool, ...closer], merits = [...merit, ...closerMerit];
   if (!photo.model.scorer) return [boxes, merits];
   const kept = nms(boxes, merits, REFINED_NMS, REFINED).map((i) => boxes[i]);
   const means = voted(kept, boxes, merits, VOTE_TEMPERATURE).map(([mean, best], i) => [
@@ -445,6 +449,13 @@ async function search(photo, c) {
   ]);
   const fitting = means.filter(([box]) => costOf(box, c, imageSize) <= least);
   return [[...fitting.map(([box]) => box), ...boxes], [...fitting.map(([, best]) => best), ...merits]];
+}
+
+/** By how much less a crop of an aspect ratio is worth for being smaller than the largest, see crop_search.py. */
+function lessForSize(box, photo, ratio, largest) {
+  if (ratio === null || !photo.model.scorer) return 0;
+  const share = Math.min((ratio * photo.height) / photo.width, photo.width / (ratio * photo.height));
+  return SMALL_IN_A_NARROW_SHAPE * (1 - share) * (1 - areaOf(box) / largest);
 }
 
 /** For each centre the mean, by merit, of the boxes around it, and the best merit there. */
