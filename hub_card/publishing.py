@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import validate_repo_id
 
 # The demo on a server, and the page that crops in the browser: folder, and what the repository's name ends with.
@@ -21,9 +21,9 @@ _WITH_MODEL = ("README.md", "index.html")
 _GRAPH = "onnx/model.onnx"
 _IGNORED = {"__pycache__", ".git", ".cache"}
 
-# What the Hub may answer, or not answer: the first base of its errors is that of the library that it
-# connects with, whose name changes with versions; of files sent in pieces (hf_xet) failures are RuntimeErrors.
-HUB_FAILURES: tuple[type[Exception], ...] = (HfHubHTTPError.__bases__[0], HFValidationError, OSError, RuntimeError)
+# What the Hub may answer, or not answer: the first base of its errors is that of the library that it connects with,
+# whose name changes with versions; of files sent in pieces (hf_xet) failures are RuntimeErrors, bad names are ValueErrors.
+HUB_FAILURES: tuple[type[Exception], ...] = (HfHubHTTPError.__bases__[0], OSError, RuntimeError, ValueError)
 
 
 @dataclass(frozen=True)

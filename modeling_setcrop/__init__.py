@@ -60,22 +60,28 @@ _FORMER = {
     "EfficientNetLiteConfig": "InvertedResidualConfig",
 }
 
-# `SetCropImageProcessor` needs torchvision, so that it comes only when it is asked for by name.
-__all__ = [
-    "DEFAULT_CHECKPOINT",
-    "CheckpointError",
-    "ConstraintError",
-    "CropOptions",
-    "Cropper",
-    "ImageCroppingPipeline",
-    "ImageFileError",
-    "InvertedResidualBackbone",
-    "InvertedResidualConfig",
-    "SetCropConfig",
-    "SetCropForImageCropping",
-    "SetCropImageProcessorPil",
-    "SetCropModel",
-]
+# What every installation has.
+__all__ = ["DEFAULT_CHECKPOINT", "CheckpointError", "ConstraintError", "CropOptions", "Cropper", "ImageFileError"]
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # it is None in `sys.modules`
+        return False
+
+
+if _is_installed("torch") and _is_installed("transformers"):
+    # `SetCropImageProcessor` needs torchvision, so that it comes only when it is asked for by name.
+    __all__ += [
+        "ImageCroppingPipeline",
+        "InvertedResidualBackbone",
+        "InvertedResidualConfig",
+        "SetCropConfig",
+        "SetCropForImageCropping",
+        "SetCropImageProcessorPil",
+        "SetCropModel",
+    ]
 
 
 if not TYPE_CHECKING:  # type checkers would take any name for one of these
@@ -105,13 +111,6 @@ def __dir__() -> list[str]:
         return module in _LIGHT_MODULES or all(_is_installed(package) for package in ("torch", needed))
 
     return sorted({*globals(), *filter(can_load, _MODULES)})
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        return importlib.util.find_spec(package) is not None
-    except ValueError:  # it is None in `sys.modules`
-        return False
 
 
 register_with_transformers(__name__, DEFAULT_CHECKPOINT)

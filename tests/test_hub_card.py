@@ -356,6 +356,8 @@ def test_the_endpoints_handler_answers(exported, photos, tmp_path):
     for named in (str(photos[0]), str(nameless), {"path": str(nameless)}, [{"path": str(nameless), "bytes": None}]):
         assert "an image is base64 text" in endpoint({"inputs": named})["error"]
     assert "error" in endpoint({"inputs": text, "parameters": {"aspect_ratio": "wide"}})
+    assert "must be an object" in endpoint({"inputs": text, "parameters": ["top_k"]})["error"]
+    assert "list is no image" in endpoint({"inputs": [[text]]})["error"]
 
 
 def test_a_hub_that_cannot_be_reached_or_has_no_such_name_is_one_line(exported, monkeypatch):

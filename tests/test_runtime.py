@@ -200,6 +200,17 @@ def test_a_name_that_the_light_installation_cannot_load_says_what_it_needs():
     assert pipeline.startswith("ImageCroppingPipeline needs ")
 
 
+def test_all_that_the_light_installation_has_can_be_imported_and_looked_at():
+    code = (
+        f"{WITHOUT_TORCH}import inspect, modeling_setcrop\n"
+        "from modeling_setcrop import *\n"
+        "print(Cropper.__name__, CropOptions.__name__, 'SetCropModel' in globals())\n"
+        "print('Cropper' in dict(inspect.getmembers(modeling_setcrop)))"
+    )
+    found = run_python(code)
+    assert found.stdout.splitlines() == ["Cropper CropOptions False", "True"], found.stderr
+
+
 @pytest.mark.parametrize(
     "first",
     [

@@ -86,7 +86,7 @@ def arguments(data: Path, start: Path, tmp_path: Path):
                 "num_train_epochs": 2,
                 "per_device_train_batch_size": 4,
                 "learning_rate": 1e-3,
-                "num_workers": 0,
+                "dataloader_num_workers": 0,
                 "logging_steps": 1,
                 **options,
             }
@@ -255,7 +255,7 @@ class TestWithoutRatings:
     def test_a_metric_that_needs_ratings_is_refused_before_training(self, arguments, tmp_path):
         data = write_folder(tmp_path / "data", {"train": 1})
         with pytest.raises(ValueError, match="srcc needs ratings, and no validation image has any"):
-            CropTraining(arguments(data=str(data), layout="folder", metric_for_best="srcc"))
+            CropTraining(arguments(data=str(data), layout="folder", metric_for_best_model="srcc"))
 
 
 class TestBatchSize:
@@ -320,14 +320,14 @@ class TestResume:
     def test_a_run_stopped_within_an_epoch_ends_bit_for_bit_as_one_that_was_not(self, arguments, tmp_path, kind):
         distilled = kind == "distilled"
         options = {
-            "lr_scheduler": "cosine",
+            "lr_scheduler_type": "cosine",
             "ema_decay": 0.9,
             "distillation_start_epoch": 0,
             "config_overrides": ["label_smoothing=distillation"] if distilled else ["crop_scoring=true"],
         }
         if kind == "views":
             library = write_editor(tmp_path / "library", train=10)
-            options |= {"data": str(library), "layout": "editor", "num_workers": 1}
+            options |= {"data": str(library), "layout": "editor", "dataloader_num_workers": 1}
             options["config_overrides"] += ["subject_map=true", "rating_sources=[editors, people]"]
         whole = arguments(**options, output_dir=str(tmp_path / "whole"))
         CropTraining(whole).train()
@@ -357,10 +357,10 @@ class TestResume:
             CropTraining(arguments(max_steps=1)).train()
 
     def test_steps_past_the_last_checkpoint_are_in_the_log_once(self, arguments, tmp_path):
-        args = arguments(checkpointing_steps=2, num_train_epochs=2)
+        args = arguments(save_steps=2, num_train_epochs=2)
         CropTraining(args).train()
         whole = [line for line in log_of(args) if "loss" in line]
-        killed = arguments(checkpointing_steps=2, num_train_epochs=2, output_dir=str(tmp_path / "killed"))
+        killed = arguments(save_steps=2, num_train_epochs=2, output_dir=str(tmp_path / "killed"))
         training = StoppedAt(killed)
         # Killed: nothing is saved, and the log's last line is torn.
         training._interrupt = lambda: (_ for _ in ()).throw(KeyboardInterrupt)
@@ -415,7 +415,7 @@ class TestRefusals:
         assert find_checkpoint("latest", Path(args.output_dir)).name == "checkpoint-0"
 
     def test_a_full_disk_is_said_and_leaves_the_last_checkpoint_whole(self, arguments, monkeypatch):
-        args = arguments(checkpointing_steps=1)
+        args = arguments(save_steps=1)
         training = CropTraining(args)
         save = checkpointing.save_optimizer
 
@@ -437,8 +437,8 @@ class TestRefusals:
             CropTraining(arguments(data=str(data)))
 
     def test_an_unknown_metric(self, arguments):
-        with pytest.raises(ValueError, match=r"metric_for_best is 'ap'; there are loss, ap_10@0\.85"):
-            CropTraining(arguments(metric_for_best="ap"))
+        with pytest.raises(ValueError, match=r"metric_for_best_model is 'ap'; there are loss, ap_10@0\.85"):
+            CropTraining(arguments(metric_for_best_model="ap"))
 
     def test_an_unknown_tracker(self, arguments):
         with pytest.raises(ValueError, match="no tracker 'tensorbord'"):
@@ -507,7 +507,7 @@ class TestOptimisation:
         assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01])
 
     def test_cosine_schedule_warms_up_and_ends_at_zero(self, arguments):
-        args = arguments(lr_scheduler="cosine", warmup_steps=4)
+        args = arguments(lr_scheduler_type="cosine", warmup_steps=4)
         factors = [learning_rate_factor(step, args, steps_per_epoch=10, total_steps=24) for step in (0, 3, 4, 14, 24)]
         assert factors == pytest.approx([0.25, 1, 1, 0.5, 0])
 
@@ -630,7 +630,7 @@ class TestReporting:
             "output_dir",
             "max_steps",
             "per_device_train_batch_size",
-            "num_workers",
+            "dataloader_num_workers",
             "logging_steps",
         ):
             command += [f"--{name}", str(getattr(args, name))]
@@ -770,6 +770,10 @@ class TestCommand:
         assert run([part for pair in options.items() for part in pair], prog="train") == 1
         error = capsys.readouterr().err.strip().splitlines()[-1]
         assert error.startswith("train: ") and message in error
+
+    def test_a_model_that_is_nowhere_is_a_folder_that_is_not_there(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"lost: no such folder$"):
+            load_model(str(tmp_path / "lost"))
 
     @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda file: file.stem)
     def test_recipes_are_valid(self, recipe):
@@ -938,7 +942,7 @@ class TestArguments:
             ("- lr", "expected a table of options"),
             ("lr: [", "not valid YAML"),
             ("per_device_train_batch_size: 0", "per_device_train_batch_size is 0; it must be at least 1"),
-            ("lr_scheduler: linear", "lr_scheduler is 'linear'; it must be one of step, cosine"),
+            ("lr_scheduler_type: linear", "lr_scheduler_type is 'linear'; it must be one of step, cosine"),
             ("train_short_sides: [8]", "each must be at least 32 pixels"),
             ("ema_decay: 1.0", "ema_decay is 1.0; it must be between 0 and 1"),
             ("learning_rate: -1", "learning_rate is -1.0; it must not be negative"),
@@ -952,13 +956,15 @@ class TestArguments:
 
     def test_old_names_are_understood_with_a_note(self, tmp_path, caplog):
         file = tmp_path / "recipe.yaml"
-        file.write_text("lr: 3e-4\nclip: 0.5\n")
-        args = parse_arguments(
-            [*self.NEEDED, "--config", str(file), "--epochs", "9", "--batch_size=3", "--log_every", "7"]
-        )
+        file.write_text("lr: 3e-4\nclip: 0.5\nlr_scheduler: cosine\nmetric_for_best: srcc\n")
+        options = ["--epochs", "9", "--batch_size=3", "--log_every", "7", "--num-workers", "2"]
+        options += ["--checkpointing_steps", "5", "--checkpoints_total_limit=4"]
+        args = parse_arguments([*self.NEEDED, "--config", str(file), *options])
         found = (args.learning_rate, args.max_grad_norm, args.num_train_epochs)
         assert found == (3e-4, 0.5, 9)
         assert (args.per_device_train_batch_size, args.logging_steps) == (3, 7)
+        assert (args.lr_scheduler_type, args.metric_for_best_model) == ("cosine", "srcc")
+        assert (args.dataloader_num_workers, args.save_steps, args.save_total_limit) == (2, 5, 4)
         assert "the option epochs is called num_train_epochs now" in caplog.text
         assert "the option lr is called learning_rate now" in caplog.text
 

@@ -52,7 +52,7 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         str(start),
         "--max_steps",
         "10",
-        "--num_workers",
+        "--dataloader_num_workers",
         "0",
     ]
     options += ["--logging_steps", "1", "--ema_decay", "0.5", "--eval_every", "100"]

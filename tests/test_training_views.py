@@ -48,7 +48,7 @@ def rows(library):
 def arguments(library, start, tmp_path):
     def make(**options):
         fixed = {"data": str(library), "layout": "editor", "model_name_or_path": str(start)}
-        fixed |= {"output_dir": str(tmp_path / "out"), "config_overrides": OVERRIDES, "num_workers": 0}
+        fixed |= {"output_dir": str(tmp_path / "out"), "config_overrides": OVERRIDES, "dataloader_num_workers": 0}
         fixed |= {"per_device_train_batch_size": 4, "logging_steps": 1, "learning_rate": 1e-3}
         return CropTrainingArguments(**{**fixed, **options})
 
@@ -359,7 +359,7 @@ class TestTraining:
     def test_the_command_trains_with_views_drawn_by_another_process(self, library, start, tmp_path):
         options = ["--data", str(library), "--layout", "editor", "--model_name_or_path", str(start)]
         options += ["--output_dir", str(tmp_path / "out"), "--max_steps", "2", "--per_device_train_batch_size", "4"]
-        options += ["--config_overrides", *OVERRIDES, "--num_workers", "1"]
+        options += ["--config_overrides", *OVERRIDES, "--dataloader_num_workers", "1"]
         assert run(options, prog="train") == 0
         line = json.loads((tmp_path / "out" / "metrics.json").read_text())
         assert np.isfinite(line["loss"])

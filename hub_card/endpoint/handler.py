@@ -33,6 +33,8 @@ class EndpointHandler:
         parameters = data.get("parameters") or {}
         if data.get("inputs") is None:
             return {"error": "the request has no inputs"}
+        if not isinstance(parameters, dict):
+            return {"error": 'parameters must be an object, such as {"top_k": 3}'}
         unknown = parameters.keys() - self.parameters
         if unknown:
             return {"error": f"unknown parameters: {', '.join(sorted(unknown))}"}

@@ -27,6 +27,11 @@ _OLD_NAMES = {
     "lr": "learning_rate",
     "clip": "max_grad_norm",
     "log_every": "logging_steps",
+    "lr_scheduler": "lr_scheduler_type",
+    "num_workers": "dataloader_num_workers",
+    "metric_for_best": "metric_for_best_model",
+    "checkpointing_steps": "save_steps",
+    "checkpoints_total_limit": "save_total_limit",
 }
 
 _AT_LEAST_ONE = (
@@ -41,8 +46,8 @@ _AT_LEAST_ONE = (
     "max_eval_samples",
     "eval_every",
     "logging_steps",
-    "checkpointing_steps",
-    "checkpoints_total_limit",
+    "save_steps",
+    "save_total_limit",
 )
 
 
@@ -88,7 +93,7 @@ class CropTrainingArguments:
     learning_rate: float = _option(1e-4, "Learning rate.")
     lr_backbone: float = _option(1e-5, "Learning rate of the backbone.")
     weight_decay: float = _option(1e-4, "Weight decay of AdamW.")
-    lr_scheduler: str = _option("step", f"Schedule of the learning rate: {', '.join(SCHEDULES)}.")
+    lr_scheduler_type: str = _option("step", f"Schedule of the learning rate: {', '.join(SCHEDULES)}.")
     lr_drop_epochs: list[int] = field(
         default_factory=lambda: [40],
         metadata={"help": "Epochs after which the step schedule divides the rate by ten."},
@@ -120,17 +125,15 @@ class CropTrainingArguments:
     eval_long_side: int | None = _option(None, "Largest long side, likewise.")
     max_train_samples: int | None = _option(None, "Use the first so many training images.")
     max_eval_samples: int | None = _option(None, "Use the first so many validation images.")
-    num_workers: int = _option(1, "Processes that decode images; 0 decodes in the training process.")
+    dataloader_num_workers: int = _option(1, "Processes that decode images; 0 decodes in the training process.")
 
     eval_every: int = _option(1, "Epochs between validations.")
-    metric_for_best: str = _option(
+    metric_for_best_model: str = _option(
         "loss", "Which validation figure chooses the best model: loss (lower) or a metric (higher)."
     )
     logging_steps: int = _option(50, "Optimiser steps between two lines of the log.")
-    checkpointing_steps: int | None = _option(
-        None, "Optimiser steps between checkpoints, beside one at each epoch's end."
-    )
-    checkpoints_total_limit: int = _option(1, "How many checkpoints are kept.")
+    save_steps: int | None = _option(None, "Optimiser steps between checkpoints, beside one at each epoch's end.")
+    save_total_limit: int = _option(1, "How many checkpoints are kept.")
     report_to: list[str] = field(
         default_factory=list, metadata={"help": "Trackers that get the log's figures: tensorboard, trackio, ..."}
     )
@@ -147,7 +150,7 @@ class CropTrainingArguments:
                 raise ValueError(f"{name} is not given")
         for name, choices in (
             ("layout", LAYOUT_NAMES),
-            ("lr_scheduler", SCHEDULES),
+            ("lr_scheduler_type", SCHEDULES),
             ("mixed_precision", (*PRECISIONS, None)),
         ):
             if getattr(self, name) not in choices:
@@ -162,7 +165,7 @@ class CropTrainingArguments:
             "lr_backbone",
             "weight_decay",
             "warmup_steps",
-            "num_workers",
+            "dataloader_num_workers",
             "distillation_start_epoch",
         ):
             if getattr(self, name) < 0:

@@ -78,7 +78,7 @@ def learning_rate_factor(step: int, args: CropTrainingArguments, steps_per_epoch
     """Return what the base learning rates are multiplied by for optimiser step `step` (counted from 0)."""
     if step < args.warmup_steps:
         return (step + 1) / args.warmup_steps
-    if args.lr_scheduler == "step":
+    if args.lr_scheduler_type == "step":
         return 0.1 ** sum(step >= epoch * steps_per_epoch for epoch in args.lr_drop_epochs)
     progress = (step - args.warmup_steps) / max(1, total_steps - args.warmup_steps)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
@@ -103,7 +103,7 @@ class CropTraining:
     """
 
     def __init__(self, args: CropTrainingArguments, dataset: DatasetDict | None = None) -> None:
-        self.metric = figure_key(args.metric_for_best)
+        self.metric = figure_key(args.metric_for_best_model)
         self.args = args
         self.output_dir = Path(args.output_dir)
         self.log_file = self.output_dir / "log.jsonl"
@@ -152,7 +152,7 @@ class CropTraining:
         self.train_rows = _split(splits, "train", args.max_train_samples, args.data)
         self.validation_rows = _split(splits, "validation", args.max_eval_samples, args.data)
         if self.metric in RATED_FIGURES and all(scores is None for scores in self.validation_rows["scores"]):
-            raise ValueError(f"metric_for_best: {self.metric} needs ratings, and no validation image has any")
+            raise ValueError(f"metric_for_best_model: {self.metric} needs ratings, and no validation image has any")
         self.train_labels = _crop_labels(self.train_rows, f"{args.data}: the split 'train'")
         validation_labels = _crop_labels(self.validation_rows, f"{args.data}: the split 'validation'")
         if (self.train_labels is None) != (validation_labels is None):
@@ -224,7 +224,7 @@ class CropTraining:
                     shares = self.timer.shares() if self.args.profile else {}
                     self._log({"lr": float(self.scheduler.get_last_lr()[0]), **figures, **shares})
                     self.timer.mark(None)
-                if self.args.checkpointing_steps and self.step % self.args.checkpointing_steps == 0:
+                if self.args.save_steps and self.step % self.args.save_steps == 0:
                     self._checkpoint()
                 if self.stopping:
                     self._interrupt()
@@ -339,7 +339,7 @@ class CropTraining:
         if self.accelerator.is_main_process:
             with _writing(folder), atomic_folder(folder) as work:
                 self._save_state(work, states)
-            remove_old(self.output_dir, self.args.checkpoints_total_limit)
+            remove_old(self.output_dir, self.args.save_total_limit)
         self.accelerator.wait_for_everyone()
         return folder
 
@@ -452,7 +452,7 @@ class CropTraining:
         return ViewChoices(self.train_labels, rows["height"][:], rows["width"][:], self.args.seed)
 
     def _loader(self, rows: Dataset, sampler: AspectRatioBatchSampler, augment: bool) -> DataLoader:
-        workers = self.args.num_workers
+        workers = self.args.dataloader_num_workers
         return DataLoader(
             CropDataset(rows, augment, self.processor.resample),
             batch_sampler=sampler,

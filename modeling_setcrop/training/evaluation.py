@@ -30,7 +30,7 @@ def figure_key(name: str) -> str:
     """
     key = OLD_KEYS.get(name, name)
     if key not in FIGURES:
-        raise ValueError(f"metric_for_best is {name!r}; there are {', '.join(FIGURES)}")
+        raise ValueError(f"metric_for_best_model is {name!r}; there are {', '.join(FIGURES)}")
     return key
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from torch import nn
 from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedConfig
 
@@ -101,6 +103,11 @@ def load_model(name_or_path: str, overrides: dict[str, Any] | None = None) -> Se
         OSError: there is no such checkpoint.
     """
     overrides = overrides or {}
+    if not Path(name_or_path).is_dir():
+        try:
+            validate_repo_id(name_or_path)
+        except HFValidationError:
+            raise FileNotFoundError(f"{name_or_path}: no such folder") from None
     kind = PreTrainedConfig.get_config_dict(name_or_path)[0].get("model_type")
     if kind not in ("setcrop", "conditional_detr"):
         raise ValueError(

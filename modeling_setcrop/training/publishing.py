@@ -49,7 +49,7 @@ def publish(folder: Path, repository: str, api: HfApi | None = None) -> bool:
             write_card(target, repository)
             (plan,) = plan_upload(target, repository)
             logger.info("uploaded to %s", upload(plan, api=api))
-    except (*HUB_FAILURES, ValueError) as error:
+    except HUB_FAILURES as error:
         logger.error(
             "push_to_hub: %s: %s; the model is in %s, to upload it: setcrop export hub EXPORT --model %s && "
             "setcrop publish EXPORT --repo-id %s",

@@ -18,9 +18,8 @@ _NOT_OF_THE_RECIPE = (
     "profile",
     "push_to_hub",
     "hub_model_id",
-    "hub_private",
     "resume_from_checkpoint",
-    "num_workers",
+    "dataloader_num_workers",
 )
 
 
