@@ -22,7 +22,7 @@ _GRAPH = "onnx/model.onnx"
 _IGNORED = {"__pycache__", ".git", ".cache"}
 
 # What the Hub may answer, or not answer: the first base of its errors is that of the library that it connects with,
-# whose name changes with versions; of files sent in pieces (hf_xet) failures are RuntimeErrors, bad names are ValueErrors.
+# whose name changes with versions; of files sent in pieces (hf_xet) they are RuntimeErrors, of bad names ValueErrors.
 HUB_FAILURES: tuple[type[Exception], ...] = (HfHubHTTPError.__bases__[0], OSError, RuntimeError, ValueError)
 
 
