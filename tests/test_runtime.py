@@ -132,6 +132,22 @@ def test_the_package_imports_nothing_heavy_and_still_knows_its_names():
     assert found.stdout == "\nmodule 'modeling_setcrop' has no attribute 'Crops'\n", found.stderr
 
 
+def test_score_rates_boxes_and_maps_where_a_crop_goes_best(tmp_path):
+    boxes, runner = ["--box", "0,0,1500,1000", "--box", "10,10,60,50"], CliRunner()
+    found = runner.invoke(app, ["score", PHOTO, *boxes, "--json"])
+    large, small = json.loads(found.stdout)
+    assert large["box"] == {"xmin": 0, "ymin": 0, "xmax": 1500, "ymax": 1000}
+    assert 1 <= small["rating"] < large["rating"] <= 5 and large["score"] == large["rating"]
+    name, *table = runner.invoke(app, ["score", PHOTO, *boxes]).stdout.splitlines()
+    assert name == PHOTO and "rating" in table[1] and f"{large['rating']:.2f}" in table[3]
+    path = tmp_path / "map.png"
+    found = runner.invoke(app, ["score", PHOTO, "--grid", "--heatmap", str(path), "--json"])
+    ratings = [row["rating"] for row in json.loads(found.stdout)]
+    assert ratings == sorted(ratings, reverse=True) and len(ratings) == 5
+    with Image.open(path) as image:
+        assert image.mode == "RGB" and len(image.getcolors(10**6) or ()) > 1000
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -26,12 +26,12 @@ def score(
     box: Annotated[
         list[str] | None, typer.Option(help="A crop as x1,y1,x2,y2 in pixels of the image; repeat for more.")
     ] = None,
-    grid: Annotated[bool, typer.Option("--grid", help="Score one size of crop at every place instead.")] = False,
+    grid: Annotated[bool, typer.Option("--grid", help="Rate one size of crop at every place instead.")] = False,
     size: Annotated[
         float, typer.Option(min=0.05, max=1.0, help="Share of the image's sides that crops of the grid have.")
     ] = 0.7,
     heatmap: Annotated[
-        Path | None, typer.Option(help="With --grid: write the image coloured by the score of a crop there.")
+        Path | None, typer.Option(help="With --grid: write the image coloured by the rating of a crop there.")
     ] = None,
     tightness: shared.Tightness = "default",
     model: shared.Model = None,
@@ -40,7 +40,7 @@ def score(
     trust_remote_code: shared.TrustRemoteCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Predict the score (1 to 5, as people rate) of any crop of an image."""
+    """Predict the rating (1 to 5, as people rate) of any crop of an image."""
     try:
         if bool(box) == grid:
             raise ValueError("give either --box x1,y1,x2,y2 or --grid")
@@ -59,9 +59,11 @@ def score(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("xmin", "ymin", "xmax", "ymax", "score", title=str(image))
+    table = Table("xmin", "ymin", "xmax", "ymax", "rating")
     for row in rows:
-        table.add_row(*(str(value) for value in row["box"].values()), f"{row['score']:.2f}")
+        table.add_row(*(str(value) for value in row["box"].values()), f"{row['rating']:.2f}")
+    # Not as the table's title, which would be broken to its width.
+    print(image)
     Console().print(table)
     if heatmap is not None:
         print(f"map written to {heatmap}")
@@ -104,19 +106,23 @@ def _score(
     if prediction.rate is None:
         raise ValueError("this model cannot rate crops: it was made with crop_scoring=False")
     shares = xyxy_to_cxcywh(corners / [width, height, width, height])
-    scores = prediction.rate(shares.astype(np.float32))
+    ratings = prediction.rate(shares.astype(np.float32))
     if heatmap is not None:
-        _write_heatmap(loaded.image, corners, scores, loaded.size, heatmap)
-    order = range(len(boxes)) if boxes else rank(scores)[:_LISTED].tolist()
+        _write_heatmap(loaded.image, corners, ratings, loaded.size, heatmap)
+    order = range(len(boxes)) if boxes else rank(ratings)[:_LISTED].tolist()
     names = ("xmin", "ymin", "xmax", "ymax")
-    return [
-        {"box": dict(zip(names, map(round, corners[i].tolist()), strict=True)), "score": round(float(scores[i]), 4)}
-        for i in order
-    ]
+    rows = []
+    for i in order:
+        rating = round(float(ratings[i]), 4)
+        # "score" is what it was called, for one more version.
+        rows.append(
+            {"box": dict(zip(names, map(round, corners[i].tolist()), strict=True)), "rating": rating, "score": rating}
+        )
+    return rows
 
 
 def _write_heatmap(
-    image: Image.Image, corners: np.ndarray, scores: np.ndarray, image_size: tuple[int, int], path: Path
+    image: Image.Image, corners: np.ndarray, ratings: np.ndarray, image_size: tuple[int, int], path: Path
 ) -> None:
     """Return the image in grey under a map from blue (worst place) to red (best) over the centres of the crops."""
     import numpy as np
@@ -127,7 +133,7 @@ def _write_heatmap(
     xs, column = np.unique(corners[:, 0], return_inverse=True)
     ys, row = np.unique(corners[:, 1], return_inverse=True)
     level = np.zeros((len(ys), len(xs)))
-    level[row, column] = scores
+    level[row, column] = ratings
     spread = level.max() - level.min()
     level = (level - level.min()) / spread if spread > 0 else np.full_like(level, 0.5)
     # Hue from blue to red; the crops' centres cover the middle of the image, the rest stays grey.
