@@ -51,9 +51,6 @@ _MODULES = {
     "SetCropModel": "modeling_setcrop",
 }
 
-# Those of them that the light installation can load.
-_LIGHT_MODULES = {"runtime.checkpoint", "crop_constraints", "crop_options", "runtime.cropper", "image_reading"}
-
 # Names of before, for one more version.
 _FORMER = {
     "EfficientNetLiteBackbone": "InvertedResidualBackbone",
@@ -104,13 +101,10 @@ if not TYPE_CHECKING:  # type checkers would take any name for one of these
 
 def __dir__() -> list[str]:
     """List the names that can be loaded here: without torch, or torchvision, a few cannot."""
-
-    def can_load(name: str) -> bool:
-        module = _MODULES[name]
-        needed = "torchvision" if name == "SetCropImageProcessor" else "transformers"
-        return module in _LIGHT_MODULES or all(_is_installed(package) for package in ("torch", needed))
-
-    return sorted({*globals(), *filter(can_load, _MODULES)})
+    names = {*globals(), *__all__}
+    if "SetCropModel" in __all__ and _is_installed("torchvision"):
+        names.add("SetCropImageProcessor")
+    return sorted(names)
 
 
 register_with_transformers(__name__, DEFAULT_CHECKPOINT)
