@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
+import numpy as np
+
 # A detector learns the first; the second are crops that were rated and are not good ones.
 CATEGORIES = ({"id": 1, "name": "crop"}, {"id": 2, "name": "rejected crop"})
 GOOD, REJECTED = (category["id"] for category in CATEGORIES)
@@ -59,14 +61,13 @@ def crops_of_coco(annotations: Sequence[dict[str, Any]]) -> dict[str, Any]:
     boxes: list[list[float]] = []
     good: list[bool] = []
     for annotation in annotations:
-        bbox = annotation.get("bbox")
-        if (
-            not isinstance(bbox, Sequence)
-            or len(bbox) != 4
-            or not all(isinstance(value, int | float) for value in bbox)
-        ):
+        try:
+            bbox = np.asarray(annotation.get("bbox"))
+        except ValueError:  # lists of different lengths
+            bbox = np.zeros(0)
+        if bbox.shape != (4,) or bbox.dtype.kind not in "iuf":
             raise ValueError(f"annotation {annotation.get('id', len(boxes))}: bbox is not [x, y, width, height]")
-        boxes.append(corners(bbox))
+        boxes.append(corners(bbox.tolist()))
         validity = annotation.get("validity")
         good.append(validity >= 0.5 if validity is not None else annotation.get("category_id", GOOD) != REJECTED)
     ratings = [annotation.get("rating") for annotation in annotations]

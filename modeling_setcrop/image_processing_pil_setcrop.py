@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from transformers import BatchFeature
 from transformers.image_utils import SizeDict, get_image_size, make_flat_list_of_images
 from transformers.models.conditional_detr.image_processing_pil_conditional_detr import (
@@ -17,6 +18,7 @@ from .coco_annotations import crops_of_coco
 from .crop_geometry import covering_order, cxcywh_to_xyxy, good_crop_probability, nms, rank, xyxy_to_cxcywh
 from .crop_judging import best_probabilities
 from .image_preprocessing import resized_size
+from .image_reading import to_rgb
 
 # Resizing and annotation tools round: a corner this far outside (pixels) belongs on the edge.
 _ROUNDING = 1.0
@@ -36,6 +38,8 @@ class CropProcessingMixin:
 
     valid_kwargs = SetCropImageProcessorKwargs
     size_divisor: int | None = None
+    # Upstream's takes three channels alone.
+    do_convert_rgb = True
 
     def preprocess(
         self, images: Any, annotations: dict[str, Any] | list[dict[str, Any]] | None = None, **kwargs: Any
@@ -68,6 +72,10 @@ class CropProcessingMixin:
                 for annotation, image in zip(annotations, images, strict=True)
             ]
         return encoding
+
+    def process_image(self, image: Any, *args: Any, **kwargs: Any) -> Any:
+        """As upstream's; of a PIL image of any mode what the pipeline sees: transparency is laid over white."""
+        return super().process_image(to_rgb(image) if isinstance(image, Image.Image) else image, *args, **kwargs)
 
     def resize(self, image: Any, size: SizeDict, *args: Any, **kwargs: Any) -> Any:
         """As upstream's, but no side gets shorter than one cell of the backbone's features."""
@@ -155,7 +163,12 @@ class CropProcessingMixin:
 
 
 def _crops(annotation: dict[str, Any]) -> dict[str, Any]:
-    return crops_of_coco(annotation["annotations"]) if "annotations" in annotation else annotation
+    """Return an image's crops as [`encode_crops`] takes them, of either form of annotation."""
+    if isinstance(annotation, dict) and "annotations" in annotation:
+        return crops_of_coco(annotation["annotations"])
+    if not isinstance(annotation, dict) or not {"boxes", "good"} <= annotation.keys():
+        raise ValueError("annotations are a dict for each image, with 'annotations' (COCO) or with 'boxes' and 'good'")
+    return annotation
 
 
 def encode_crops(annotation: dict[str, Any], image_size: tuple[int, int]) -> dict[str, torch.Tensor]:

@@ -213,6 +213,15 @@ def test_crops_need_a_box_and_all_ratings_or_none():
         crops_of_coco([{"bbox": [0, 0, 1, 1], "rating": 3}, {"bbox": [0, 0, 1, 1]}])
 
 
+def test_boxes_may_be_arrays():
+    """As augmentation libraries and `with_format("numpy")` give them."""
+    found = crops_of_coco([{"bbox": np.array([4, 2, 30, 100.5])}, {"bbox": (np.float32(1), 2, 3, np.int64(4))}])
+    assert found["boxes"] == [[4, 2, 34, 102.5], [1, 2, 4, 6]]
+    for bbox in ("1234", [1, 2, 3, "4"], [[1], 2, 3, 4], [True, False, True, True]):
+        with pytest.raises(ValueError, match="bbox is not"):
+            crops_of_coco([{"bbox": bbox}])
+
+
 def test_image_ids_are_numbers_that_a_name_always_has():
     assert coco_image_id("photos/000000397133.jpg") == coco_image_id("000000397133.png") == 397133
     assert coco_image_id("a/beach.v2.jpg") == coco_image_id("beach.v2.png") < 2**53

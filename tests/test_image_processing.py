@@ -17,6 +17,7 @@ from transformers.modeling_outputs import ModelOutput
 from modeling_setcrop import SetCropImageProcessorPil
 from modeling_setcrop.image_preprocessing import ImagePreprocessing, resized_size
 from modeling_setcrop.image_processing_pil_setcrop import encode_crops
+from modeling_setcrop.image_sources import read_any_image
 
 
 def test_pixels_are_normalised_padded_and_masked(tiny_processor):
@@ -156,3 +157,23 @@ def test_the_runtimes_preprocessing_is_the_image_processors(tiny_processor, size
 def test_preprocessing_that_cannot_be_is_refused(tiny_processor, fields, message):
     with pytest.raises(ValueError, match=message):
         ImagePreprocessing.from_dict(tiny_processor.to_dict() | fields)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "LA", "RGBA", "CMYK", "I;16"])
+def test_images_of_every_mode_are_what_the_pipeline_sees(tiny_processor, mode):
+    values = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+    image = Image.fromarray(values)
+    image = Image.fromarray(values[..., 0].astype(np.uint16) * 257) if mode == "I;16" else image.convert(mode)
+    if mode in ("LA", "RGBA"):
+        image.putalpha(Image.fromarray(values[..., 1]))
+    preprocessing = ImagePreprocessing.from_dict(tiny_processor.to_dict())
+    expected = preprocessing(read_any_image(image, 80).image)
+    found = tiny_processor(image, return_tensors="np")["pixel_values"][0]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_annotations_of_neither_form_are_refused(tiny_processor):
+    image = np.zeros((120, 160, 3), np.uint8)
+    for wrong in ([[{"bbox": [0, 0, 5, 5]}]], {"boxes": [[0, 0, 5, 5]]}, {"segments_info": []}):
+        with pytest.raises(ValueError, match="annotations are a dict for each image, with 'annotations'"):
+            tiny_processor(image, annotations=wrong)

@@ -185,7 +185,8 @@ def _number(entry: dict[str, Any], name: str, low: float, high: float) -> float 
 
 
 def _rows(root: Path, problems: Problems) -> Iterator[Row]:
-    file, lines = label_file(root), {}
+    file = label_file(root)
+    lines: dict[Path, int] = {}
     for image in read_editor_images(root, problems):
         split = _SPLITS.get(image.split)
         if split is None:
