@@ -12,6 +12,7 @@ from transformers import pipeline
 gradio = pytest.importorskip("gradio")
 gradio_client = pytest.importorskip("gradio_client")
 
+from modeling_setcrop import DEFAULT_CHECKPOINT, Cropper  # noqa: E402
 from modeling_setcrop.integrations.gradio_demo import MAX_UPLOAD, build_demo  # noqa: E402
 
 
@@ -56,3 +57,27 @@ def test_a_bad_file_is_refused_with_its_reason(address, tmp_path, content, reaso
     with pytest.raises(Exception, match=reason) as caught:
         client.predict(gradio_client.handle_file(path), "free", 3, 0.3, api_name="/suggest")
     assert "/tmp" not in str(caught.value)
+
+
+def tightness_choices(page):
+    (choice,) = [part for part in page.blocks.values() if getattr(part, "label", "") == "Tightness"]
+    return [name for name, _ in choice.choices], choice.visible
+
+
+def test_tightness_is_a_choice_where_the_model_has_several(tiny_checkpoint, photos):
+    assert tightness_choices(build_demo(pipeline("image-cropping", model=str(tiny_checkpoint))))[1] is False
+    cropper = Cropper(DEFAULT_CHECKPOINT)
+    page = build_demo(cropper)
+    assert tightness_choices(page) == (["loose", "default", "tight"], True)
+    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
+    try:
+        client = gradio_client.Client(url, verbose=False)
+        photo = gradio_client.handle_file(str(photos[0]))
+        answers = [
+            client.predict(photo, "free", 1, 0.3, tightness, api_name="/suggest") for tightness in ("default", "tight")
+        ]
+    finally:
+        page.close()
+    for (_, table, _, _), tightness in zip(answers, ("default", "tight"), strict=True):
+        (crop,) = cropper(str(photos[0]), top_k=1, diversity=0.3, tightness=tightness)
+        assert table["data"][0][2:6] == list(crop["box"].values())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from ..crop_options import TIGHTNESS
 from ..image_reading import load_image_file, one_line
 from ..images.drawing import DRAWING_SIDE, draw_crops
 from ..images.formats import output_suffix
@@ -58,10 +59,15 @@ def build_demo(cropper: ImageCroppingPipeline | Cropper, examples: list[str] | N
     """
     folder = Path(tempfile.mkdtemp(prefix="setcrop-demo-"))
 
-    def suggest(path: str | None, ratio: str, count: int, diversity: float) -> _Shown:
+    # Whose ratings a model can predict; with one source there is nothing to choose.
+    sources = getattr(cropper.config, "tightness_sources", None) or {}
+    known = [name for name in TIGHTNESS if name == "default" or name in sources]
+
+    def suggest(path: str | None, ratio: str, count: int, diversity: float, tightness: str) -> _Shown:
         if path is None:
             raise gr.Error("Drop an image first.")
         asked = {"aspect_ratio": None if ratio == "free" else ratio, "top_k": int(count), "diversity": diversity}
+        asked["tightness"] = tightness
         try:
             return _shown(cropper, Path(path), asked, folder)
         except Exception as error:
@@ -76,13 +82,14 @@ def build_demo(cropper: ImageCroppingPipeline | Cropper, examples: list[str] | N
                 ratio = gr.Dropdown(RATIOS, value="free", label="Aspect ratio", allow_custom_value=True)
                 count = gr.Slider(1, 10, value=5, step=1, label="Crops")
                 diversity = gr.Slider(0, 1, value=0.3, step=0.05, label="Diversity")
+                tightness = gr.Radio(known, value="default", label="Tightness", visible=len(known) > 1)
                 button = gr.Button("Suggest crops", variant="primary")
             with gr.Column():
                 drawn = gr.Image(label="Crops", format="jpeg", interactive=False)
                 verdict = gr.Markdown()
                 table = gr.Dataframe(headers=_HEADERS, label="Boxes in pixels", interactive=False)
                 files = gr.Files(label="Crops and JSON")
-        inputs, outputs = [source, ratio, count, diversity], [drawn, table, files, verdict]
+        inputs, outputs = [source, ratio, count, diversity, tightness], [drawn, table, files, verdict]
         gr.on([button.click, source.upload], suggest, inputs, outputs, api_name="suggest")
         if examples:
             gr.Examples([[example] for example in examples], [source])
