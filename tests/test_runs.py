@@ -287,6 +287,7 @@ def test_ctrl_c_leaves_whole_files_and_the_next_run_goes_on(tiny_checkpoint, tmp
         (["crop", "x.jpg", "--out", "o", "--name", "{colour}"], "name template"),
         (["crop", "x.jpg", "--out", "o", "--format", "docx"], "unknown image format 'docx'"),
         (["crop", "x.jpg", "--out", "o", "--manifest", "m.txt"], "use .jsonl or .csv"),
+        (["crop", "x.jpg", "--out", "o", "--manifest", f"{__file__}/m.csv"], "no file can be written there"),
         (["crop", "x.jpg", "--out", "o", "--keep", "1,a"], "--keep '1,a'"),
         (["crop", "examples/photos", "--out", "examples/photos"], "give another folder"),
         (["suggest", "x.jpg", "--min-area", "0.5", "--max-area", "0.2"], "larger than max_area"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 import sys
 import time
@@ -125,11 +126,16 @@ def crop(
 
 
 def _check_manifest(manifest: Path | None, format: str | None) -> None:
-    """Raise ValueError where the manifest's file and its format do not go together."""
+    """Raise ValueError where the manifest's file and its format do not go together, or it cannot be written."""
     if format is not None and (manifest is None or manifest.suffix.lower() == ".csv"):
         raise ValueError("--manifest-format needs --manifest FILE, in JSON")
     if manifest is not None and format is None and manifest.suffix.lower() not in (".jsonl", ".csv"):
         raise ValueError(f"--manifest {manifest}: use .jsonl or .csv")
+    if manifest is not None:
+        # Said before hours of work, not after them.
+        folder = next(parent for parent in manifest.absolute().parents if parent.exists())
+        if manifest.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise ValueError(f"--manifest {manifest}: no file can be written there")
 
 
 class _Run:
@@ -259,11 +265,15 @@ class _Run:
         rate = f", {self.images / self.seconds:.1f} images a second" if self.images and self.seconds else ""
         verb = "would go" if dry_run else "went"
         print(
-            f"{self.crops} crops of {self.images} images {verb} to {out}; "
+            f"{_counted(self.crops, 'crop')} of {_counted(self.images, 'image')} {verb} to {out}; "
             f"{self.skipped} were done before, {len(self.errors)} failed{rate}"
         )
         if self.interrupted:
             print("Interrupted: run the same command again to go on.")
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def _interrupt(*_: Any) -> None:
