@@ -182,6 +182,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
                 "split": "train",
                 "rating_scale": [1.0, 5.0],
                 "crop_labels": None,
+                "coco_id": None,
             }
             for name in ("a.png", "b.png")
         ],
@@ -275,6 +276,7 @@ class TestBatches:
             "split": "test",
             "rating_scale": [1.0, 5.0],
             "crop_labels": None,
+            "coco_id": None,
         }
         processor = SetCropImageProcessorPil(size={"shortest_edge": 32, "longest_edge": 64})
         seen = read_any_image(str(path), READ_FACTOR * 32)

@@ -295,7 +295,7 @@ def test_names_that_meet_are_found_before_anything_is_written(setcrop, tmp_path)
     # What the model answers shows only when it has: the second is refused, not written over the first.
     result = setcrop("crop", tmp_path / "album", "--out", tmp_path / "out", "--name", "w{width}", "--width", 20)
     assert "its crop would have the name of one of" in result.stderr
-    assert f"{len(files_below(tmp_path / 'out'))} crops of" in result.stdout
+    assert f"{len(files_below(tmp_path / 'out'))} crop" in result.stdout
 
 
 def test_file_names_stay_when_another_ratio_is_asked_for(setcrop, album, tmp_path):
