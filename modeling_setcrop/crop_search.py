@@ -64,7 +64,7 @@ def _whole_pixels(boxes: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
 
 
 def search(prediction: Prediction, constraints: CropConstraints) -> Search:
-    """Candidate boxes (M, 4) that break least, and their merits (M,)."""
+    """Candidate boxes (M, 4) that break least, and their merits (M,), of small ones less [`_less_for_size`]."""
     image_size = prediction.image_size
     kept = hull(constraints.keep) if len(constraints.keep) else None
     pool = _satisfying(prediction, constraints, kept)

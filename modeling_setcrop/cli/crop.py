@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import signal
 import sys
 import time
@@ -127,15 +126,15 @@ def crop(
 
 def _check_manifest(manifest: Path | None, format: str | None) -> None:
     """Raise ValueError where the manifest's file and its format do not go together, or it cannot be written."""
+    from ..runs.output import nearest_folder
+
     if format is not None and (manifest is None or manifest.suffix.lower() == ".csv"):
         raise ValueError("--manifest-format needs --manifest FILE, in JSON")
     if manifest is not None and format is None and manifest.suffix.lower() not in (".jsonl", ".csv"):
         raise ValueError(f"--manifest {manifest}: use .jsonl or .csv")
-    if manifest is not None:
-        # Said before hours of work, not after them.
-        folder = next(parent for parent in manifest.absolute().parents if parent.exists())
-        if manifest.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise ValueError(f"--manifest {manifest}: no file can be written there")
+    # Said before hours of work, not after them.
+    if manifest is not None and (manifest.is_dir() or not nearest_folder(manifest.parent)[1]):
+        raise ValueError(f"--manifest {manifest}: no file can be written there")
 
 
 class _Run:

@@ -23,6 +23,12 @@ class FolderInUse(ValueError):
     """Another run writes into the folder; the message is one line that says which."""
 
 
+def nearest_folder(path: Path) -> tuple[Path, bool]:
+    """Return the first of a path and its parents that exists, and whether it is a folder that files can be made in."""
+    there = next(folder for folder in (path, *path.absolute().parents) if os.path.lexists(folder))
+    return there, os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK)
+
+
 def check_output(out: Path, paths: Iterable[Path]) -> None:
     """Refuse an output folder into which crops cannot or must not be written, before anything is read.
 
@@ -35,8 +41,8 @@ def check_output(out: Path, paths: Iterable[Path]) -> None:
     """
     if os.path.lexists(out) and not os.path.isdir(out):
         raise ValueError(f"--out {out}: a file, not a folder")
-    there = next(folder for folder in (out, *out.absolute().parents) if os.path.lexists(folder))
-    if not os.path.isdir(there) or not os.access(there, os.W_OK | os.X_OK):
+    there, writable = nearest_folder(out)
+    if not writable:
         raise ValueError(f"--out {out}: no permission to write into {there}")
     target = os.path.join(os.path.realpath(out), "")
     for path in paths:
