@@ -6,6 +6,9 @@
 from; of a checkpoint of setcrop-lite itself, everything goes on. `--faces` names boxes of faces, which no crop should
 cut (`find_faces.py` writes the file). `--raters-data` adds a data set of densely rated crops (layout gaic's windows as
 JSON lines) as a third source. Every step draws views, boxes and ratings afresh (`modeling_setcrop.data.crop_views`).
+With `--teachers` the model learns from the labels and, with the weight `--taught`, from what other models predict
+(knowledge distillation, Hinton et al., 2015). A teacher that was trained with `--fold 0/4`, without a quarter of the
+images, teaches that quarter alone: what it says of them is free of the label's chance.
 The second stage, `train_setcrop_lite_set.py`, trains the set on top.
 """
 
@@ -16,8 +19,10 @@ import gzip
 import json
 import math
 import time
+import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +46,7 @@ from modeling_setcrop.data.crop_views import (
     stretched,
 )
 from modeling_setcrop.data.editor import EditorImage, read_editor_images
-from modeling_setcrop.loss_any_box_setcrop import any_box_losses, subject_map_loss, window_losses
+from modeling_setcrop.loss_any_box_setcrop import RATINGS_PER_IOU, any_box_losses, subject_map_loss, window_losses
 
 STRIDE = 16
 KEPT_LONG_SIDE = 400
@@ -50,6 +55,8 @@ RATERS_SHARE = 1 / 8
 # FCDB's training images that are kept out, to choose by.
 HELD_OUT = 80
 LOGGED_EVERY = 50
+# In a teacher's folder: which fold of how many it left out.
+FOLD_FILE = "fold.json"
 
 
 def nearest_size(ratio: float, long: int) -> tuple[int, int]:
@@ -78,6 +85,11 @@ def with_faces(images: list[EditorImage], path: Path) -> list[EditorImage]:
         else image
         for image in images
     ]
+
+
+def image_number(image: EditorImage) -> int:
+    """Return a number by which an image belongs to a fold, whatever other images there are."""
+    return zlib.crc32(image.path.name.encode())
 
 
 def read_raters(path: Path, images: list[EditorImage]) -> dict[int, list[dict]]:
@@ -165,34 +177,97 @@ class Views(IterableDataset):
             "families": families,
             "importance": view.labels.importance_map((size[1] // STRIDE, size[0] // STRIDE)),
             "source": np.array(SOURCES.index(source)),
+            "image": np.array(image_number(self.images[index])),
         }
-        return size, {name: v if name in ("pixels", "source") else v.astype(np.float32) for name, v in values.items()}
+        kept = ("pixels", "source", "image")
+        return size, {name: v if name in kept else v.astype(np.float32) for name, v in values.items()}
 
 
-def batch_loss(
-    model: SetCropForImageCropping, batch: dict[str, torch.Tensor], windows_weight: float = 0.4
-) -> dict[str, torch.Tensor]:
-    """Return the first stage's losses of one batch."""
+def predict(model: SetCropForImageCropping, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Predict ratings of B views' boxes (B, M) and windows (B, families, W), and the map of subjects.
+
+    The map is (B, rows, columns), 0..1.
+    """
     pixels = (batch["pixels"].permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
     with torch.autocast(pixels.device.type, torch.bfloat16):
         encoded = model.model.encode(pixels)
         encoded.last_hidden_state = encoded.last_hidden_state.float()
         encoded.detail = encoded.detail.float()
     windows = batch["windows"]
-    families, count = windows.shape[1:3]
     boxes = torch.cat([batch["boxes"], windows.flatten(1, 2)], dim=1)
-    predicted = model.score_crops(xyxy_to_cxcywh(boxes), encoded, source=batch["source"])
-    rated, slid = predicted[:, :BOXES], predicted[:, BOXES:].unflatten(1, (families, count))
-    losses = any_box_losses(rated, batch["ratings"], batch["weight"])
-    slide = window_losses(slid, batch["fit"])
+    ratings = model.score_crops(xyxy_to_cxcywh(boxes), encoded, source=batch["source"])
+    return {
+        "ratings": ratings[:, :BOXES],
+        "windows": ratings[:, BOXES:].unflatten(1, windows.shape[1:3]),
+        "importance": encoded.importance.float(),
+    }
+
+
+def losses_from(
+    wanted: dict[str, torch.Tensor],
+    predicted: dict[str, torch.Tensor],
+    batch: dict[str, torch.Tensor],
+    windows_weight: float,
+) -> dict[str, torch.Tensor]:
+    """Return the first stage's losses of one batch, from the labels or from what teachers predict."""
+    losses = any_box_losses(predicted["ratings"], wanted["ratings"], batch["weight"])
+    slide = window_losses(predicted["windows"], wanted["fit"])
     seen = (batch["source"] != SOURCES.index("raters")).float()[:, None, None]
     return {
         "rating": losses["score"],
         "order": losses["order"],
         "choice": losses["choice"],
         "windows": (slide * batch["families"]).sum() / batch["families"].sum().clamp(min=1) * windows_weight,
-        "importance": (subject_map_loss(encoded.importance, batch["importance"]) * seen).mean() * 0.5,
+        "importance": (subject_map_loss(predicted["importance"], wanted["importance"]) * seen).mean() * 0.5,
     }
+
+
+def batch_loss(
+    model: SetCropForImageCropping,
+    batch: dict[str, torch.Tensor],
+    windows_weight: float = 0.4,
+    taught: dict[str, torch.Tensor] | None = None,
+    share: float = 0.0,
+) -> dict[str, torch.Tensor]:
+    """Return the first stage's losses of one batch; with teachers, `share` of them from what these predict."""
+    predicted = predict(model, batch)
+    losses = losses_from(batch, predicted, batch, windows_weight)
+    if taught is None:
+        return losses
+    learned = losses_from(taught, predicted, batch, windows_weight)
+    return {name: (1 - share) * loss + share * learned[name] for name, loss in losses.items()}
+
+
+@dataclass
+class Teacher:
+    """A model whose predictions another learns from; `fold`, where it left one out, is which of how many."""
+
+    model: SetCropForImageCropping
+    fold: tuple[int, int] | None
+
+    def teaches(self, image: torch.Tensor) -> torch.Tensor:
+        """Say of images (B,), by their numbers, whether this model teaches them."""
+        if self.fold is None:
+            return torch.ones_like(image, dtype=torch.bool)
+        number, count = self.fold
+        return image % count == number
+
+
+@torch.no_grad()
+def teach(teachers: list[Teacher], batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the means, in the form of the labels, of what the teachers of each view's image predict."""
+    out = {name: torch.zeros_like(batch[name]) for name in ("ratings", "fit", "importance")}
+    teaches = torch.stack([teacher.teaches(batch["image"]) for teacher in teachers]).float()
+    for teacher, share in zip(teachers, teaches / teaches.sum(0), strict=True):
+        # A GPU takes long over every new number of views, so all of them are predicted.
+        if not share.any():
+            continue
+        predicted = predict(teacher.model, batch)
+        out["ratings"] += predicted["ratings"] * share[:, None]
+        # Windows are wanted by IoU; of ratings it is the difference that counts.
+        out["fit"] += predicted["windows"] * share[:, None, None] / RATINGS_PER_IOU
+        out["importance"] += predicted["importance"] * share[:, None, None]
+    return out
 
 
 _LINES = np.linspace(0, 1, 17)
@@ -319,6 +394,31 @@ def new_model(start: str, dropout: float = 0.1, encoder_layers: int | None = Non
     return model
 
 
+def fold_of(text: str) -> tuple[int, int]:
+    """Read "0/4" as the first of four folds."""
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not like 0/4, the first of four, to 3/4, the last")
+    return int(number), int(count)
+
+
+def read_teachers(folders: list[Path], device: str) -> list[Teacher]:
+    """Read models; those that were trained with `--fold` teach only what they left out.
+
+    Raises:
+        ValueError: some images have no teacher.
+    """
+    teachers = []
+    for folder in folders:
+        fold = folder / FOLD_FILE
+        model = SetCropForImageCropping.from_pretrained(folder, dtype=torch.float32).to(device).eval()
+        teachers.append(Teacher(model, tuple(json.loads(fold.read_text())) if fold.exists() else None))
+    numbers = torch.arange(math.lcm(*(teacher.fold[1] for teacher in teachers if teacher.fold)))
+    if not torch.stack([teacher.teaches(numbers) for teacher in teachers]).any(0).all():
+        raise ValueError(f"--teachers: some images have none; each teaches {[t.fold or 'all' for t in teachers]}")
+    return teachers
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--editor-data", type=Path, required=True)
@@ -342,6 +442,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--encoder_layers", type=int, help="by default as many as --start has")
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--average", type=float, default=0.998, help="decay of the average of the weights")
+    parser.add_argument("--fold", type=fold_of, help="leave these images out, as 0/4: the first of four folds")
+    parser.add_argument("--teachers", type=Path, nargs="+", help="models to learn from, besides the labels")
+    parser.add_argument("--taught", type=float, default=0.5, help="share of the loss that is from the teachers")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw views")
     return parser.parse_args()
@@ -355,7 +458,11 @@ def read_data(args: argparse.Namespace) -> tuple[list[EditorImage], list[EditorI
     order = np.random.default_rng(1).permutation(len(train))
     held = [i for i in order if train[i].labels.people is not None][-HELD_OUT:]
     val = [image for image in images if image.split == "val"] + [train[i] for i in held]
-    return [train[i] for i in order[: round(len(order) * args.share)] if i not in set(held)], val
+    kept = [train[i] for i in order[: round(len(order) * args.share)] if i not in set(held)]
+    if args.fold:
+        number, count = args.fold
+        kept = [image for image in kept if image_number(image) % count != number]
+    return kept, val
 
 
 def batches(views: Views, args: argparse.Namespace) -> Iterator[dict[str, torch.Tensor]]:
@@ -372,8 +479,16 @@ def train_first_stage(
     loader: Iterator[dict[str, torch.Tensor]],
     validated: Callable[[SetCropForImageCropping], dict[str, float]],
     args: argparse.Namespace,
+    taught: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] | None = None,
 ) -> None:
     """Train, and keep the average of the weights and the log in the output folder.
+
+    Args:
+        model: setcrop-lite.
+        loader: batches of views.
+        validated: the figures of a model.
+        args: of the command line.
+        taught: what teachers predict of a batch.
 
     Raises:
         FloatingPointError: a loss is not a number; the last validated weights are in the output folder.
@@ -388,7 +503,8 @@ def train_first_stage(
         factor = min(1, (step + 1) / 200) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(done, 1))))
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * factor
-        losses = batch_loss(model, next(loader), args.windows_weight)
+        batch = next(loader)
+        losses = batch_loss(model, batch, args.windows_weight, taught and taught(batch), args.taught)
         optimizer.zero_grad()
         sum(losses.values()).backward()
         nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], 1.0)
@@ -421,8 +537,11 @@ def main() -> None:
     model.to(args.device).train()
     model.model.backbone.to(memory_format=torch.channels_last)
     args.output_dir.mkdir(parents=True, exist_ok=True)
+    taught = partial(teach, read_teachers(args.teachers, args.device)) if args.teachers else None
+    if args.fold:
+        (args.output_dir / FOLD_FILE).write_text(json.dumps(args.fold))
     loader = batches(Views(train, pixels, raters, args.batch_size, args.seed, args.long_side), args)
-    train_first_stage(model, loader, lambda average: validate(average, val, val_pixels, args.long_side), args)
+    train_first_stage(model, loader, lambda average: validate(average, val, val_pixels, args.long_side), args, taught)
 
 
 if __name__ == "__main__":

@@ -111,6 +111,8 @@ class CropOptions:
                 raise TypeError(f"{name} must be True or False, not {getattr(self, name)!r}")
         if self.min_area is not None and self.max_area is not None and self.min_area > self.max_area:
             raise ValueError(f"min_area ({self.min_area}) is larger than max_area ({self.max_area})")
+        if self.as_set and self.diversity is not None:
+            raise ValueError("as_set and diversity both choose how crops differ: give one of them")
         if self.tightness not in TIGHTNESS:
             raise ValueError(f"tightness must be one of {', '.join(TIGHTNESS)}, not {self.tightness!r}")
         freeze = object.__setattr__

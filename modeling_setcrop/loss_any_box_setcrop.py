@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-# How sharply the best of the boxes, and of the windows of one size, are told from the rest (in ratings), and what IoU
-# with the wanted window is worth (in ratings).
-_CHOICE_SCALE, _WINDOW_SCALE, _RATINGS_PER_IOU = 0.15, 0.3, 4.0
+# What IoU with the wanted window is worth, in ratings.
+RATINGS_PER_IOU = 4.0
+# How sharply the best of the boxes, and of the windows of one size, are told from the rest (in ratings).
+_CHOICE_SCALE, _WINDOW_SCALE = 0.15, 0.3
 _CHOICE_WEIGHT = 0.3
 
 
@@ -49,7 +50,7 @@ def window_losses(predicted: torch.Tensor, fit: torch.Tensor) -> torch.Tensor:
         predicted: (..., W) ratings of the windows.
         fit: (..., W) IoU of each with the window that the labels want.
     """
-    wanted = torch.softmax(fit * _RATINGS_PER_IOU / _WINDOW_SCALE, dim=-1)
+    wanted = torch.softmax(fit * RATINGS_PER_IOU / _WINDOW_SCALE, dim=-1)
     return -(wanted * torch.log_softmax(predicted / _WINDOW_SCALE, dim=-1)).sum(-1)
 
 

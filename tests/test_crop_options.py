@@ -85,6 +85,7 @@ def test_misspelt_options_are_refused_with_the_nearest(misspelt, meant):
         ({"keep": [[float("inf"), 5]]}, "not finite"),
         ({"avoid": [[1, 2]]}, "avoid: expected"),
         ({"tightness": "snug"}, "tightness must be one of"),
+        ({"as_set": True, "diversity": 0.5}, "give one of them"),
     ],
 )
 def test_options_out_of_range_are_named(options, message):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import gzip
+import importlib
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,6 +61,85 @@ def run(script: str, *arguments: object) -> str:
     return result.stdout
 
 
+def shallow_student_of(teacher, library):
+    printed = run(
+        "train_setcrop_lite.py",
+        *("--editor-data", library, "--start", teacher, "--output_dir", library / "student", "--encoder_layers", 1),
+        *("--teachers", teacher, "--taught", 0.9, "--fold", "0/4", "--steps", 2, "--batch_size", 2),
+    )
+    seen = int(printed.split(" training images")[0].splitlines()[-1])
+    assert 0 < seen < 12 and json.loads((library / "student" / "fold.json").read_text()) == [0, 4]
+    student = SetCropForImageCropping.from_pretrained(library / "student")
+    assert len(student.model.encoder.layers) == 1
+    return library / "student"
+
+
+@pytest.fixture
+def stage(monkeypatch):
+    """The script of the first stage, imported."""
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    return importlib.import_module("train_setcrop_lite")
+
+
+def test_an_image_is_taught_by_those_who_never_saw_it(stage, monkeypatch):
+    monkeypatch.setattr(
+        stage,
+        "predict",
+        lambda model, batch: {
+            "ratings": torch.full((4, 3), model),
+            "windows": torch.full((4, 2, 5), 4 * model),
+            "importance": torch.full((4, 1, 1), model),
+        },
+    )
+    batch = {"image": torch.tensor([4, 5, 6, 11]), "ratings": torch.zeros(4, 3), "fit": torch.zeros(4, 2, 5)}
+    batch["importance"] = torch.zeros(4, 1, 1)
+    teachers = [stage.Teacher(1.0, (0, 2)), stage.Teacher(2.0, (1, 2)), stage.Teacher(3.0, None)]
+    taught = stage.teach(teachers, batch)
+    wanted = torch.tensor([2.0, 2.5, 2.0, 2.5])  # even numbers by the first and the third, odd by the second and third
+    assert torch.equal(taught["ratings"], wanted[:, None].expand(4, 3))
+    assert torch.equal(taught["fit"], wanted[:, None, None].expand(4, 2, 5))
+    assert torch.equal(taught["importance"][:, 0, 0], wanted)
+
+
+def test_losses_are_shared_between_labels_and_teachers(stage, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    predicted = {
+        "ratings": torch.rand(2, 96, generator=generator),
+        "windows": torch.rand(2, 4, 13, generator=generator),
+    }
+    predicted["importance"] = torch.rand(2, 3, 4, generator=generator)
+    monkeypatch.setattr(stage, "predict", lambda model, batch: predicted)
+    labels, taught = (
+        {
+            "ratings": torch.rand(2, 96, generator=generator) + 3,
+            "fit": torch.rand(2, 4, 13, generator=generator),
+            "importance": torch.rand(2, 3, 4, generator=generator),
+        }
+        for _ in range(2)
+    )
+    fixed = {"weight": torch.ones(2, 96), "families": torch.ones(2, 4), "source": torch.tensor([0, 1])}
+    from_labels = stage.batch_loss(None, {**labels, **fixed})
+    from_teachers = stage.batch_loss(None, {**taught, **fixed})
+    both = stage.batch_loss(None, {**labels, **fixed}, taught=taught, share=0.3)
+    for name, loss in both.items():
+        torch.testing.assert_close(loss, 0.7 * from_labels[name] + 0.3 * from_teachers[name])
+
+
+def test_every_fold_needs_a_teacher(stage, tmp_path):
+    shutil.copytree(DEFAULT_CHECKPOINT, tmp_path / "teacher", ignore=shutil.ignore_patterns("onnx"))
+    (tmp_path / "teacher" / "fold.json").write_text("[1, 3]")
+    with pytest.raises(ValueError, match="some images have none"):
+        stage.read_teachers([tmp_path / "teacher"], "cpu")
+    teachers = stage.read_teachers([tmp_path / "teacher", Path(DEFAULT_CHECKPOINT)], "cpu")
+    assert [teacher.fold for teacher in teachers] == [(1, 3), None]
+
+
+@pytest.mark.parametrize("text", ["4/4", "-1/2", "half", "1"])
+def test_folds_that_are_none_are_refused(stage, text):
+    with pytest.raises(argparse.ArgumentTypeError, match="0/4"):
+        stage.fold_of(text)
+
+
 def test_three_stages_make_a_checkpoint_that_crops(library, tmp_path):
     first, out = library / "first", library / "out"
     printed = run(
@@ -66,6 +149,7 @@ def test_three_stages_make_a_checkpoint_that_crops(library, tmp_path):
     )
     figures = json.loads(printed.splitlines()[-1])
     assert figures["step"] >= 2 and 0 <= figures["first"] <= 1 and 0 <= figures["people"] <= 1
+    first = shallow_student_of(first, library)
     printed = run(
         "train_setcrop_lite_set.py",
         *("--editor-data", library, "--start", first, "--output_dir", out, "--epochs", 1, "--batch_size", 4),
