@@ -291,7 +291,10 @@ def test_ctrl_c_leaves_whole_files_and_the_next_run_goes_on(tiny_checkpoint, tmp
         (["crop", "x.jpg", "--out", "o", "--keep", "1,a"], "--keep '1,a'"),
         (["crop", "examples/photos", "--out", "examples/photos"], "give another folder"),
         (["suggest", "x.jpg", "--min-area", "0.5", "--max-area", "0.2"], "larger than max_area"),
-        (["suggest", "examples/photos/kitten-on-lawn.jpg", "--model", "/nowhere/model"], "cannot load the model"),
+        (
+            ["suggest", "examples/photos/kitten-on-lawn.jpg", "--model", "/nowhere/model"],
+            "/nowhere/model: no such folder",
+        ),
     ],
 )
 def test_wrong_options_are_one_line_and_status_1(arguments, message, monkeypatch):

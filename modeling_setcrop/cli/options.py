@@ -276,4 +276,5 @@ def load_cropper(
         return Cropper(model, runtime, device, trust_remote_code=trust_remote_code, few=few)
     except (ValueError, ImportError) as error:
         name = model or "that comes with SetCrop"
-        raise UsageError(f"cannot load the model {name}: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).split()).removeprefix(f"{name}: ")
+        raise UsageError(f"cannot load the model {name}: {reason}") from None

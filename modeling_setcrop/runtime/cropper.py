@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from itertools import islice
@@ -20,6 +21,8 @@ from .checkpoint import GRAPH_FOLDER, MODEL_GRAPH, QUANTIZED_GRAPH, CheckpointEr
 Runtime = Literal["torch", "onnx", "onnx-int8"]
 RUNTIMES: tuple[Runtime, ...] = ("torch", "onnx", "onnx-int8")
 
+# What the Hub calls a model; anything else that is no folder is misspelt.
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _PACKAGED = Path(__file__).parents[1] / "checkpoints" / "setcrop-lite"
 
 
@@ -62,6 +65,8 @@ class Cropper(CroppingBase):
         self.options = CropOptions.from_kwargs(**options)
         self._made_with = (model, runtime, device, threads, trust_remote_code, few)
         self.name = str(model or _PACKAGED)
+        if not Path(self.name).exists() and not _HUB_NAME.fullmatch(self.name):
+            raise CheckpointError(f"{self.name}: no such folder")
         self.runtime = runtime or ("onnx" if has_graphs(Path(self.name)) and device in (None, "cpu") else "torch")
         self.engine = self._engine(device, threads, trust_remote_code, few)
         self.preprocessing = self.engine.preprocessing
