@@ -33,7 +33,7 @@ def new_setcrop_lite(
     """setcrop-lite as training starts it.
 
     A backbone with folded batch norm; strides 16 and 32 as one map for the transformer, stride 8 for the scoring head
-    alone; three encoder and three decoder layers of width 128; anchors at the crops of GAIC's grid, where every good
+    alone; one encoder layer and three decoder layers of width 128; anchors at the crops of GAIC's grid, where every good
     crop of GAIC lies.
 
     Args:
@@ -58,7 +58,7 @@ def new_setcrop_lite(
     config = SetCropConfig(
         backbone_config=backbone.config,
         d_model=128,
-        encoder_layers=3,
+        encoder_layers=1,
         decoder_layers=3,
         encoder_ffn_dim=512,
         decoder_ffn_dim=512,
