@@ -33,8 +33,8 @@ def new_setcrop_lite(
     """setcrop-lite as training starts it.
 
     A backbone with folded batch norm; strides 16 and 32 as one map for the transformer, stride 8 for the scoring head
-    alone; one encoder layer and three decoder layers of width 128; anchors at the crops of GAIC's grid, where every good
-    crop of GAIC lies.
+    alone; one encoder layer and three decoder layers of width 128; anchors at the crops of GAIC's grid, where every
+    good crop of GAIC lies.
 
     Args:
         train: training rows of the shared schema, of data with crops elsewhere: the anchors then start at the k-means
