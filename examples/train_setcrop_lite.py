@@ -7,8 +7,9 @@ from; of a checkpoint of setcrop-lite itself, everything goes on. `--faces` name
 cut (`find_faces.py` writes the file). `--raters-data` adds a data set of densely rated crops (layout gaic's windows as
 JSON lines) as a third source. Every step draws views, boxes and ratings afresh (`modeling_setcrop.data.crop_views`).
 With `--teachers` the model learns from the labels and, with the weight `--taught`, from what other models predict
-(knowledge distillation, Hinton et al., 2015). A teacher that was trained with `--fold 0/4`, without a quarter of the
-images, teaches that quarter alone: what it says of them is free of the label's chance.
+(knowledge distillation, Hinton et al., 2015): the ratings that teachers with a face finder teach have its penalty for
+cut faces in them. A teacher that was trained with `--fold 0/4`, without a quarter of the images, teaches that quarter
+alone: what it says of them is free of the label's chance, if the model that it started from never saw them either.
 The second stage, `train_setcrop_lite_set.py`, trains the set on top.
 """
 
@@ -397,7 +398,7 @@ def new_model(start: str, dropout: float = 0.1, encoder_layers: int | None = Non
 def fold_of(text: str) -> tuple[int, int]:
     """Read "0/4" as the first of four folds."""
     number, _, count = text.partition("/")
-    if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+    if not (number.isdecimal() and count.isdecimal() and int(number) < int(count) and int(count) > 1):
         raise argparse.ArgumentTypeError(f"{text!r} is not like 0/4, the first of four, to 3/4, the last")
     return int(number), int(count)
 
@@ -538,6 +539,7 @@ def main() -> None:
     model.model.backbone.to(memory_format=torch.channels_last)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     taught = partial(teach, read_teachers(args.teachers, args.device)) if args.teachers else None
+    (args.output_dir / FOLD_FILE).unlink(missing_ok=True)
     if args.fold:
         (args.output_dir / FOLD_FILE).write_text(json.dumps(args.fold))
     loader = batches(Views(train, pixels, raters, args.batch_size, args.seed, args.long_side), args)

@@ -3,7 +3,8 @@
     python examples/find_faces.py --editor-data DIR --out faces.jsonl
     python examples/train_setcrop_lite_faces.py --editor-data DIR --faces faces.jsonl --start MODEL --output_dir OUT
 
-`--start` is a checkpoint of setcrop-lite after its two other stages; it stays as it is, only its face finder is new.
+`--start` is a checkpoint of setcrop-lite after its two other stages; it stays as it is, only its face finder is new,
+or goes on where it has one.
 The loss is CenterNet's (Zhou et al., "Objects as Points", 2019): a focal loss on a map of the faces' middles, and the
 generalised IoU of their boxes there. Every step draws views afresh; half of them are of images with faces.
 """

@@ -369,7 +369,10 @@ def test_transformers_js_finds_pythons_first_crop_in_photo_files(photos, tmp_pat
         with Image.open(photo) as image, torch.inference_mode():
             output, size = model(**processor(image, return_tensors="pt")), image.size
         assert result["size"] == [size[1], size[0]]
-        found, expected = (edges(one, first_crop(one), size) for one in (result["outputs"], output))
+        # Of two crops that are rated alike either may be the first: the decoders' pixels differ by a little.
+        first, ratings = first_crop(result["outputs"]), output["pred_ratings"][0]
+        assert ratings[first] >= ratings.max() - 0.01, photo.name
+        found, expected = (edges(one, first, size) for one in (result["outputs"], output))
         assert np.abs(found - expected).max() <= 2, photo.name
 
 

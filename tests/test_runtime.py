@@ -137,8 +137,7 @@ def test_score_rates_boxes_and_maps_where_a_crop_goes_best(tmp_path):
     found = runner.invoke(app, ["score", PHOTO, *boxes, "--json"])
     large, small = json.loads(found.stdout)
     assert large["box"] == {"xmin": 0, "ymin": 0, "xmax": 1500, "ymax": 1000}
-    # A regression: what cuts nearly all of the subject may come out a little below the scale of 1 to 5.
-    assert 0 < small["rating"] < large["rating"] <= 5 and large["score"] == large["rating"]
+    assert 1 <= small["rating"] < large["rating"] <= 5 and large["score"] == large["rating"]
     name, *table = runner.invoke(app, ["score", PHOTO, *boxes]).stdout.splitlines()
     assert name == PHOTO and "rating" in table[1] and f"{large['rating']:.2f}" in table[3]
     path = tmp_path / "map.png"

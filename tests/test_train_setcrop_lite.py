@@ -134,7 +134,7 @@ def test_every_fold_needs_a_teacher(stage, tmp_path):
     assert [teacher.fold for teacher in teachers] == [(1, 3), None]
 
 
-@pytest.mark.parametrize("text", ["4/4", "-1/2", "half", "1"])
+@pytest.mark.parametrize("text", ["4/4", "-1/2", "0/1", "half", "1"])
 def test_folds_that_are_none_are_refused(stage, text):
     with pytest.raises(argparse.ArgumentTypeError, match="0/4"):
         stage.fold_of(text)

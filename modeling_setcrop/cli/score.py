@@ -113,7 +113,8 @@ def _score(
     names = ("xmin", "ymin", "xmax", "ymax")
     rows = []
     for i in order:
-        rating = round(float(ratings[i]), 4)
+        # A regression, less the penalty for cut faces: of boxes unlike any good crop it may leave the scale.
+        rating = round(min(max(float(ratings[i]), 1.0), 5.0), 4)
         # "score" is what it was called, for one more version.
         rows.append(
             {"box": dict(zip(names, map(round, corners[i].tolist()), strict=True)), "rating": rating, "score": rating}
