@@ -93,6 +93,12 @@ def image_number(image: EditorImage) -> int:
     return zlib.crc32(image.path.name.encode())
 
 
+def in_fold(image: int | torch.Tensor, fold: tuple[int, int]) -> bool | torch.Tensor:
+    """Say of an image's number, or of several (B,), whether it belongs to a fold: which, of how many."""
+    number, count = fold
+    return image % count == number
+
+
 def read_raters(path: Path, images: list[EditorImage]) -> dict[int, list[dict]]:
     """Rated windows by index of the image that they are windows of; only of images that are given."""
     index = {image.path.name: number for number, image in enumerate(images)}
@@ -200,7 +206,7 @@ def predict(model: SetCropForImageCropping, batch: dict[str, torch.Tensor]) -> d
     return {
         "ratings": ratings[:, :BOXES],
         "windows": ratings[:, BOXES:].unflatten(1, windows.shape[1:3]),
-        "importance": encoded.importance.float(),
+        "importance": encoded.importance,
     }
 
 
@@ -248,10 +254,7 @@ class Teacher:
 
     def teaches(self, image: torch.Tensor) -> torch.Tensor:
         """Say of images (B,), by their numbers, whether this model teaches them."""
-        if self.fold is None:
-            return torch.ones_like(image, dtype=torch.bool)
-        number, count = self.fold
-        return image % count == number
+        return torch.ones_like(image, dtype=torch.bool) if self.fold is None else in_fold(image, self.fold)
 
 
 @torch.no_grad()
@@ -461,8 +464,7 @@ def read_data(args: argparse.Namespace) -> tuple[list[EditorImage], list[EditorI
     val = [image for image in images if image.split == "val"] + [train[i] for i in held]
     kept = [train[i] for i in order[: round(len(order) * args.share)] if i not in set(held)]
     if args.fold:
-        number, count = args.fold
-        kept = [image for image in kept if image_number(image) % count != number]
+        kept = [image for image in kept if not in_fold(image_number(image), args.fold)]
     return kept, val
 
 

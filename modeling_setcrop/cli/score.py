@@ -107,14 +107,15 @@ def _score(
         raise ValueError("this model cannot rate crops: it was made with crop_scoring=False")
     shares = xyxy_to_cxcywh(corners / [width, height, width, height])
     ratings = prediction.rate(shares.astype(np.float32))
+    # A regression, less the penalty for cut faces: of boxes unlike any good crop it may leave the scale.
+    told = ratings.clip(1, 5)
     if heatmap is not None:
         _write_heatmap(loaded.image, corners, ratings, loaded.size, heatmap)
     order = range(len(boxes)) if boxes else rank(ratings)[:_LISTED].tolist()
     names = ("xmin", "ymin", "xmax", "ymax")
     rows = []
     for i in order:
-        # A regression, less the penalty for cut faces: of boxes unlike any good crop it may leave the scale.
-        rating = round(min(max(float(ratings[i]), 1.0), 5.0), 4)
+        rating = round(float(told[i]), 4)
         # "score" is what it was called, for one more version.
         rows.append(
             {"box": dict(zip(names, map(round, corners[i].tolist()), strict=True)), "rating": rating, "score": rating}

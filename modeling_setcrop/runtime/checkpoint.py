@@ -31,6 +31,22 @@ def has_graphs(folder: Path) -> bool:
     return (folder / GRAPH_FOLDER / MODEL_GRAPH).is_file()
 
 
+def is_folder_or_hub_name(name: str) -> bool:
+    """Whether a checkpoint can be called so; without huggingface_hub every name is left to who loads it."""
+    if Path(name).is_dir():
+        return True
+    try:
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils import validate_repo_id
+    except ImportError:
+        return True
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
 def read_config(path: Path) -> SimpleNamespace:
     """Return the fields of a `config.json`, checked.
 

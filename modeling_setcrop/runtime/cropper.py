@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from itertools import islice
@@ -16,13 +15,11 @@ from ..crop_options import CropOptions
 from ..cropping import CroppingBase
 from ..image_sources import is_several, read_any_image
 from ..image_trimming import trimmed
-from .checkpoint import GRAPH_FOLDER, MODEL_GRAPH, QUANTIZED_GRAPH, CheckpointError, has_graphs
+from .checkpoint import GRAPH_FOLDER, MODEL_GRAPH, QUANTIZED_GRAPH, CheckpointError, has_graphs, is_folder_or_hub_name
 
 Runtime = Literal["torch", "onnx", "onnx-int8"]
 RUNTIMES: tuple[Runtime, ...] = ("torch", "onnx", "onnx-int8")
 
-# What the Hub calls a model; anything else that is no folder is misspelt.
-_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _PACKAGED = Path(__file__).parents[1] / "checkpoints" / "setcrop-lite"
 
 
@@ -65,7 +62,7 @@ class Cropper(CroppingBase):
         self.options = CropOptions.from_kwargs(**options)
         self._made_with = (model, runtime, device, threads, trust_remote_code, few)
         self.name = str(model or _PACKAGED)
-        if not Path(self.name).exists() and not _HUB_NAME.fullmatch(self.name):
+        if not is_folder_or_hub_name(self.name):
             raise CheckpointError(f"{self.name}: no such folder")
         self.runtime = runtime or ("onnx" if has_graphs(Path(self.name)) and device in (None, "cpu") else "torch")
         self.engine = self._engine(device, threads, trust_remote_code, few)

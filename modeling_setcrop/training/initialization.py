@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from torch import nn
 from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedConfig
 
 from ..configuration_setcrop import SetCropConfig
 from ..image_processing_pil_setcrop import SetCropImageProcessorPil
 from ..modeling_setcrop import SetCropForImageCropping
+from ..runtime.checkpoint import is_folder_or_hub_name
 
 logger = logging.getLogger(__name__)
 
@@ -103,11 +102,8 @@ def load_model(name_or_path: str, overrides: dict[str, Any] | None = None) -> Se
         OSError: there is no such checkpoint.
     """
     overrides = overrides or {}
-    if not Path(name_or_path).is_dir():
-        try:
-            validate_repo_id(name_or_path)
-        except HFValidationError:
-            raise FileNotFoundError(f"{name_or_path}: no such folder") from None
+    if not is_folder_or_hub_name(name_or_path):
+        raise FileNotFoundError(f"{name_or_path}: no such folder")
     kind = PreTrainedConfig.get_config_dict(name_or_path)[0].get("model_type")
     if kind not in ("setcrop", "conditional_detr"):
         raise ValueError(
