@@ -10,6 +10,7 @@ With `--teachers` the model learns from the labels and, with the weight `--taugh
 (knowledge distillation, Hinton et al., 2015): the ratings that teachers with a face finder teach have its penalty for
 cut faces in them. A teacher that was trained with `--fold 0/4`, without a quarter of the images, teaches that quarter
 alone: what it says of them is free of the label's chance, if the model that it started from never saw them either.
+`--anywhere` shows parts of images drawn without a look at the labels, too: teachers alone say what is good in them.
 The second stage, `train_setcrop_lite_set.py`, trains the set on top.
 """
 
@@ -39,12 +40,16 @@ from modeling_setcrop.data import Problems
 from modeling_setcrop.data.any_box_rating import rate_boxes
 from modeling_setcrop.data.crop_views import (
     BOXES,
+    FAMILIES,
+    WINDOWS,
     distort,
     draw_source,
     draw_view,
     draw_window,
     grid_boxes,
+    random_boxes,
     stretched,
+    windows_at,
 )
 from modeling_setcrop.data.editor import EditorImage, read_editor_images
 from modeling_setcrop.loss_any_box_setcrop import RATINGS_PER_IOU, any_box_losses, subject_map_loss, window_losses
@@ -56,6 +61,10 @@ RATERS_SHARE = 1 / 8
 # FCDB's training images that are kept out, to choose by.
 HELD_OUT = 80
 LOGGED_EVERY = 50
+# A part of an image that labels say nothing of: its sides, in [0, 1] of the image's, how many of its boxes are the
+# grid's, and how often it is rated as by each source.
+SIDES_OF_A_PART, GRID_BOXES = (0.45, 0.95), 32
+SOURCES_OF_PARTS = (0.5, 0.3, 0.2)
 # In a teacher's folder: which fold of how many it left out.
 FOLD_FILE = "fold.json"
 
@@ -126,10 +135,10 @@ class Views(IterableDataset):
     """Batches of views of one size, without end."""
 
     def __init__(
-        self, images: list[EditorImage], pixels: list[np.ndarray], raters: dict, batch: int, seed: int, long: int
-    ):
+        self, images: list[EditorImage], pixels: list[np.ndarray], raters: dict, args: argparse.Namespace
+    ) -> None:
         self.images, self.pixels, self.raters = images, pixels, raters
-        self.batch, self.seed, self.long = batch, seed, long
+        self.batch, self.seed, self.long, self.anywhere = args.batch_size, args.seed, args.long_side, args.anywhere
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         worker = get_worker_info()
@@ -139,7 +148,9 @@ class Views(IterableDataset):
         drawn = [i for i, image in enumerate(self.images) for _ in range(1 + bool(len(image.labels.faces)))]
         while True:
             for index in rng.permutation(drawn):
-                size, view = self._draw(int(index), rng)
+                draw = self._draw_part if rng.random() < self.anywhere else self._draw
+                size, view = draw(int(index), rng)
+                view["image"] = np.array(image_number(self.images[index]))
                 waiting.setdefault(size, []).append(view)
                 if len(waiting[size]) == self.batch:
                     views = waiting.pop(size)
@@ -184,10 +195,44 @@ class Views(IterableDataset):
             "families": families,
             "importance": view.labels.importance_map((size[1] // STRIDE, size[0] // STRIDE)),
             "source": np.array(SOURCES.index(source)),
-            "image": np.array(image_number(self.images[index])),
+            "labelled": np.array(1.0),
         }
-        kept = ("pixels", "source", "image")
-        return size, {name: v if name in kept else v.astype(np.float32) for name, v in values.items()}
+        return size, _single(values)
+
+    def _draw_part(self, index: int, rng: np.random.Generator) -> tuple[tuple[int, int], dict[str, np.ndarray]]:
+        """Draw a part of an image of which the labels say nothing, and windows that slide along it."""
+        image = Image.fromarray(self.pixels[index])
+        across, down = rng.uniform(*SIDES_OF_A_PART, 2)
+        left, top = rng.uniform(0, 1 - across), rng.uniform(0, 1 - down)
+        size = nearest_size(stretched(image.width * across / (image.height * down), rng), self.long)
+        box = np.array([left, top, left + across, top + down]) * np.tile(image.size, 2)
+        pixels = distort(image.resize(size, Image.Resampling.LANCZOS, box=tuple(box)), rng)
+        if rng.random() < 0.5:
+            pixels = pixels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        shape, axis = size[0] / size[1], int(size[0] < size[1])
+        grid = grid_boxes(shape)
+        boxes = [np.array([[0.0, 0.0, 1.0, 1.0]]), rng.permutation(grid)[:GRID_BOXES], random_boxes(BOXES, rng)]
+        short = min(shape, 1 / shape)
+        lengths = np.array([short, short * 9 / 16, *np.exp(rng.uniform(np.log(0.2), np.log(0.9), FAMILIES - 2))])
+        windows = [windows_at(np.linspace(0, 1 - length, WINDOWS), length, axis) for length in lengths]
+        values = {
+            "pixels": np.asarray(pixels),
+            "boxes": np.concatenate(boxes)[:BOXES],
+            "ratings": np.zeros(BOXES),
+            "weight": np.ones(BOXES),
+            "windows": np.stack(windows),
+            "fit": np.zeros((FAMILIES, WINDOWS)),
+            "families": lengths < 0.95,
+            "importance": np.zeros((size[1] // STRIDE, size[0] // STRIDE)),
+            "source": np.array(rng.choice(len(SOURCES), p=SOURCES_OF_PARTS)),
+            "labelled": np.array(0.0),
+        }
+        return size, _single(values)
+
+
+def _single(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return a view's arrays in single precision, but for the pixels and whose ratings they are."""
+    return {name: v if name in ("pixels", "source") else v.astype(np.float32) for name, v in values.items()}
 
 
 def predict(model: SetCropForImageCropping, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -214,18 +259,24 @@ def losses_from(
     wanted: dict[str, torch.Tensor],
     predicted: dict[str, torch.Tensor],
     batch: dict[str, torch.Tensor],
+    known: torch.Tensor,
     windows_weight: float,
 ) -> dict[str, torch.Tensor]:
-    """Return the first stage's losses of one batch, from the labels or from what teachers predict."""
-    losses = any_box_losses(predicted["ratings"], wanted["ratings"], batch["weight"])
+    """Return the first stage's losses of one batch, from the labels or from what teachers predict.
+
+    `known` (B,) is 1 for the views of which these say anything, and 0 for others.
+    """
+    losses = any_box_losses(predicted["ratings"], wanted["ratings"], batch["weight"] * known[:, None])
     slide = window_losses(predicted["windows"], wanted["fit"])
-    seen = (batch["source"] != SOURCES.index("raters")).float()[:, None, None]
+    families = batch["families"] * known[:, None]
+    seen = ((batch["source"] != SOURCES.index("raters")) * known)[:, None, None]
+    importance = subject_map_loss(predicted["importance"], wanted["importance"])
     return {
         "rating": losses["score"],
         "order": losses["order"],
         "choice": losses["choice"],
-        "windows": (slide * batch["families"]).sum() / batch["families"].sum().clamp(min=1) * windows_weight,
-        "importance": (subject_map_loss(predicted["importance"], wanted["importance"]) * seen).mean() * 0.5,
+        "windows": (slide * families).sum() / families.sum().clamp(min=1) * windows_weight,
+        "importance": (importance * seen).mean() * 0.5,
     }
 
 
@@ -238,10 +289,11 @@ def batch_loss(
 ) -> dict[str, torch.Tensor]:
     """Return the first stage's losses of one batch; with teachers, `share` of them from what these predict."""
     predicted = predict(model, batch)
-    losses = losses_from(batch, predicted, batch, windows_weight)
+    labelled = batch["labelled"]
+    losses = losses_from(batch, predicted, batch, labelled, windows_weight)
     if taught is None:
         return losses
-    learned = losses_from(taught, predicted, batch, windows_weight)
+    learned = losses_from(taught, predicted, batch, torch.ones_like(labelled), windows_weight)
     return {name: (1 - share) * loss + share * learned[name] for name, loss in losses.items()}
 
 
@@ -449,9 +501,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--fold", type=fold_of, help="leave these images out, as 0/4: the first of four folds")
     parser.add_argument("--teachers", type=Path, nargs="+", help="models to learn from, besides the labels")
     parser.add_argument("--taught", type=float, default=0.5, help="share of the loss that is from the teachers")
+    parser.add_argument("--anywhere", type=float, default=0.0, help="share of the views that only teachers rate")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw views")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.anywhere and not args.teachers:
+        parser.error("--anywhere: only teachers know what is good in any part of an image; name them with --teachers")
+    return args
 
 
 def read_data(args: argparse.Namespace) -> tuple[list[EditorImage], list[EditorImage]]:
@@ -544,7 +600,7 @@ def main() -> None:
     (args.output_dir / FOLD_FILE).unlink(missing_ok=True)
     if args.fold:
         (args.output_dir / FOLD_FILE).write_text(json.dumps(args.fold))
-    loader = batches(Views(train, pixels, raters, args.batch_size, args.seed, args.long_side), args)
+    loader = batches(Views(train, pixels, raters, args), args)
     train_first_stage(model, loader, lambda average: validate(average, val, val_pixels, args.long_side), args, taught)
 
 

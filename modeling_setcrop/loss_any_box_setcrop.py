@@ -17,19 +17,20 @@ _CHOICE_WEIGHT = 0.3
 def any_box_losses(
     predicted: torch.Tensor, ratings: torch.Tensor, weight: torch.Tensor | None = None
 ) -> dict[str, torch.Tensor]:
-    """Losses of predicted ratings of boxes whose ratings are known; means over images.
+    """Losses of predicted ratings of boxes whose ratings are known; means over the images that have any.
 
     Args:
         predicted: (B, M).
         ratings: (B, M), 1..5.
-        weight: (B, M) of each box, 0 for padding; 1 for all when left out.
+        weight: (B, M) of each box, 1, or 0 for padding and unknown ratings; 1 for all when left out.
 
     Returns:
         Three scalars: `score` (smooth L1), `order` (squared error of ratings from which the image's mean is taken)
         and `choice` (cross-entropy of which box is the best one, 0.3 of it).
     """
     weight = torch.ones_like(ratings) if weight is None else weight
-    total = weight.sum(1, keepdim=True)
+    known = weight.any(1)
+    total = weight.sum(1, keepdim=True).clamp(min=1)
     centred = predicted - (predicted * weight).sum(1, keepdim=True) / total
     ratings_centred = ratings - (ratings * weight).sum(1, keepdim=True) / total
     absent = weight == 0
@@ -37,9 +38,9 @@ def any_box_losses(
     log_choice = torch.log_softmax((predicted / _CHOICE_SCALE).masked_fill(absent, -1e4), dim=1)
     error = nn.functional.smooth_l1_loss(predicted, ratings, reduction="none")
     return {
-        "score": (error * weight).sum() / weight.sum(),
-        "order": ((centred - ratings_centred).square() * weight).sum() / weight.sum(),
-        "choice": -(choice * log_choice.masked_fill(absent, 0)).sum(1).mean() * _CHOICE_WEIGHT,
+        "score": (error * weight).sum() / weight.sum().clamp(min=1),
+        "order": ((centred - ratings_centred).square() * weight).sum() / weight.sum().clamp(min=1),
+        "choice": -(choice * log_choice.masked_fill(absent, 0)).sum() / known.sum().clamp(min=1) * _CHOICE_WEIGHT,
     }
 
 

@@ -65,7 +65,7 @@ def shallow_student_of(teacher, library):
     printed = run(
         "train_setcrop_lite.py",
         *("--editor-data", library, "--start", teacher, "--output_dir", library / "student", "--encoder_layers", 1),
-        *("--teachers", teacher, "--taught", 0.9, "--fold", "0/4", "--steps", 2, "--batch_size", 2),
+        *("--teachers", teacher, "--taught", 0.9, "--anywhere", 0.5, "--fold", "0/4", "--steps", 2, "--batch_size", 2),
     )
     seen = int(printed.split(" training images")[0].splitlines()[-1])
     assert 0 < seen < 12 and json.loads((library / "student" / "fold.json").read_text()) == [0, 4]
@@ -118,11 +118,48 @@ def test_losses_are_shared_between_labels_and_teachers(stage, monkeypatch):
         for _ in range(2)
     )
     fixed = {"weight": torch.ones(2, 96), "families": torch.ones(2, 4), "source": torch.tensor([0, 1])}
+    fixed["labelled"] = torch.ones(2)
     from_labels = stage.batch_loss(None, {**labels, **fixed})
     from_teachers = stage.batch_loss(None, {**taught, **fixed})
     both = stage.batch_loss(None, {**labels, **fixed}, taught=taught, share=0.3)
     for name, loss in both.items():
         torch.testing.assert_close(loss, 0.7 * from_labels[name] + 0.3 * from_teachers[name])
+
+
+def test_of_a_part_of_an_image_teachers_alone_say_what_is_good(stage, library, monkeypatch):
+    images = list(stage.read_editor_images(library, stage.Problems()))
+    pixels = [np.asarray(stage.read_image(image.path)) for image in images]
+    args = argparse.Namespace(batch_size=4, seed=0, long_side=256, anywhere=0.5)
+    views = iter(stage.Views(images, pixels, {}, args))
+    batch = next(batch for batch in views if len(batch["labelled"].unique()) == 2)
+    unlabelled = batch["labelled"] == 0
+    windows = batch["windows"][unlabelled][batch["families"][unlabelled] > 0]
+    long, across = (0, 1) if batch["pixels"].shape[2] >= batch["pixels"].shape[1] else (1, 0)
+    assert (windows[..., [across, 2 + across]] == torch.tensor([0.0, 1.0])).all()
+    torch.testing.assert_close(windows[:, 0, long], torch.zeros(len(windows)))
+    torch.testing.assert_close(windows[:, -1, 2 + long], torch.ones(len(windows)))
+    boxes = batch["boxes"][unlabelled]
+    assert (boxes[:, 0] == torch.tensor([0.0, 0.0, 1.0, 1.0])).all()
+    assert (boxes >= 0).all() and (boxes <= 1).all() and (boxes[..., 2:] > boxes[..., :2]).all()
+    # What stands for labels there has no part in the losses.
+    predicted = {
+        "ratings": torch.rand(batch["ratings"].shape),
+        "windows": torch.rand(batch["fit"].shape),
+        "importance": torch.rand(batch["importance"].shape),
+    }
+    monkeypatch.setattr(stage, "predict", lambda model, batch: predicted)
+    others = {
+        name: torch.where(
+            unlabelled.view(-1, *[1] * (batch[name].dim() - 1)), torch.rand(batch[name].shape), batch[name]
+        )
+        for name in ("ratings", "fit", "importance")
+    }
+    losses, same = stage.batch_loss(None, batch), stage.batch_loss(None, {**batch, **others})
+    assert all(loss.isfinite() and torch.equal(loss, same[name]) for name, loss in losses.items())
+    taught = {name: batch[name] for name in ("ratings", "fit", "importance")}
+    learned = stage.batch_loss(None, batch, taught=taught, share=1.0)
+    moved = stage.batch_loss(None, batch, taught={**taught, **others}, share=1.0)
+    assert all(moved[name] != learned[name] for name in ("rating", "order", "windows", "importance"))
 
 
 def test_every_fold_needs_a_teacher(stage, tmp_path):

@@ -258,6 +258,13 @@ def random_boxes(count: int, rng: np.random.Generator) -> np.ndarray:
     return np.stack([x, y, x + width, y + height], axis=1)
 
 
+def windows_at(low: np.ndarray, length: float, axis: int) -> np.ndarray:
+    """Return windows (W, 4) of one length from `low` (W,) along an axis, 0 for x; they span the other."""
+    windows = np.tile(_WHOLE, (len(low), 1))
+    windows[:, axis], windows[:, 2 + axis] = low, low + length
+    return windows
+
+
 def _boxes(crops: np.ndarray, ratio: float, rng: np.random.Generator) -> np.ndarray:
     """Boxes (BOXES, 4) to rate: the crops, jitter around them, the whole view, some of the grid, and random ones."""
     inside = _inside(crops)
@@ -302,10 +309,8 @@ def _window_families(
         if family >= 2:
             low = np.sort(rng.uniform(0, 1 - length, WINDOWS))
             low[rng.integers(WINDOWS)] = centre - length / 2
-        windows[family, :, axis], windows[family, :, 2 + axis] = low, low + length
-        wanted = np.array([[0.0, 0.0, 1.0, 1.0]])
-        wanted[0, axis], wanted[0, 2 + axis] = centre - length / 2, centre + length / 2
-        fit[family] = box_iou(wanted, windows[family])[0]
+        windows[family] = windows_at(low, length, axis)
+        fit[family] = box_iou(windows_at(np.array([centre - length / 2]), length, axis), windows[family])[0]
         if len(labels.faces):
             cut = cut_shares((labels.faces - offset) / scale, windows[family]).sum(0)
             fit[family] -= _LOST_FACES * (cut - cut.min()).clip(0, 1)
