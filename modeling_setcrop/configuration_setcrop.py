@@ -91,6 +91,9 @@ class SetCropConfig(ConditionalDetrConfig):
             the windows of one size the scoring head prefers, and the map of subjects.
         rerank (`bool`, defaults to `False`):
             Rank the set by the predicted scores instead of the validities (needs `crop_scoring`).
+        probability_slope, probability_middle (`float`, defaults to 4.0):
+            A crop with the predicted rating r is good with the probability sigmoid(slope (r - middle)).
+            `setcrop calibrate` fits both on images that the model has not learned from (Platt, 1999).
     """
 
     model_type = "setcrop"
@@ -108,6 +111,7 @@ class SetCropConfig(ConditionalDetrConfig):
         "encoder_attentions",
         "encoder_outputs",
         "crop_ratings",
+        "pred_probabilities",
     ]
 
     num_queries: int = 90
@@ -140,6 +144,8 @@ class SetCropConfig(ConditionalDetrConfig):
     window_loss_coefficient: int | float = 0.4
     subject_map_loss_coefficient: int | float = 0.5
     rerank: bool = False
+    probability_slope: int | float = 4.0
+    probability_middle: int | float = 4.0
 
     def __post_init__(self, **kwargs: Any) -> None:
         # Upstream falls back to a timm ResNet; the native one loads without an extra package.
@@ -214,6 +220,8 @@ class SetCropConfig(ConditionalDetrConfig):
             raise ValueError("face_finding=True needs the finer features: set crop_scoring_detail=True")
         if self.face_penalty < 0:
             raise ValueError(f"face_penalty must not be negative, not {self.face_penalty}")
+        if self.probability_slope <= 0:
+            raise ValueError(f"probability_slope must be above 0, not {self.probability_slope}")
         for tightness in self.tightness_sources or {}:
             if tightness not in ("loose", "default", "tight"):
                 raise ValueError(f"tightness_sources: there are loose, default and tight, not {tightness!r}")

@@ -74,12 +74,13 @@ def cut_shares(faces: Any, boxes: Any) -> Any:
     return ((1 - kept_shares(faces, boxes)) / _LOST_FACE).clip(0, 1)
 
 
-def good_crop_probability(ratings: Any) -> Any:
-    """Probability, in 0..1, that a crop with predicted ratings (1..5) is rated 4 or more: sigmoid(4 (r - 4)).
+def good_crop_probability(ratings: Any, slope: float = 4.0, middle: float = 4.0) -> Any:
+    """Probability, in 0..1, that crops with predicted ratings (1..5) are good: sigmoid(slope (rating - middle)).
 
-    NumPy or torch.
+    NumPy or torch. A checkpoint's config has the two numbers, `probability_slope` and `probability_middle`; the
+    defaults are those of a model whose ratings nobody has compared with people's yet.
     """
-    return 1 / (1 + _namespace(ratings).exp(-4 * (ratings - 4)))
+    return 1 / (1 + _namespace(ratings).exp(-slope * (ratings - middle)))
 
 
 def rank(scores: np.ndarray) -> np.ndarray:

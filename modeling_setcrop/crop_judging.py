@@ -43,6 +43,7 @@ class Prediction:
             head, where a box inherits the validity of a predicted crop in proportion to their IoU, best pair first.
         ratings: (N,) predicted ratings of `boxes`, if known already.
         importance: (H, W) how much each part of the image matters, 0..1, from models that predict it.
+        logistic: Slope and middle by which a rating becomes a probability, see [`good_crop_probability`].
     """
 
     boxes: np.ndarray
@@ -51,6 +52,7 @@ class Prediction:
     rate: Callable[[np.ndarray], np.ndarray] | None = None
     ratings: np.ndarray | None = None
     importance: np.ndarray | None = None
+    logistic: tuple[float, float] = (4.0, 4.0)
 
     @classmethod
     def from_output(
@@ -61,11 +63,13 @@ class Prediction:
         rate: Callable[[np.ndarray], np.ndarray] | None = None,
         ratings: np.ndarray | None = None,
         importance: np.ndarray | None = None,
+        config: Any = None,
     ) -> Prediction:
-        """From the model's output for one image: boxes (N, 4) cxcywh in 0..1 and the rest as above."""
+        """From the model's output for one image: boxes (N, 4) cxcywh in 0..1, the rest as above, and its config."""
         height, width = image_size
         boxes = cxcywh_to_xyxy(np.asarray(pred_boxes, np.float64)).clip(0, 1) * [width, height, width, height]
-        return cls(boxes, np.asarray(validity, np.float64), image_size, rate, ratings, importance)
+        logistic = getattr(config, "probability_slope", 4.0), getattr(config, "probability_middle", 4.0)
+        return cls(boxes, np.asarray(validity, np.float64), image_size, rate, ratings, importance, logistic)
 
     @cached_property
     def set_merit(self) -> np.ndarray:
@@ -89,7 +93,7 @@ class Prediction:
 
     def score(self, merit: np.ndarray) -> np.ndarray:
         """Probabilities (M,) in 0..1 that people call crops with such merits good."""
-        return merit if self.rate is None else settled(good_crop_probability(merit))
+        return merit if self.rate is None else settled(good_crop_probability(merit, *self.logistic))
 
 
 def best_probabilities(logits: np.ndarray) -> np.ndarray:

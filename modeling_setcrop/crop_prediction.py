@@ -41,9 +41,10 @@ class EncodedImage:
             asked = torch.from_numpy(boxes)[None].to(self.model.device, self.model.dtype)
             return _array(self.model.score_crops(asked, self.encoded, **self._source_input)[0])
 
-        scoring = self.model.config.crop_scoring
+        config = self.model.config
+        scored = rate if config.crop_scoring else None
         return Prediction.from_output(
-            self.pred_boxes, self.validity, image_size, rate if scoring else None, self.ratings, self.importance
+            self.pred_boxes, self.validity, image_size, scored, self.ratings, self.importance, config
         )
 
 

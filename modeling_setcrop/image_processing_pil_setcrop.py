@@ -97,7 +97,7 @@ class CropProcessingMixin:
 
         Args:
             outputs: of [`SetCropForImageCropping`]: `logits` (B, N, 1), `pred_boxes` (B, N, 4) and, when the model
-                re-ranks, `pred_ratings` (B, N).
+                re-ranks, `pred_ratings` and `pred_probabilities` (B, N).
             target_sizes: (height, width) of each image in pixels; boxes stay in [0, 1] when left out.
             threshold: crops whose probability is not above it are dropped.
             top_k: at most so many crops per image.
@@ -123,14 +123,18 @@ class CropProcessingMixin:
         # To the CPU first: not every device has float64.
         validity = outputs.logits.detach()[..., 0].cpu().double().sigmoid().numpy()
         ratings = getattr(outputs, "pred_ratings", None)
-        ratings = None if ratings is None else ratings.detach().cpu().double().numpy()
+        ratings = None if ratings is None else ratings.detach().cpu().double()
+        probabilities = getattr(outputs, "pred_probabilities", None)
+        if probabilities is None and ratings is not None:
+            probabilities = good_crop_probability(ratings)
+        probabilities = validity if probabilities is None else probabilities.detach().cpu().double().numpy()
         boxes = outputs.pred_boxes.detach().cpu().double().numpy()
         device, results = outputs.pred_boxes.device, []
         for row in range(len(boxes)):
             size = (1, 1) if target_sizes is None else tuple(int(side) for side in target_sizes[row])
             corners = cxcywh_to_xyxy(boxes[row]).clip(0, 1) * [size[1], size[0], size[1], size[0]]
-            logits = np.log(validity[row].clip(min=1e-9)) if ratings is None else ratings[row]
-            scores = validity[row] if ratings is None else good_crop_probability(ratings[row])
+            logits = np.log(validity[row].clip(min=1e-9)) if ratings is None else ratings[row].numpy()
+            scores = probabilities[row]
             order = rank(logits)
             order = order[scores[order] > threshold]
             if nms_iou is not None:

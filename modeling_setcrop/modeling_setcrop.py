@@ -29,6 +29,7 @@ from transformers.models.conditional_detr.modeling_conditional_detr import (
 )
 
 from .configuration_setcrop import SetCropConfig
+from .crop_geometry import good_crop_probability
 from .crop_scoring_setcrop import SetCropScorer
 from .face_finding_setcrop import SetCropFaceFinder
 from .loss_any_box_setcrop import view_scoring_losses, view_subject_map_loss
@@ -37,7 +38,7 @@ from .loss_setcrop import crop_scoring_loss, set_crop_loss
 # What only the model with heads has.
 _OF_THE_HEADS = (
     *("loss", "loss_dict", "logits", "pred_boxes", "pred_ratings", "crop_ratings", "pred_scores", "crop_scores"),
-    "score_crops",
+    *("pred_probabilities", "score_crops"),
 )
 # What only it is asked for: upstream's layers ignore arguments that they do not know.
 _ASKED_OF_THE_HEADS = ("labels", "candidate_boxes", "num_good_crops")
@@ -94,11 +95,13 @@ class SetCropImageCroppingOutput(ConditionalDetrObjectDetectionOutput):
     Args:
         crop_ratings: (B, M) predicted ratings, 1 to 5, of `candidate_boxes`.
         pred_ratings: (B, N) predicted ratings of `pred_boxes`, outside training, when the config has `rerank`.
+        pred_probabilities: (B, N) in [0, 1], that a person would call them good, by these ratings.
         encoder_outputs: [`SetCropEncoderOutput`], which `score_crops` takes.
     """
 
     crop_ratings: torch.Tensor | None = None
     pred_ratings: torch.Tensor | None = None
+    pred_probabilities: torch.Tensor | None = None
     encoder_outputs: SetCropEncoderOutput | None = None
 
     @property
@@ -436,7 +439,12 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
         crop_ratings = None
         if candidate_boxes is not None:
             crop_ratings = self.score_crops(candidate_boxes, encoded, source=source)
-        rerank = self.config.rerank and not self.training
+        pred_ratings = pred_probabilities = None
+        if self.config.rerank and not self.training:
+            pred_ratings = self.score_crops(pred_boxes, encoded, source=source)
+            pred_probabilities = good_crop_probability(
+                pred_ratings, self.config.probability_slope, self.config.probability_middle
+            )
         output = SetCropImageCroppingOutput(
             loss=loss,
             loss_dict=loss_dict,
@@ -451,7 +459,8 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
             encoder_hidden_states=outputs.encoder_hidden_states,
             encoder_attentions=outputs.encoder_attentions,
             crop_ratings=crop_ratings,
-            pred_ratings=self.score_crops(pred_boxes, encoded, source=source) if rerank else None,
+            pred_ratings=pred_ratings,
+            pred_probabilities=pred_probabilities,
             encoder_outputs=encoded,
         )
         return output.to_tuple() if return_dict is False else output

@@ -817,7 +817,9 @@ export class Photo {
 
   /** The probability that people call a crop with such a merit good. */
   score(merit) {
-    return this.model.scorer ? settled(1 / (1 + Math.exp(-4 * (merit - 4)))) : merit;
+    if (!this.model.scorer) return merit;
+    const { probability_slope: slope = 4, probability_middle: middle = 4 } = this.model.config;
+    return settled(1 / (1 + Math.exp(-slope * (merit - middle))));
   }
 
   /**

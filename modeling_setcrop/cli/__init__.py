@@ -19,6 +19,7 @@ from .plain_values import Command, Group
 # Modules of this package, in each a function or a `typer.Typer` of the same name.
 COMMANDS = (
     "train", "suggest", "crop", "demo", "evaluate", "report", "publish", "init", "score", "serve", "data", "export",
+    "calibrate",
 )  # fmt: skip
 # The training options come from `CropTrainingArguments`, which parses them itself.
 _PARSES_ITSELF = {"train"}

@@ -112,7 +112,7 @@ def run_evaluation(
     problems = Problems()
     try:
         scale = parse_rating_scale(rating_scale)
-        dataset = _rows(data, layout, split, problems, scale)
+        dataset = rows_of(data, layout, split, problems, scale)
         train = _train_labels(data, layout, split, train_data, train_layout, scale)
         loaded, processor, name = _load_model(model)
         with Progress(console=Console(stderr=True), transient=True) as progress:
@@ -138,7 +138,7 @@ def run_evaluation(
     return Evaluated(found, None if loaded is None else loaded.config, train)
 
 
-def _rows(data: Path, layout: str, split: str, problems: Problems, scale: tuple[float, float] | None) -> Dataset:
+def rows_of(data: Path, layout: str, split: str, problems: Problems, scale: tuple[float, float] | None) -> Dataset:
     from datasets import concatenate_datasets
 
     from ..data import DataError, load

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ _COUNTS = (
     "num_queries", "d_model", "encoder_layers", "decoder_layers", "encoder_attention_heads",
     "decoder_attention_heads", "encoder_ffn_dim", "decoder_ffn_dim", "crop_scoring_dim", "num_channels",
 )  # fmt: skip
+_NUMBERS = ("probability_slope", "probability_middle")
 
 
 class CheckpointError(ValueError):
@@ -63,6 +65,12 @@ def read_config(path: Path) -> SimpleNamespace:
         value = fields.get(name, 1)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise CheckpointError(f"{path}: {name} must be a whole number of at least 1, not {value!r}")
+    for name in _NUMBERS:
+        value = fields.get(name, 4.0)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            raise CheckpointError(f"{path}: {name} must be a number, not {value!r}")
+    if fields.get("probability_slope", 4.0) <= 0:
+        raise CheckpointError(f"{path}: probability_slope must be above 0, not {fields['probability_slope']}")
     return SimpleNamespace(**{"crop_scoring": False, "rerank": False, "id2label": {"0": "crop"}, **fields})
 
 

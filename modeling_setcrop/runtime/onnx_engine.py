@@ -124,6 +124,7 @@ class OnnxEncodedImage:
             rate if self.engine.config.crop_scoring else None,
             first_or_none("pred_ratings"),
             first_or_none("importance"),
+            self.engine.config,
         )
 
 
