@@ -94,6 +94,9 @@ class SetCropConfig(ConditionalDetrConfig):
         probability_slope, probability_middle (`float`, defaults to 4.0):
             A crop with the predicted rating r is good with the probability sigmoid(slope (r - middle)).
             `setcrop calibrate` fits both on images that the model has not learned from (Platt, 1999).
+        probability_softening, probability_lowering (`float`, defaults to 0.0):
+            How both fall where an aspect ratio is asked for that leaves much of the image out, see
+            [`GoodCropProbability`].
     """
 
     model_type = "setcrop"
@@ -146,6 +149,8 @@ class SetCropConfig(ConditionalDetrConfig):
     rerank: bool = False
     probability_slope: int | float = 4.0
     probability_middle: int | float = 4.0
+    probability_softening: int | float = 0.0
+    probability_lowering: int | float = 0.0
 
     def __post_init__(self, **kwargs: Any) -> None:
         # Upstream falls back to a timm ResNet; the native one loads without an extra package.

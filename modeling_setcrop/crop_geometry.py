@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -74,13 +74,40 @@ def cut_shares(faces: Any, boxes: Any) -> Any:
     return ((1 - kept_shares(faces, boxes)) / _LOST_FACE).clip(0, 1)
 
 
-def good_crop_probability(ratings: Any, slope: float = 4.0, middle: float = 4.0) -> Any:
-    """Probability, in 0..1, that crops with predicted ratings (1..5) are good: sigmoid(slope (rating - middle)).
+class GoodCropProbability(NamedTuple):
+    """Says of a predicted rating how probable it is that people call the crop good, by a checkpoint's config.
 
-    NumPy or torch. A checkpoint's config has the two numbers, `probability_slope` and `probability_middle`; the
+    The probability is sigmoid(slope e^(-softening c) (rating - middle + lowering c)). Where a crop may have any shape,
+    c is 0; where a caller asks for an aspect ratio, it is the share of the image that even the largest crop of that
+    shape leaves out ([`cut_off_by`]): a good square is rated lower than a good free crop, and less surely. The
     defaults are those of a model whose ratings nobody has compared with people's yet.
+
+    Attributes:
+        slope, middle: of the logistic function.
+        softening, lowering: of both, by the share that is left out.
     """
-    return 1 / (1 + _namespace(ratings).exp(-slope * (ratings - middle)))
+
+    slope: float = 4.0
+    middle: float = 4.0
+    softening: float = 0.0
+    lowering: float = 0.0
+
+    @classmethod
+    def of(cls, config: Any) -> GoodCropProbability:
+        """Return that of a checkpoint's config."""
+        numbers: dict[str, Any] = dict(cls._field_defaults)
+        return cls(**{name: getattr(config, f"probability_{name}", number) for name, number in numbers.items()})
+
+    def __call__(self, ratings: Any, cut_off: Any = 0.0) -> Any:
+        """Return probabilities, in 0..1, of ratings 1..5; NumPy or torch."""
+        slope = self.slope * np.exp(-self.softening * cut_off)
+        return 1 / (1 + _namespace(ratings).exp(-slope * (ratings - self.middle + self.lowering * cut_off)))
+
+
+def cut_off_by(aspect_ratio: float, image_size: tuple[int, int]) -> float:
+    """Return which share of an image (height, width) even the largest crop of an aspect ratio leaves out."""
+    height, width = image_size
+    return 1 - min(aspect_ratio * height / width, width / (aspect_ratio * height))
 
 
 def rank(scores: np.ndarray) -> np.ndarray:

@@ -7,13 +7,13 @@ image, float64, corner format, unless a name says `cxcywh`.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from .crop_geometry import box_iou, cxcywh_to_xyxy, good_crop_probability, xyxy_to_cxcywh
+from .crop_geometry import GoodCropProbability, box_iou, cut_off_by, cxcywh_to_xyxy, xyxy_to_cxcywh
 
 # The image's best crop is each of a set's with a probability that falls by e for so much less of rating, or of the
 # logarithm of validity.
@@ -43,7 +43,7 @@ class Prediction:
             head, where a box inherits the validity of a predicted crop in proportion to their IoU, best pair first.
         ratings: (N,) predicted ratings of `boxes`, if known already.
         importance: (H, W) how much each part of the image matters, 0..1, from models that predict it.
-        logistic: Slope and middle by which a rating becomes a probability, see [`good_crop_probability`].
+        probability: By which a rating becomes a probability.
     """
 
     boxes: np.ndarray
@@ -52,7 +52,7 @@ class Prediction:
     rate: Callable[[np.ndarray], np.ndarray] | None = None
     ratings: np.ndarray | None = None
     importance: np.ndarray | None = None
-    logistic: tuple[float, float] = (4.0, 4.0)
+    probability: GoodCropProbability = field(default_factory=GoodCropProbability)
 
     @classmethod
     def from_output(
@@ -68,8 +68,8 @@ class Prediction:
         """From the model's output for one image: boxes (N, 4) cxcywh in 0..1, the rest as above, and its config."""
         height, width = image_size
         boxes = cxcywh_to_xyxy(np.asarray(pred_boxes, np.float64)).clip(0, 1) * [width, height, width, height]
-        logistic = getattr(config, "probability_slope", 4.0), getattr(config, "probability_middle", 4.0)
-        return cls(boxes, np.asarray(validity, np.float64), image_size, rate, ratings, importance, logistic)
+        probability = GoodCropProbability.of(config)
+        return cls(boxes, np.asarray(validity, np.float64), image_size, rate, ratings, importance, probability)
 
     @cached_property
     def set_merit(self) -> np.ndarray:
@@ -91,9 +91,10 @@ class Prediction:
         shares = xyxy_to_cxcywh(boxes / [width, height, width, height])
         return settled(self.rate(shares.astype(np.float32)))
 
-    def score(self, merit: np.ndarray) -> np.ndarray:
-        """Probabilities (M,) in 0..1 that people call crops with such merits good."""
-        return merit if self.rate is None else settled(good_crop_probability(merit, *self.logistic))
+    def score(self, merit: np.ndarray, aspect_ratio: float | None = None) -> np.ndarray:
+        """Probabilities (M,) in 0..1 that people call crops with such merits good, of those of an aspect ratio."""
+        cut_off = 0.0 if aspect_ratio is None else cut_off_by(aspect_ratio, self.image_size)
+        return merit if self.rate is None else settled(self.probability(merit, cut_off))
 
 
 def best_probabilities(logits: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from .crop_geometry import (
     box_intersection,
     box_iou,
     candidate_grid,
+    cut_off_by,
     fit_aspect_ratio,
     hull,
     nms,
@@ -99,9 +100,8 @@ def _less_for_size(
     """By how much less (M,) boxes (M, 4) of an aspect ratio are worth for being smaller than `largest`, pixels."""
     if aspect_ratio is None or prediction.rate is None:
         return 0.0
-    height, width = prediction.image_size
-    share = min(aspect_ratio * height / width, width / (aspect_ratio * height))
-    return _SMALL_IN_A_NARROW_SHAPE * (1 - share) * (1 - box_area(boxes) / largest)
+    cut_off = cut_off_by(aspect_ratio, prediction.image_size)
+    return _SMALL_IN_A_NARROW_SHAPE * cut_off * (1 - box_area(boxes) / largest)
 
 
 def refined_set(prediction: Prediction) -> Search:

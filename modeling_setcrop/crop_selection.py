@@ -112,7 +112,7 @@ def _selected(
     broken = broken_by(boxes, constraints, prediction.image_size)
     if options.strict and broken.any():
         raise ConstraintError(names_of(broken[broken.sum(axis=-1).argmin()]))
-    scores = prediction.score(merit)
+    scores = prediction.score(merit, constraints.aspect_ratio)
     if len(constraints.wishes):
         merit = merit + wish_worth(prediction) * constraints.wished(boxes)
     kept = rank(merit)

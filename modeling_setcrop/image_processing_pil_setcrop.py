@@ -15,7 +15,7 @@ from transformers.models.conditional_detr.image_processing_pil_conditional_detr 
 )
 
 from .coco_annotations import crops_of_coco
-from .crop_geometry import covering_order, cxcywh_to_xyxy, good_crop_probability, nms, rank, xyxy_to_cxcywh
+from .crop_geometry import GoodCropProbability, covering_order, cxcywh_to_xyxy, nms, rank, xyxy_to_cxcywh
 from .crop_judging import best_probabilities
 from .image_preprocessing import resized_size
 from .image_reading import to_rgb
@@ -126,7 +126,7 @@ class CropProcessingMixin:
         ratings = None if ratings is None else ratings.detach().cpu().double()
         probabilities = getattr(outputs, "pred_probabilities", None)
         if probabilities is None and ratings is not None:
-            probabilities = good_crop_probability(ratings)
+            probabilities = GoodCropProbability()(ratings)
         probabilities = validity if probabilities is None else probabilities.detach().cpu().double().numpy()
         boxes = outputs.pred_boxes.detach().cpu().double().numpy()
         device, results = outputs.pred_boxes.device, []

@@ -29,7 +29,7 @@ from transformers.models.conditional_detr.modeling_conditional_detr import (
 )
 
 from .configuration_setcrop import SetCropConfig
-from .crop_geometry import good_crop_probability
+from .crop_geometry import GoodCropProbability
 from .crop_scoring_setcrop import SetCropScorer
 from .face_finding_setcrop import SetCropFaceFinder
 from .loss_any_box_setcrop import view_scoring_losses, view_subject_map_loss
@@ -442,9 +442,7 @@ class SetCropForImageCropping(ConditionalDetrForObjectDetection):
         pred_ratings = pred_probabilities = None
         if self.config.rerank and not self.training:
             pred_ratings = self.score_crops(pred_boxes, encoded, source=source)
-            pred_probabilities = good_crop_probability(
-                pred_ratings, self.config.probability_slope, self.config.probability_middle
-            )
+            pred_probabilities = GoodCropProbability.of(self.config)(pred_ratings)
         output = SetCropImageCroppingOutput(
             loss=loss,
             loss_dict=loss_dict,

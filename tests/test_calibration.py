@@ -18,61 +18,99 @@ from modeling_setcrop import DEFAULT_CHECKPOINT, Cropper, ImageCroppingPipeline,
 from modeling_setcrop import SetCropForImageCropping as Model
 from modeling_setcrop import SetCropImageProcessorPil as Processor
 from modeling_setcrop.cli import app
-from modeling_setcrop.crop_geometry import good_crop_probability
-from modeling_setcrop.evaluation.calibration import are_good, cross_fitted, fit_logistic, reliability
+from modeling_setcrop.crop_geometry import GoodCropProbability, cut_off_by
+from modeling_setcrop.evaluation.calibration import (
+    JudgedCrops,
+    are_good,
+    cross_fitted,
+    fit_probability,
+    reliability,
+    window_of,
+)
 from modeling_setcrop.runtime.checkpoint import CheckpointError, read_config
 
 PHOTO = ROOT / "examples" / "photos" / "budgie-branch.jpg"
+with Image.open(PHOTO) as opened:
+    SIZE = opened.size
 
 
-def drawn(slope: float, middle: float, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def drawn(slope: float, middle: float, count: int, cut_off: float = 0.0, seed: int = 0) -> JudgedCrops:
     rng = np.random.default_rng(seed)
     ratings = rng.uniform(2.5, 5, count)
-    return ratings, rng.random(count) < 1 / (1 + np.exp(-slope * (ratings - middle)))
+    good = rng.random(count) < 1 / (1 + np.exp(-slope * (ratings - middle)))
+    return JudgedCrops(ratings, np.full(count, cut_off), good, np.arange(count) // 10)
+
+
+def together(*parts: JudgedCrops) -> JudgedCrops:
+    return JudgedCrops(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 @pytest.mark.parametrize(("slope", "middle"), [(4.0, 4.0), (8.0, 4.2), (1.5, 3.0)])
 def test_the_fit_finds_the_numbers_that_crops_were_drawn_with(slope, middle):
-    found = fit_logistic(*drawn(slope, middle, 40_000))
+    start = GoodCropProbability(4.0, 4.0, 3.0, 2.0)
+    found = fit_probability(drawn(slope, middle, 40_000), start)
     assert found.slope == pytest.approx(slope, rel=0.05) and found.middle == pytest.approx(middle, abs=0.03)
+    assert found[2:] == start[2:]  # no crop has a shape that was given
+
+
+def test_the_fit_finds_what_a_given_shape_changes():
+    # By hand: slope 8 e^(-2 c), middle 4 - 1.5 c.
+    parts = [drawn(8 * np.exp(-2 * c), 4 - 1.5 * c, 30_000, c, seed) for seed, c in enumerate((0.0, 0.2, 0.4, 0.6))]
+    found = fit_probability(together(*parts))
+    assert found.slope == pytest.approx(8, rel=0.05) and found.middle == pytest.approx(4, abs=0.03)
+    assert found.softening == pytest.approx(2, abs=0.15) and found.lowering == pytest.approx(1.5, abs=0.1)
 
 
 def test_the_fit_is_the_most_likely_one_of_platts_targets():
-    ratings, good = drawn(5.0, 4.0, 300)
-    slope, middle = fit_logistic(ratings, good)
-    targets = np.where(good, (good.sum() + 1) / (good.sum() + 2), 1 / ((~good).sum() + 2))
-    residual = targets - 1 / (1 + np.exp(-slope * (ratings - middle)))
+    crops = drawn(5.0, 4.0, 300)
+    found = fit_probability(crops)
+    good, others = crops.good.sum(), (~crops.good).sum()
+    targets = np.where(crops.good, (good + 1) / (good + 2), 1 / (others + 2))
+    residual = targets - 1 / (1 + np.exp(-found.slope * (crops.ratings - found.middle)))
     # Where the likelihood is highest, its derivatives by slope and offset are nothing.
-    assert abs(residual.mean()) < 1e-5 and abs((residual * ratings).mean()) < 1e-4
+    assert abs(residual.mean()) < 1e-4 and abs((residual * crops.ratings).mean()) < 4e-4
+
+
+def judged(ratings: list[float], good: list[bool]) -> JudgedCrops:
+    return JudgedCrops(np.array(ratings), np.zeros(len(good)), np.array(good), np.arange(len(good)))
 
 
 def test_ratings_that_separate_good_crops_have_an_end():
-    slope, middle = fit_logistic(np.array([3.0, 3.5, 4.0, 4.5]), np.array([False, False, True, True]))
-    assert 0 < slope < 20 and middle == pytest.approx(3.75, abs=0.01)
+    found = fit_probability(judged([3.0, 3.5, 4.0, 4.5], [False, False, True, True]))
+    assert 0 < found.slope < 20 and found.middle == pytest.approx(3.75, abs=0.01)
 
 
 @pytest.mark.parametrize("good", [[False] * 4, [True] * 4])
 def test_one_kind_of_crop_is_refused(good):
     with pytest.raises(ValueError, match="good ones and others"):
-        fit_logistic(np.arange(4.0), np.array(good))
+        fit_probability(judged([1.0, 2.0, 3.0, 4.0], good))
 
 
 def test_a_model_that_rates_upside_down_is_refused():
     with pytest.raises(ValueError, match="no higher than others"):
-        fit_logistic(np.array([3.0, 3.5, 4.0, 4.5]), np.array([True, True, False, False]))
+        fit_probability(judged([3.0, 3.5, 4.0, 4.5], [True, True, False, False]))
 
 
 def test_each_half_of_the_images_is_judged_by_the_other():
-    ratings, good = drawn(5.0, 4.0, 400)
-    image = np.arange(400) // 10
-    found = cross_fitted(ratings, good, image)
-    even = image % 2 == 0
-    np.testing.assert_array_equal(
-        found[even], good_crop_probability(ratings[even], *fit_logistic(ratings[~even], good[~even]))
-    )
-    changed = good.copy()
+    crops = drawn(5.0, 4.0, 400)
+    found, even = cross_fitted(crops), crops.image % 2 == 0
+    np.testing.assert_array_equal(found[even], fit_probability(crops.some(~even))(crops.ratings[even], 0.0))
+    changed = crops.good.copy()
     changed[np.flatnonzero(even)[:5]] ^= True
-    np.testing.assert_array_equal(cross_fitted(ratings, changed, image)[even], found[even])
+    np.testing.assert_array_equal(cross_fitted(crops._replace(good=changed))[even], found[even])
+
+
+def test_the_window_that_the_labels_want():
+    labels = {"crops": [], "ratings": [], "whole": None, "subjects": [], "importance": [], "people": None, "faces": []}
+    row = {"width": 300, "height": 200, "crop_labels": labels | {"square": 0.4, "slim": 0.3}}
+    # A square of 300 x 200 is 200 wide; its middle at 0.4 of 300 is 120.
+    assert window_of(1.0, row) == pytest.approx([20, 0, 220, 200])
+    assert window_of(9 / 16, row) == pytest.approx([90 - 56.25, 0, 90 + 56.25, 200])
+    upright = {"width": 200, "height": 300, "crop_labels": row["crop_labels"]}
+    assert window_of(1.0, upright) == pytest.approx([0, 20, 200, 220])
+    assert window_of(1.0, row | {"height": 295}) is None
+    assert window_of(1.0, row | {"crop_labels": None}) is None
+    assert window_of(1.0, row | {"crop_labels": labels | {"square": None, "slim": None}}) is None
 
 
 def test_reliability_by_hand():
@@ -95,13 +133,21 @@ def test_a_crop_is_good_by_the_rating_of_any_box_or_by_overlap():
     assert are_good(boxes, row | {"crop_labels": own}).tolist() == [False, False, True]
 
 
-@given(st.floats(1, 5), st.floats(0.1, 20), st.floats(1, 5))
-def test_the_probability_is_the_logistic_function(rating, slope, middle):
-    expected = torch.sigmoid(torch.tensor(slope * (rating - middle), dtype=torch.float64)).item()
-    assert good_crop_probability(np.array(rating), slope, middle) == pytest.approx(expected, abs=1e-12)
-    assert good_crop_probability(torch.tensor(rating, dtype=torch.float64), slope, middle).item() == pytest.approx(
-        expected
-    )
+@given(st.floats(1, 5), st.floats(0.1, 20), st.floats(1, 5), st.floats(0, 4), st.floats(0, 3), st.floats(0, 0.9))
+def test_the_probability_is_the_logistic_function(rating, slope, middle, softening, lowering, cut_off):
+    steep = slope * np.exp(-softening * cut_off)
+    expected = torch.sigmoid(torch.tensor(steep * (rating - middle + lowering * cut_off), dtype=torch.float64)).item()
+    probability = GoodCropProbability(slope, middle, softening, lowering)
+    assert probability(np.array(rating), cut_off) == pytest.approx(expected, abs=1e-12)
+    tensor = probability(torch.tensor(rating, dtype=torch.float64), cut_off)
+    assert tensor.item() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("aspect_ratio", "size", "expected"), [(1.5, (200, 300), 0), (1.0, (200, 300), 1 / 3), (2.0, (200, 300), 1 / 4)]
+)
+def test_what_a_shape_cuts_off(aspect_ratio, size, expected):
+    assert cut_off_by(aspect_ratio, size) == pytest.approx(expected)
 
 
 @pytest.fixture
@@ -117,9 +163,16 @@ def with_fields(folder, **fields):
 
 
 def test_every_way_to_crop_gives_the_configs_probability(checkpoint):
-    with_fields(checkpoint, probability_slope=4.0, probability_middle=4.0)
+    numbers = dict.fromkeys(("probability_softening", "probability_lowering"), 0.0)
+    with_fields(checkpoint, **numbers, probability_slope=4.0, probability_middle=4.0)
     before = Cropper(checkpoint)(str(PHOTO), details=True)
-    with_fields(checkpoint, probability_slope=7.0, probability_middle=4.2)
+    (square,) = Cropper(checkpoint)(str(PHOTO), aspect_ratio=1, top_k=1)
+    numbers = {"probability_softening": 2.0, "probability_lowering": 1.5}
+    with_fields(checkpoint, **numbers, probability_slope=7.0, probability_middle=4.2)
+    (same,) = Cropper(checkpoint)(str(PHOTO), aspect_ratio=1, top_k=1)
+    rating, cut_off = 4 + np.log(square["score"] / (1 - square["score"])) / 4, 1 - min(SIZE) / max(SIZE)
+    logit = 7 * np.exp(-2 * cut_off) * (rating - 4.2 + 1.5 * cut_off)
+    assert same["box"] == square["box"] and same["score"] == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-3)
     onnx = Cropper(checkpoint)(str(PHOTO), details=True)
     pipe = ImageCroppingPipeline(
         model=Model.from_pretrained(checkpoint), image_processor=Processor.from_pretrained(checkpoint)
@@ -163,8 +216,12 @@ def library(tmp_path):
             image = image.convert("RGB").reduce(2)
         image.save(folder / f"{number}.jpg")
         box = np.array(list(cropper(image, top_k=1)[0]["box"].values())) / np.tile(image.size, 2)
-        crops = [[*box.round(3).tolist(), 4.6]]
-        lines.append(json.dumps({"photo": f"{number}.jpg", "split": "val", "crops": crops, "whole": 3.0}))
+        entry = {"photo": f"{number}.jpg", "split": "val", "crops": [[*box.round(3).tolist(), 4.6]], "whole": 3.0}
+        # Its square is where the model has it, which rates narrower windows lower: they are elsewhere.
+        square = cropper(image, aspect_ratio=1, min_area=0.98 * min(image.size) / max(image.size), top_k=1)[0]["box"]
+        axis = "x" if image.width > image.height else "y"
+        centre = (square[f"{axis}min"] + square[f"{axis}max"]) / 2 / max(image.size)
+        lines.append(json.dumps(entry | {"square": round(centre, 3), "slim": 0.05 if centre > 0.5 else 0.95}))
     (folder / "labels.jsonl").write_text("\n".join(lines))
     return folder
 
@@ -181,10 +238,11 @@ def test_the_command_measures_and_changes_the_config_alone(checkpoint, library):
     (library / "0.jpg").write_bytes(b"\xff\xd8 broken")
     done = run(checkpoint, "--data", library, "--layout", "editor")
     assert done.exit_code == 0 and "calibration error" in done.output, done.output
-    assert "Brier score" in done.output and "of 5 images" in done.output
+    assert "50 crops of 5 images" in done.output and "20 crops of a given aspect ratio of 5 images" in done.output
+    assert done.output.count("Brier score") == 2
     after = json.loads((checkpoint / "config.json").read_text())
-    fitted = {name: after.pop(name) for name in ("probability_slope", "probability_middle")}
-    assert after == {name: value for name, value in before.items() if name not in fitted}
+    fitted = {name: after.pop(name) for name in list(after) if name.startswith("probability_")}
+    assert len(fitted) == 4 and after == {name: value for name, value in before.items() if name not in fitted}
     assert fitted["probability_slope"] > 0 and 3 < fitted["probability_middle"] < 5
     assert 0 < Cropper(checkpoint)(str(PHOTO), top_k=1)[0]["score"] < 1
 

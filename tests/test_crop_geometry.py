@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_setcrop.crop_geometry import (
+    GoodCropProbability,
     box_iou,
     candidate_grid,
     covering_order,
     cxcywh_to_xyxy,
     fit_aspect_ratio,
     gaic_grid,
-    good_crop_probability,
     hull,
     maximal_marginal_relevance,
     nms,
@@ -58,7 +58,7 @@ def test_centre_and_corner_formats_invert_each_other():
 
 def test_the_model_computes_the_same_formulas_on_tensors():
     a, b = make_boxes(7, seed=1), make_boxes(5, seed=2)
-    for function in (cxcywh_to_xyxy, xyxy_to_cxcywh, good_crop_probability):
+    for function in (cxcywh_to_xyxy, xyxy_to_cxcywh, GoodCropProbability()):
         found = function(torch.from_numpy(a))
         assert isinstance(found, torch.Tensor)
         np.testing.assert_allclose(found.numpy(), function(a), rtol=1e-12)

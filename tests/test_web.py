@@ -109,7 +109,7 @@ def test_photos_get_pythons_boxes_in_a_browser(photos, cropper):
             assert answer["size"] == [opened.height, opened.width]
         for (_, options), crops in zip(PHOTO_QUESTIONS, answer["answers"], strict=True):
             assert_same(crops, cropper(photo, **options), (photo.name, options))
-        assert all(1 <= rating <= 5.5 for rating in answer["ratings"])
+        assert all(1 <= rating <= 5 for rating in answer["ratings"]) and len(answer["ratings"]) == 3
         for tightness in ("default", "tight"):
             top = answer["smartcrop"][tightness]["topCrop"]
             least = (top["width"], top["height"])

@@ -454,8 +454,12 @@ async function search(photo, c) {
 /** By how much less a crop of an aspect ratio is worth for being smaller than the largest, see crop_search.py. */
 function lessForSize(box, photo, ratio, largest) {
   if (ratio === null || !photo.model.scorer) return 0;
-  const share = Math.min((ratio * photo.height) / photo.width, photo.width / (ratio * photo.height));
-  return SMALL_IN_A_NARROW_SHAPE * (1 - share) * (1 - areaOf(box) / largest);
+  return SMALL_IN_A_NARROW_SHAPE * cutOffBy(ratio, photo) * (1 - areaOf(box) / largest);
+}
+
+/** Which share of an image even the largest crop of an aspect ratio leaves out. */
+function cutOffBy(ratio, { width, height }) {
+  return 1 - Math.min((ratio * height) / width, width / (ratio * height));
 }
 
 /** For each centre the mean, by merit, of the boxes around it, and the best merit there. */
@@ -793,6 +797,12 @@ export class Photo {
 
   /** Ratings 1..5 of boxes in pixels; of a model that rates none, the validity of the crop that is most alike. */
   async rate(boxes) {
+    const predicted = await this.predicted(boxes);
+    return this.model.scorer ? predicted.map((rating) => clip(rating, 1, 5)) : predicted;
+  }
+
+  /** What the scoring head predicts, which may pass the ends of the scale: the order of crops stays. */
+  async predicted(boxes) {
     if (boxes.length === 0) return [];
     if (!this.model.scorer)
       return boxes.map((box) => Math.max(...this.boxes.map((other, i) => iou(box, other) * this.validity[i])));
@@ -806,7 +816,7 @@ export class Photo {
 
   /** What boxes are ranked by. */
   async merit(boxes) {
-    return (await this.rate(boxes)).map(settled);
+    return (await this.predicted(boxes)).map(settled);
   }
 
   /** What the model's own set is ranked by. */
@@ -815,11 +825,13 @@ export class Photo {
     return this.ratings ? this.ratings.map(settled) : this.merit(this.boxes);
   }
 
-  /** The probability that people call a crop with such a merit good. */
-  score(merit) {
+  /** The probability that people call a crop with such a merit good, of crops of an aspect ratio or of any (null). */
+  score(merit, ratio = null) {
     if (!this.model.scorer) return merit;
     const { probability_slope: slope = 4, probability_middle: middle = 4 } = this.model.config;
-    return settled(1 / (1 + Math.exp(-slope * (merit - middle))));
+    const { probability_softening: softening = 0, probability_lowering: lowering = 0 } = this.model.config;
+    const cutOff = ratio === null ? 0 : cutOffBy(ratio, this), steep = slope * Math.exp(-softening * cutOff);
+    return settled(1 / (1 + Math.exp(-steep * (merit - middle + lowering * cutOff))));
   }
 
   /**
@@ -834,13 +846,14 @@ export class Photo {
     if (tightness !== undefined) return (await this.as(tightness)).suggest(options);
     const { topK = 5, threshold = 0, nmsIou = 0.8 } = options;
     const imageSize = [this.height, this.width], constraints = constraintsOf(options, imageSize);
+    const ratio = constraints.ratio;
     const [boxes, merit] = isFree(constraints) ? await refinedSet(this) : await search(this, constraints);
-    const above = boxes.map((_, i) => i).filter((i) => threshold <= 0 || this.score(merit[i]) > threshold);
+    const above = boxes.map((_, i) => i).filter((i) => threshold <= 0 || this.score(merit[i], ratio) > threshold);
     const kept = nms(above.map((i) => boxes[i]), above.map((i) => merit[i]), nmsIou, topK).map((i) => above[i]);
     return kept.map((i) => {
       const [xmin, ymin, xmax, ymax] = boxes[i], shares = violations(boxes[i], constraints, imageSize);
       const gaveWay = Object.keys(COSTS).filter((name, k) => shares[k] > 0 || (name === "min_size" && constraints.unmet));
-      const crop = { score: this.score(merit[i]), rating: merit[i], label: "crop", box: { xmin, ymin, xmax, ymax } };
+      const crop = { score: this.score(merit[i], ratio), rating: merit[i], label: "crop", box: { xmin, ymin, xmax, ymax } };
       return gaveWay.length ? { ...crop, gaveWay } : crop;
     });
   }

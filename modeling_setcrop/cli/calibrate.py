@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,9 +18,14 @@ from .data_options import LAYOUTS_HELP, RatingScale, needs_extra, parse_rating_s
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from ..crop_geometry import GoodCropProbability
     from ..data import Problems
+    from ..evaluation.calibration import JudgedCrops, Reliability
 
-_FIELDS = ("probability_slope", "probability_middle")
+# Windows across the image's short side, by their other side: 1:1, 4:5, 2:3 and 9:16, or 5:4, 3:2 and 16:9.
+_SHAPES = (1.0, 4 / 5, 2 / 3, 9 / 16)
+# The largest crop of a shape is as large to a pixel or two.
+_LARGEST = 0.985
 
 
 def calibrate(
@@ -32,14 +39,15 @@ def calibrate(
 ) -> None:
     """Fit how probable it is that people call a crop with a certain rating good.
 
-    A crop is good that the labels rate 4 or more, in layouts that rate any box, or that overlaps a good one by 0.85.
-    The table's "after" is measured on each half of the images with what was fitted on the other.
+    A crop is good that the labels rate 4 or more, in layouts that rate any box, or that overlaps a good one by 0.85; a
+    crop of a given aspect ratio that overlaps the labels' window of that shape by 0.85. "After" is measured on each
+    half of the images with what was fitted on the other.
     """
     with needs_extra("calibrate", "evaluate"):
         from ..data import DataError, Problems
-        from ..evaluation.calibration import cross_fitted, fit_logistic, reliability
+        from ..evaluation.calibration import cross_fitted, fit_probability, reliability
         from .evaluate import rows_of
-    from ..crop_geometry import good_crop_probability
+    from ..crop_geometry import GoodCropProbability
     from ..runtime.checkpoint import CONFIG, CheckpointError, read_config
 
     problems = Problems()
@@ -48,49 +56,77 @@ def calibrate(
         if not config.crop_scoring:
             raise ValueError(f"{model}: the model has no scoring head, and no ratings to calibrate")
         rows = rows_of(data, layout, split, problems, parse_rating_scale(rating_scale))
-        before = tuple(getattr(config, name, 4.0) for name in _FIELDS)
-        ratings, good, image = _rated_crops(model, rows, top_k, before, problems)
-        found = fit_logistic(ratings, good)
-        measured = [reliability(good_crop_probability(ratings, *before), good)]
-        measured.append(reliability(cross_fitted(ratings, good, image), good))
+        before = GoodCropProbability.of(config)
+        crops = _judged_crops(model, rows, top_k, before, problems)
+        found = fit_probability(crops, before)
+        said = [before(crops.ratings, crops.cut_off), cross_fitted(crops)]
         if not dry_run:
-            _write(model / CONFIG, dict(zip(_FIELDS, (round(value, 3) for value in found), strict=True)))
+            _write(model / CONFIG, {f"probability_{name}": round(value, 3) for name, value in found._asdict().items()})
     for problem in problems.found:
         print(f"setcrop calibrate: {problem}", file=sys.stderr)
-    _print(measured, len(good), len(set(image.tolist())))
-    told = f"sigmoid({found.slope:.2f} (rating - {found.middle:.2f})), before {before[0]:g} and {before[1]:g}"
-    print(f"{told}; nothing was changed (--dry-run)" if dry_run else f"{model / CONFIG}: {told}")
+    for of, which in (("", crops.cut_off == 0), (" of a given aspect ratio", crops.cut_off > 0)):
+        if which.any():
+            images = len(np.unique(crops.image[which]))
+            print(f"{which.sum()} crops{of} of {images} images, a tenth of them a row: scores, and how many are good")
+            _print([reliability(probabilities[which], crops.good[which]) for probabilities in said])
+    told = ", ".join(
+        f"{name} {value:.2f} (before {getattr(before, name):g})" for name, value in found._asdict().items()
+    )
+    print(f"nothing was changed (--dry-run): {told}" if dry_run else f"{model / CONFIG}: {told}")
 
 
-def _rated_crops(
-    model: Path, rows: Dataset, top_k: int, logistic: tuple[Any, ...], problems: Problems
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return predicted ratings (M,) of the crops that a caller gets, whether each is good, and its image's number."""
+def _judged_crops(
+    model: Path, rows: Dataset, top_k: int, probability: GoodCropProbability, problems: Problems
+) -> JudgedCrops:
+    """Return the crops that a caller gets of each image: the best ones, and the largest best one of each shape."""
     from datasets import Image
     from rich.console import Console
     from rich.progress import track
 
     from .. import Cropper
-    from ..evaluation.calibration import are_good
+    from ..evaluation.calibration import JudgedCrops
     from ..image_reading import ImageFileError
 
-    cropper, slope, middle = Cropper(model, top_k=top_k), *logistic
-    ratings, good, image = [], [], []
+    cropper = Cropper(model)
+    found: list[tuple[float, float, bool, int]] = []
     console = Console(stderr=True)
     for number, row in enumerate(track(rows.cast_column("image", Image(decode=False)), "images", console=console)):
         try:
-            crops = cropper(row["image"])
+            found += [(*crop, number) for crop in _crops_of(cropper, row, top_k, probability)]
         except ImageFileError as error:
             problems.add("undecodable image", row["image_id"], f"cannot be decoded ({error.reason})")
-            continue
-        boxes = np.array([list(crop["box"].values()) for crop in crops], np.float64).reshape(-1, 4)
-        scores = np.array([crop["score"] for crop in crops]).clip(1e-4, 1 - 1e-4)
-        ratings.append(middle + np.log(scores / (1 - scores)) / slope)
-        good.append(are_good(boxes, row))
-        image.append(np.full(len(crops), number))
-    if not ratings:
+    if not found:
         raise ValueError("none of the images can be decoded")
-    return np.concatenate(ratings), np.concatenate(good), np.concatenate(image)
+    return JudgedCrops(*map(np.array, zip(*found, strict=True)))
+
+
+def _crops_of(
+    cropper: Any, row: dict[str, Any], top_k: int, probability: GoodCropProbability
+) -> Iterator[tuple[float, float, bool]]:
+    """Yield rating, what the shape cuts off, and whether people call it good, of one image's crops."""
+    from ..crop_geometry import box_iou, cut_off_by
+    from ..evaluation.calibration import GOOD_OVERLAP, are_good, window_of
+
+    crops = cropper(row["image"], top_k=top_k)
+    boxes = np.array([list(crop["box"].values()) for crop in crops], np.float64).reshape(-1, 4)
+    for crop, good in zip(crops, are_good(boxes, row), strict=True):
+        yield _rating(crop["score"], probability, 0.0), 0.0, bool(good)
+    portrait = row["width"] < row["height"]
+    for shape in _SHAPES:
+        if (wanted := window_of(shape, row)) is None:
+            continue
+        ratio = 1 / shape if portrait else shape
+        cut_off = cut_off_by(ratio, (row["height"], row["width"]))
+        (crop,) = cropper(row["image"], top_k=1, aspect_ratio=ratio, min_area=_LARGEST * (1 - cut_off))
+        overlap = box_iou(np.array([list(crop["box"].values())], np.float64), wanted[None])[0, 0]
+        yield _rating(crop["score"], probability, cut_off), cut_off, bool(overlap >= GOOD_OVERLAP)
+
+
+def _rating(score: float, probability: GoodCropProbability, cut_off: float) -> float:
+    """Return the rating that has this score: the inverse of [`GoodCropProbability`]."""
+    score = min(max(score, 1e-4), 1 - 1e-4)
+    slope = probability.slope * math.exp(-probability.softening * cut_off)
+    return probability.middle - probability.lowering * cut_off + math.log(score / (1 - score)) / slope
 
 
 def _write(path: Path, fields: dict[str, float]) -> None:
@@ -101,11 +137,11 @@ def _write(path: Path, fields: dict[str, float]) -> None:
         file.write((json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
 
 
-def _print(measured: list[Any], crops: int, images: int) -> None:
+def _print(measured: list[Reliability]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{crops} crops of {images} images, a tenth of them a row")
+    table = Table()
     for name in ("before", "are good", "after", "are good"):
         table.add_column(name, justify="right")
     columns = [column for found in measured for column in (found.predicted, found.found)]

@@ -8,21 +8,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.optimize import minimize
 
-from ..crop_geometry import box_iou, good_crop_probability
-from ..data.any_box_rating import CropLabels, rate_boxes
+from ..crop_geometry import GoodCropProbability, box_iou
+from ..data.any_box_rating import CropLabels, rate_boxes, window_centre
+from ..data.crop_views import windows_at
 from ..data.schema import GOOD_RATING
 
 # A crop is good that overlaps a good one by this, where the labels rate none but their own (paper, section 4.3).
-_GOOD_OVERLAP = 0.85
+GOOD_OVERLAP = 0.85
+# A window longer than this, in the image's long side, has nowhere to go.
+_LONGEST_WINDOW = 0.97
 # Crops that are about equally probable, by which predicted and true shares are compared.
 BINS = 10
-
-
-class Logistic(NamedTuple):
-    """A crop with the rating r is good with the probability sigmoid(slope (r - middle))."""
-
-    slope: float
-    middle: float
 
 
 class Reliability(NamedTuple):
@@ -56,52 +52,101 @@ def are_good(boxes: np.ndarray, row: Mapping[str, Any]) -> np.ndarray:
         sides = np.tile([row["width"], row["height"]], 2)
         return rate_boxes(boxes / sides, labels, source) >= GOOD_RATING
     good = np.array(row["boxes"], np.float64).reshape(-1, 4)[np.array(row["good"], bool)]
-    return (box_iou(boxes, good) >= _GOOD_OVERLAP).any(axis=1)
+    return (box_iou(boxes, good) >= GOOD_OVERLAP).any(axis=1)
 
 
-def fit_logistic(ratings: np.ndarray, good: np.ndarray) -> Logistic:
-    """Fit the probability that crops are good by maximum likelihood (Platt scaling).
-
-    The targets are Platt's, (n + 1) / (n + 2) for the n good crops and 1 / (m + 2) for the m others, so that there is
-    an end also where a rating separates the two (Platt, "Probabilistic outputs for support vector machines", 1999).
+def window_of(shape: float, row: Mapping[str, Any]) -> np.ndarray | None:
+    """Return where people want a window that spans the image's short side, or None where the labels do not say.
 
     Args:
+        shape: the window's other side, in that side's length, 0..1.
+        row: of a data set in the shared schema.
+
+    Returns:
+        (4,) corners in pixels; None too where the window would be nearly as long as the image.
+    """
+    labels = row.get("crop_labels")
+    ratio = row["width"] / row["height"]
+    length = shape * min(ratio, 1 / ratio)
+    if labels is None or labels["square"] is None or labels["slim"] is None or length > _LONGEST_WINDOW:
+        return None
+    axis = int(ratio < 1)
+    centre = window_centre(length, ratio, CropLabels.from_dict(labels))
+    return windows_at(np.array([centre - length / 2]), length, axis)[0] * np.tile([row["width"], row["height"]], 2)
+
+
+class JudgedCrops(NamedTuple):
+    """Crops as a caller gets them, and what people think of them.
+
+    Attributes:
         ratings: (M,) predicted.
-        good: (M,) whether people call the crops good.
+        cut_off: (M,) 0, or of a crop of an aspect ratio what [`cut_off_by`] says of it.
+        good: (M,) whether people call it good.
+        image: (M,) number of its image.
+    """
+
+    ratings: np.ndarray
+    cut_off: np.ndarray
+    good: np.ndarray
+    image: np.ndarray
+
+    def some(self, which: np.ndarray) -> JudgedCrops:
+        """Return those that a mask (M,) names."""
+        return JudgedCrops(*(values[which] for values in self))
+
+
+def fit_probability(crops: JudgedCrops, start: GoodCropProbability | None = None) -> GoodCropProbability:
+    """Fit the probability that crops are good by maximum likelihood (Platt scaling).
+
+    Crops of any shape and those of a given one count alike, however many they are. The targets are Platt's, (n + 1) /
+    (n + 2) for the n good crops and 1 / (m + 2) for the m others, so that there is an end also where a rating
+    separates the two (Platt, "Probabilistic outputs for support vector machines", 1999).
+
+    Args:
+        crops: with some of any shape among them.
+        start: has what is kept where there are no crops of a given shape.
 
     Raises:
         ValueError: all of the crops are good, or none, or higher ratings are not better.
     """
-    count = int(good.sum())
-    if count in (0, len(good)):
-        raise ValueError(f"{count} of {len(good)} crops are good: a probability needs good ones and others")
-    targets = np.where(good, (count + 1) / (count + 2), 1 / (len(good) - count + 2))
+    start = start or GoodCropProbability()
+    groups = [part for part in (crops.some(crops.cut_off == 0), crops.some(crops.cut_off > 0)) if len(part.good)]
+    targets = []
+    for part in groups:
+        good, others = int(part.good.sum()), int((~part.good).sum())
+        if not good or not others:
+            raise ValueError(f"{good} of {good + others} crops are good: a probability needs good ones and others")
+        targets.append(np.where(part.good, (good + 1) / (good + 2), 1 / (others + 2)))
 
-    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        logits = parameters[0] * ratings + parameters[1]
-        error = 1 / (1 + np.exp(-logits)) - targets
-        losses = np.logaddexp(0, logits) - targets * logits
-        return float(losses.mean()), np.array([(error * ratings).mean(), error.mean()])
+    def model(numbers: np.ndarray) -> GoodCropProbability:
+        # As logarithm the slope stays above 0 on the way.
+        found = (float(np.exp(numbers[0])), float(numbers[1]), *map(float, numbers[2:]))
+        return GoodCropProbability(*found, *start[len(found) :])
 
-    slope, offset = minimize(loss, np.array([4.0, -16.0]), jac=True, method="BFGS").x
-    if slope <= 0:
-        raise ValueError("the model rates crops that are good no higher than others")
-    return Logistic(float(slope), float(-offset / slope))
+    def loss(numbers: np.ndarray) -> float:
+        total = 0.0
+        for part, wanted in zip(groups, targets, strict=True):
+            found = model(numbers)(part.ratings, part.cut_off).clip(1e-12, 1 - 1e-12)
+            total -= (wanted * np.log(found) + (1 - wanted) * np.log(1 - found)).mean()
+        return total
+
+    for part in groups:
+        if part.ratings[part.good].mean() <= part.ratings[~part.good].mean():
+            raise ValueError("the model rates crops that are good no higher than others")
+    numbers = [np.log(4.0), 4.0, 0.0, 0.0][: 2 if len(groups) == 1 else 4]
+    options = {"maxiter": 5000, "xatol": 1e-6, "fatol": 1e-9}
+    return model(minimize(loss, numbers, method="Nelder-Mead", options=options).x)
 
 
-def cross_fitted(ratings: np.ndarray, good: np.ndarray, image: np.ndarray) -> np.ndarray:
+def cross_fitted(crops: JudgedCrops) -> np.ndarray:
     """Return probabilities (M,) of crops, each by what was fitted on the other half of the images.
-
-    Args:
-        ratings, good: see [`fit_logistic`].
-        image: (M,) number of each crop's image.
 
     Raises:
         ValueError: nothing can be fitted on one of the halves.
     """
-    probabilities, even = np.zeros(len(ratings)), image % 2 == 0
+    probabilities, even = np.zeros(len(crops.good)), crops.image % 2 == 0
     for half in (even, ~even):
-        probabilities[half] = good_crop_probability(ratings[half], *fit_logistic(ratings[~half], good[~half]))
+        probabilities[half] = fit_probability(crops.some(~half))(crops.ratings[half], crops.cut_off[half])
     return probabilities
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from ..crop_geometry import GoodCropProbability
 from ..image_preprocessing import ImagePreprocessing
 
 GRAPH_FOLDER = "onnx"
@@ -21,7 +22,7 @@ _COUNTS = (
     "num_queries", "d_model", "encoder_layers", "decoder_layers", "encoder_attention_heads",
     "decoder_attention_heads", "encoder_ffn_dim", "decoder_ffn_dim", "crop_scoring_dim", "num_channels",
 )  # fmt: skip
-_NUMBERS = ("probability_slope", "probability_middle")
+_NUMBERS = tuple(f"probability_{name}" for name in GoodCropProbability._fields)
 
 
 class CheckpointError(ValueError):
