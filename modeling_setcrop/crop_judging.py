@@ -96,6 +96,14 @@ class Prediction:
         cut_off = 0.0 if aspect_ratio is None else cut_off_by(aspect_ratio, self.image_size)
         return merit if self.rate is None else settled(self.probability(merit, cut_off))
 
+    def relevance(self, merit: np.ndarray) -> np.ndarray:
+        """Return how much crops with such merits are worth beside the best one (M,), 0..1, for a diverse choice.
+
+        By the function before any calibration, whose slope is such that diversity has something to choose from.
+        """
+        worth = merit if self.rate is None else GoodCropProbability()(merit)
+        return worth / worth.max(initial=1e-12)
+
 
 def best_probabilities(logits: np.ndarray) -> np.ndarray:
     """Probabilities (M,), summing to 1, that each of several crops is the image's best.

@@ -124,7 +124,7 @@ def _selected(
         logits = merit[kept] if prediction.rate is not None else np.log(merit[kept].clip(min=1e-9))
         kept = kept[covering_order(boxes[kept], best_probabilities(logits), count)]
     elif options.diversity is not None:
-        relevance = scores[kept] / scores[kept].max(initial=1e-12)
+        relevance = prediction.relevance(merit[kept])
         kept = kept[maximal_marginal_relevance(boxes[kept], relevance, options.diversity, count)]
     elif options.nms_iou is not None:
         kept = kept[nms(boxes[kept], merit[kept], options.nms_iou, count)]
