@@ -41,11 +41,13 @@ from modeling_setcrop.data.any_box_rating import rate_boxes
 from modeling_setcrop.data.crop_views import (
     BOXES,
     FAMILIES,
+    LONGEST_WINDOW,
     WINDOWS,
     distort,
     draw_source,
     draw_view,
     draw_window,
+    family_lengths,
     grid_boxes,
     random_boxes,
     stretched,
@@ -212,8 +214,7 @@ class Views(IterableDataset):
         shape, axis = size[0] / size[1], int(size[0] < size[1])
         grid = grid_boxes(shape)
         boxes = [np.array([[0.0, 0.0, 1.0, 1.0]]), rng.permutation(grid)[:GRID_BOXES], random_boxes(BOXES, rng)]
-        short = min(shape, 1 / shape)
-        lengths = np.array([short, short * 9 / 16, *np.exp(rng.uniform(np.log(0.2), np.log(0.9), FAMILIES - 2))])
+        lengths = np.array(family_lengths(shape, rng))
         windows = [windows_at(np.linspace(0, 1 - length, WINDOWS), length, axis) for length in lengths]
         values = {
             "pixels": np.asarray(pixels),
@@ -222,7 +223,7 @@ class Views(IterableDataset):
             "weight": np.ones(BOXES),
             "windows": np.stack(windows),
             "fit": np.zeros((FAMILIES, WINDOWS)),
-            "families": lengths < 0.95,
+            "families": lengths <= LONGEST_WINDOW,
             "importance": np.zeros((size[1] // STRIDE, size[0] // STRIDE)),
             "source": np.array(rng.choice(len(SOURCES), p=SOURCES_OF_PARTS)),
             "labelled": np.array(0.0),

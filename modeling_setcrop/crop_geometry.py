@@ -98,10 +98,14 @@ class GoodCropProbability(NamedTuple):
         numbers: dict[str, Any] = dict(cls._field_defaults)
         return cls(**{name: getattr(config, f"probability_{name}", number) for name, number in numbers.items()})
 
+    def at(self, cut_off: Any) -> tuple[Any, Any]:
+        """Return slope and middle of crops of an aspect ratio, by the share of the image that it leaves out."""
+        return self.slope * np.exp(-self.softening * cut_off), self.middle - self.lowering * cut_off
+
     def __call__(self, ratings: Any, cut_off: Any = 0.0) -> Any:
         """Return probabilities, in 0..1, of ratings 1..5; NumPy or torch."""
-        slope = self.slope * np.exp(-self.softening * cut_off)
-        return 1 / (1 + _namespace(ratings).exp(-slope * (ratings - self.middle + self.lowering * cut_off)))
+        slope, middle = self.at(cut_off)
+        return 1 / (1 + _namespace(ratings).exp(-slope * (ratings - middle)))
 
 
 def cut_off_by(aspect_ratio: float, image_size: tuple[int, int]) -> float:

@@ -206,7 +206,7 @@ def test_the_models_config_refuses_a_slope_that_turns_the_order_round():
 
 @pytest.fixture
 def library(tmp_path):
-    """Eight crops of the shipped photos in the layout `editor`, each image's first crop where the model says."""
+    """The shipped photos in the layout `editor`, each one's crop and square where the model has them."""
     folder, cropper = tmp_path / "library", Cropper()
     folder.mkdir()
     lines = []

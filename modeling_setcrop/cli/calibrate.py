@@ -44,14 +44,14 @@ def calibrate(
     half of the images with what was fitted on the other.
     """
     with needs_extra("calibrate", "evaluate"):
-        from ..data import DataError, Problems
+        from ..data import Problems
         from ..evaluation.calibration import cross_fitted, fit_probability, reliability
         from .evaluate import rows_of
     from ..crop_geometry import GoodCropProbability
-    from ..runtime.checkpoint import CONFIG, CheckpointError, read_config
+    from ..runtime.checkpoint import CONFIG, read_config
 
     problems = Problems()
-    with shared.failing("calibrate", DataError, CheckpointError, OSError, ValueError):
+    with shared.failing("calibrate", OSError, ValueError):
         config = read_config(model / CONFIG)
         if not config.crop_scoring:
             raise ValueError(f"{model}: the model has no scoring head, and no ratings to calibrate")
@@ -105,9 +105,14 @@ def _crops_of(
 ) -> Iterator[tuple[float, float, bool]]:
     """Yield rating, what the shape cuts off, and whether people call it good, of one image's crops."""
     from ..crop_geometry import box_iou, cut_off_by
+    from ..crop_options import CropOptions
     from ..evaluation.calibration import GOOD_OVERLAP, are_good, window_of
+    from ..image_sources import read_any_image
 
-    crops = cropper(row["image"], top_k=top_k)
+    # Each shape has a least area of its own, so they are asked for one by one, of one encoding.
+    loaded = read_any_image(row["image"], cropper.short_side)
+    (encoded,) = cropper.encode([cropper.prepare(loaded)])
+    crops = cropper.answer(encoded, loaded.size, CropOptions(top_k=top_k))
     boxes = np.array([list(crop["box"].values()) for crop in crops], np.float64).reshape(-1, 4)
     for crop, good in zip(crops, are_good(boxes, row), strict=True):
         yield _rating(crop["score"], probability, 0.0), 0.0, bool(good)
@@ -117,7 +122,8 @@ def _crops_of(
             continue
         ratio = 1 / shape if portrait else shape
         cut_off = cut_off_by(ratio, (row["height"], row["width"]))
-        (crop,) = cropper(row["image"], top_k=1, aspect_ratio=ratio, min_area=_LARGEST * (1 - cut_off))
+        options = CropOptions.from_kwargs(top_k=1, aspect_ratio=ratio, min_area=_LARGEST * (1 - cut_off))
+        (crop,) = cropper.answer(encoded, loaded.size, options)
         overlap = box_iou(np.array([list(crop["box"].values())], np.float64), wanted[None])[0, 0]
         yield _rating(crop["score"], probability, cut_off), cut_off, bool(overlap >= GOOD_OVERLAP)
 
@@ -125,8 +131,8 @@ def _crops_of(
 def _rating(score: float, probability: GoodCropProbability, cut_off: float) -> float:
     """Return the rating that has this score: the inverse of [`GoodCropProbability`]."""
     score = min(max(score, 1e-4), 1 - 1e-4)
-    slope = probability.slope * math.exp(-probability.softening * cut_off)
-    return probability.middle - probability.lowering * cut_off + math.log(score / (1 - score)) / slope
+    slope, middle = probability.at(cut_off)
+    return middle + math.log(score / (1 - score)) / slope
 
 
 def _write(path: Path, fields: dict[str, float]) -> None:

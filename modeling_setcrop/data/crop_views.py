@@ -20,6 +20,8 @@ BOXES = 96
 # Families of windows that slide along the view (a square one, a slim one, others of random lengths), and how many
 # windows each has.
 FAMILIES, WINDOWS = 4, 13
+# Longer ones hardly move.
+LONGEST_WINDOW = 0.95
 # Views other than the whole image: how often, and how far its edges move towards one of the best crops.
 _WINDOW_SHARE, _DEEPEST = 0.7, 0.7
 _VIEW_RATIOS = (0.5, 2.1)
@@ -258,6 +260,12 @@ def random_boxes(count: int, rng: np.random.Generator) -> np.ndarray:
     return np.stack([x, y, x + width, y + height], axis=1)
 
 
+def family_lengths(ratio: float, rng: np.random.Generator) -> tuple[float, ...]:
+    """Return the lengths (FAMILIES,) of the windows along a view's long side: a square, a slim one, random ones."""
+    long = max(ratio, 1 / ratio)
+    return 1 / long, 9 / 16 / long, *np.exp(rng.uniform(np.log(0.2), np.log(0.9), FAMILIES - 2)).tolist()
+
+
 def windows_at(low: np.ndarray, length: float, axis: int) -> np.ndarray:
     """Return windows (W, 4) of one length from `low` (W,) along an axis, 0 for x; they span the other."""
     windows = np.tile(_WHOLE, (len(low), 1))
@@ -292,13 +300,10 @@ def _window_families(
     axis = 0 if image_ratio >= 1 else 1
     if labels.square is None or (ratio >= 1) != (image_ratio >= 1):
         return windows, fit, weight
-    long = max(ratio, 1 / ratio)
     start, size = window[axis], window[2 + axis] - window[axis]
     offset, scale = np.tile(window[:2], 2), np.tile(window[2:] - window[:2], 2)
-    random_lengths = np.exp(rng.uniform(np.log(0.2), np.log(0.9), FAMILIES - 2))
-    lengths = (1 / long, 9 / 16 / long, *random_lengths)
-    for family, length in enumerate(lengths):
-        if length > 0.95:
+    for family, length in enumerate(family_lengths(ratio, rng)):
+        if length > LONGEST_WINDOW:
             continue
         centre = (window_centre(length * size, image_ratio, labels) - start) / size
         # Too much of where the window belongs lies outside the view.
