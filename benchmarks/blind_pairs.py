@@ -1,23 +1,27 @@
 """Pairs of crops to be judged without knowing whose they are: SetCrop's beside a centre crop's, smartcrop's, libvips'.
 
     python benchmarks/blind_pairs.py make --editor-data DIR --out PAIRS --pairs 120
+    python benchmarks/blind_pairs.py make --editor-data DIR --out PAIRS --labeller
     python benchmarks/blind_pairs.py tally --out PAIRS
 
 `make` writes sheets of pairs, `sheet-01.jpg` and so on, each pair with its number, the whole image (small), A and B,
 and `key.json`, not to be looked at. The judge writes `answers.csv`, a line a pair: its number, `A`, `B` or `=`, and
 perhaps which of both are unacceptable (`A`, `B` or `AB`). Pairs whose crops overlap by an IoU of 0.9 or more are left
-out and counted. Images are the test images of the layout `editor`, on which nothing was trained.
+out and counted. Images are the test images of the layout `editor`, on which nothing was trained. With `--labeller` the
+pairs are the largest square and slim windows (9:16 of a wide image, 16:9 of an upright one) beside the labels' own.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from crop_quality import Constant, Method, Model, SmartCrop, Vips, opened
+from crop_quality import Constant, Method, Model, SmartCrop, Vips, labelled_windows, opened
 from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.progress import track
@@ -27,7 +31,7 @@ from scipy.stats import binomtest
 import modeling_setcrop
 from modeling_setcrop.crop_geometry import box_iou
 from modeling_setcrop.data import Problems
-from modeling_setcrop.data.editor import read_editor_images
+from modeling_setcrop.data.editor import EditorImage, read_editor_images
 
 RATIOS = {"1:1": 1.0, "4:5": 4 / 5, "9:16": 9 / 16, "16:9": 16 / 9}
 SAME = 0.9
@@ -58,37 +62,51 @@ def sheet(pairs: list[tuple[int, list[Image.Image]]]) -> Image.Image:
     return page
 
 
+Pair = tuple[EditorImage, str, str, np.ndarray, np.ndarray]  # of an image: aspect ratio, whose, SetCrop's box, theirs
+
+
+def by_chance(entries: list[EditorImage], ours: Model, rng: np.random.Generator) -> Iterator[Pair]:
+    """Pairs without end: every other method in turn, on images and aspect ratios by chance."""
+    others: list[Method] = [Constant(np.array([[0.0, 0.0, 1.0, 1.0]])), SmartCrop(), Vips()]
+    for other in itertools.cycle(others):
+        entry, ratio = entries[rng.integers(len(entries))], str(rng.choice(list(RATIOS)))
+        image = opened(entry.path)
+        yield entry, ratio, other.name, ours.any_size(image, RATIOS[ratio]), other.any_size(image, RATIOS[ratio])
+
+
+def of_labels(entries: list[EditorImage], ours: Model, rng: np.random.Generator) -> Iterator[Pair]:
+    """Every image's largest square and slim window beside the labels', by chance in order."""
+    for number in rng.permutation(len(entries)):
+        entry = entries[number]
+        image = opened(entry.path)
+        for name, asked, theirs in labelled_windows(entry, image.width / image.height):
+            yield entry, name, "labeller", ours.window(image, asked), theirs
+
+
 def make(args: argparse.Namespace) -> None:
     """Write sheets and key."""
-    entries = [entry for entry in read_editor_images(args.editor_data, Problems()) if entry.split == "test"]
-    ours = Model("SetCrop", args.model)
-    others: list[Method] = [Constant(np.array([[0.0, 0.0, 1.0, 1.0]])), SmartCrop(), Vips()]
-    rng = np.random.default_rng(args.seed)
+    entries = [entry for entry in read_editor_images(args.editor_data, Problems()) if entry.split == args.split]
+    ours, rng = Model("SetCrop", args.model), np.random.default_rng(args.seed)
+    found = of_labels(entries, ours, rng) if args.labeller else by_chance(entries, ours, rng)
     args.out.mkdir(parents=True)
-    key, pairs, same, count = {}, [], 0, 0
-    for turn in track(range(args.pairs * 10), "pairs"):
-        if len(key) == args.pairs:
-            break
-        # Every other method in turn, on images and ratios by chance.
-        entry, ratio = entries[rng.integers(len(entries))], str(rng.choice(list(RATIOS)))
-        other, image = others[turn % len(others)], opened(entry.path)
-        boxes = [ours.any_size(image, RATIOS[ratio]), other.any_size(image, RATIOS[ratio])]
+    key, pairs, same = {}, [], 0
+    for entry, ratio, against, *boxes in track(itertools.islice(found, args.pairs * 10), "pairs"):
         if box_iou(boxes[0][None], boxes[1][None])[0, 0] >= SAME:
             same += 1
             continue
         swapped = bool(rng.integers(2))
-        number = len(key) + 1
-        key[number] = {
+        key[len(key) + 1] = {
             "image": entry.path.name,
             "ratio": ratio,
-            "against": other.name,
+            "against": against,
             "ours": "B" if swapped else "A",
         }
-        pairs.append((number, [shown(image), *(shown(image, box) for box in (boxes[::-1] if swapped else boxes))]))
-        if len(pairs) == ROWS or len(key) == args.pairs:
-            count += 1
-            sheet(pairs).save(args.out / f"sheet-{count:02d}.jpg", quality=88)
-            pairs = []
+        image = opened(entry.path)
+        pairs.append((len(key), [shown(image), *(shown(image, box) for box in (boxes[::-1] if swapped else boxes))]))
+        if len(key) == args.pairs:
+            break
+    for start in range(0, len(pairs), ROWS):
+        sheet(pairs[start : start + ROWS]).save(args.out / f"sheet-{start // ROWS + 1:02d}.jpg", quality=88)
     (args.out / "key.json").write_text(json.dumps({"pairs": key, "left out as the same": same}, indent=1))
 
 
@@ -133,7 +151,9 @@ def main() -> None:
     parser.add_argument("--editor-data", type=Path)
     parser.add_argument("--model", default=modeling_setcrop.DEFAULT_CHECKPOINT)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--pairs", type=int, default=120)
+    parser.add_argument("--pairs", type=int, default=120, help="at most so many")
+    parser.add_argument("--split", choices=["val", "test"], default="test")
+    parser.add_argument("--labeller", action="store_true", help="beside the labels' own windows")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if args.action == "tally":

@@ -189,13 +189,22 @@ def window_size(image_ratio: float, ratio: float) -> tuple[float, float]:
     return (1.0, image_ratio / ratio) if image_ratio < ratio else (ratio / image_ratio, 1.0)
 
 
-def editors_window(entry: EditorImage, image_ratio: float, ratio: float, centre: float) -> Crops:
-    width, height = window_size(image_ratio, ratio)
-    box = np.array([0.0, 0.0, 1.0, 1.0])
-    axis, length = (0, width) if width < 1 else (1, height)
-    box[axis] = min(max(centre - length / 2, 0), 1 - length)
-    box[axis + 2] = box[axis] + length
-    return box
+def labelled_windows(entry: EditorImage, image_ratio: float) -> list[tuple[str, float, Crops]]:
+    """Name, aspect ratio and place (4,) of the labels' windows, largest of their shapes, but for the whole image."""
+    windows = []
+    for name, asked, centre in (
+        ("square", 1.0, entry.labels.square),
+        ("slim", 9 / 16 if image_ratio >= 1 else 16 / 9, entry.labels.slim),
+    ):
+        width, height = window_size(image_ratio, asked)
+        if min(width, height) > 0.999:
+            continue
+        box = np.array([0.0, 0.0, 1.0, 1.0])
+        axis, length = (0, width) if width < 1 else (1, height)
+        box[axis] = min(max(centre - length / 2, 0), 1 - length)
+        box[axis + 2] = box[axis] + length
+        windows.append((name, asked, box))
+    return windows
 
 
 def displacement(a: Crops, b: Crops) -> float:
@@ -224,13 +233,7 @@ def editor_rows(method: Method, entries: list[EditorImage], constant: Crops) -> 
         first_boxes.append(crops[0])
         add(rows, "first crop's IoU with the editor's first", ious[0])
         add(rows, "first crop's mean IoU with the editor's five", ious.mean())
-        for name, asked, centre in (
-            ("square", 1.0, labels.square),
-            ("slim", 9 / 16 if ratio >= 1 else 16 / 9, labels.slim),
-        ):
-            if min(window_size(ratio, asked)) > 0.999:
-                continue
-            wanted = editors_window(entry, ratio, asked, centre)
+        for name, asked, wanted in labelled_windows(entry, ratio):
             add(rows, f"IoU of the {name} window", box_iou(wanted[None], method.window(image, asked)[None])[0, 0])
     for eps in (0.85, 0.90):
         value = average_precision(sets, scores, good, flags, eps=eps, k=10)

@@ -247,6 +247,14 @@ def test_the_command_measures_and_changes_the_config_alone(checkpoint, library):
     assert 0 < Cropper(checkpoint)(str(PHOTO), top_k=1)[0]["score"] < 1
 
 
+def test_a_fit_that_is_no_better_on_images_left_out_changes_nothing(checkpoint, library):
+    assert run(checkpoint, "--data", library, "--layout", "editor").exit_code == 0
+    before = (checkpoint / "config.json").read_bytes()
+    again = run(checkpoint, "--data", library, "--layout", "editor")
+    assert again.exit_code == 0 and "nothing was changed (on images left out, the fit is no better)" in again.output
+    assert (checkpoint / "config.json").read_bytes() == before
+
+
 def test_what_cannot_be_calibrated_is_said_in_one_line(checkpoint, library, tmp_path):
     for arguments, reason in (
         ((tmp_path / "none", "--data", library, "--layout", "editor"), "config.json: No such file"),

@@ -41,7 +41,8 @@ def calibrate(
 
     A crop is good that the labels rate 4 or more, in layouts that rate any box, or that overlaps a good one by 0.85; a
     crop of a given aspect ratio that overlaps the labels' window of that shape by 0.85. "After" is measured on each
-    half of the images with what was fitted on the other.
+    half of the images with what was fitted on the other; where it is no better there, by the Brier score, nothing is
+    changed.
     """
     with needs_extra("calibrate", "evaluate"):
         from ..data import Problems
@@ -60,7 +61,9 @@ def calibrate(
         crops = _judged_crops(model, rows, top_k, before, problems)
         found = fit_probability(crops, before)
         said = [before(crops.ratings, crops.cut_off), cross_fitted(crops)]
-        if not dry_run:
+        old, new = (reliability(probabilities, crops.good).brier for probabilities in said)
+        unchanged = "--dry-run" if dry_run else "" if new < old else "on images left out, the fit is no better"
+        if not unchanged:
             _write(model / CONFIG, {f"probability_{name}": round(value, 3) for name, value in found._asdict().items()})
     for problem in problems.found:
         print(f"setcrop calibrate: {problem}", file=sys.stderr)
@@ -72,7 +75,7 @@ def calibrate(
     told = ", ".join(
         f"{name} {value:.2f} (before {getattr(before, name):g})" for name, value in found._asdict().items()
     )
-    print(f"nothing was changed (--dry-run): {told}" if dry_run else f"{model / CONFIG}: {told}")
+    print(f"nothing was changed ({unchanged}): {told}" if unchanged else f"{model / CONFIG}: {told}")
 
 
 def _judged_crops(
