@@ -178,7 +178,8 @@ def new_model(
 ) -> SetCropForImageCropping:
     """Return the checkpoint, its backbone frozen, with new heads and, if asked for, a new decoder."""
     trained = SetCropForImageCropping.from_pretrained(options.model)
-    fields = {**trained.config.to_dict(), "crop_scoring": False, "rerank": False}
+    heads = ("crop_scoring", "crop_scoring_detail", "face_finding", "rerank")
+    fields = trained.config.to_dict() | dict.fromkeys(heads, False)
     torch.manual_seed(seed)
     model = SetCropForImageCropping(SetCropConfig.from_dict(fields | variant.config))
     new = ["class_labels_classifier", "crop_scorer"]

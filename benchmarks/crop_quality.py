@@ -27,8 +27,9 @@ from scipy.stats import spearmanr
 from transformers import pipeline
 
 import modeling_setcrop
-from modeling_setcrop.crop_geometry import box_iou
+from modeling_setcrop.crop_geometry import box_iou, hull, kept_shares, largest_area, xyxy_to_cxcywh
 from modeling_setcrop.data import Problems
+from modeling_setcrop.data.any_box_rating import labelled_window, mirror_boxes
 from modeling_setcrop.data.editor import EditorImage, read_editor_images
 from modeling_setcrop.image_reading import decode_image
 from modeling_setcrop.images.faces import find_faces as detect_faces
@@ -135,8 +136,7 @@ class Model(Method):
         return self._boxes(image, top_k=count)
 
     def window(self, image: Image.Image, ratio: float) -> Crops:
-        width, height = window_size(image.width / image.height, ratio)
-        return self._boxes(image, top_k=1, aspect_ratio=ratio, min_area=width * height * 0.985)[0]
+        return self._boxes(image, top_k=1, aspect_ratio=ratio, min_area=largest_area(ratio, image.size[::-1]))[0]
 
     def any_size(self, image: Image.Image, ratio: float) -> Crops:
         return self._boxes(image, top_k=1, aspect_ratio=ratio)[0]
@@ -147,10 +147,9 @@ class Model(Method):
 
         model, processor = self.cropper.model, self.cropper.image_processor
         inputs = processor(image, return_tensors="pt")
-        centres = np.concatenate([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], axis=1)
         with torch.inference_mode():
             encoded = model.model.encode(inputs["pixel_values"], inputs.get("pixel_mask"))
-            given = torch.from_numpy(centres).float()[None]
+            given = torch.from_numpy(xyxy_to_cxcywh(boxes)).float()[None]
             chosen = None if source is None else torch.tensor([source])
             return model.score_crops(given, encoded, source=chosen)[0].numpy()
 
@@ -191,20 +190,13 @@ def window_size(image_ratio: float, ratio: float) -> tuple[float, float]:
 
 def labelled_windows(entry: EditorImage, image_ratio: float) -> list[tuple[str, float, Crops]]:
     """Name, aspect ratio and place (4,) of the labels' windows, largest of their shapes, but for the whole image."""
-    windows = []
-    for name, asked, centre in (
-        ("square", 1.0, entry.labels.square),
-        ("slim", 9 / 16 if image_ratio >= 1 else 16 / 9, entry.labels.slim),
-    ):
-        width, height = window_size(image_ratio, asked)
-        if min(width, height) > 0.999:
-            continue
-        box = np.array([0.0, 0.0, 1.0, 1.0])
-        axis, length = (0, width) if width < 1 else (1, height)
-        box[axis] = min(max(centre - length / 2, 0), 1 - length)
-        box[axis + 2] = box[axis] + length
-        windows.append((name, asked, box))
-    return windows
+    long = max(image_ratio, 1 / image_ratio)
+    asked = {"square": (1.0, 1.0), "slim": (9 / 16, 9 / 16 if image_ratio >= 1 else 16 / 9)}
+    return [
+        (name, ratio, labelled_window(length / long, image_ratio, entry.labels))
+        for name, (length, ratio) in asked.items()
+        if length / long < 0.999
+    ]
 
 
 def displacement(a: Crops, b: Crops) -> float:
@@ -323,14 +315,12 @@ def face_rows(method: Method, faces: list[tuple[Path, np.ndarray, np.ndarray]]) 
     rows: dict[str, list[float]] = {}
     for path, boxes, confirmed in track(faces, f"{method.name}: faces"):
         image = opened(path)
-        hull = np.concatenate([boxes[:, :2].min(0), boxes[:, 2:].max(0)])
+        together = hull(boxes)
         for ratio in FACE_RATIOS:
             width, height = window_size(image.width / image.height, ratio)
-            if hull[2] - hull[0] > width or hull[3] - hull[1] > height:
+            if together[2] - together[0] > width or together[3] - together[1] > height:
                 continue
-            crop = method.any_size(image, ratio)
-            size = (np.minimum(boxes[:, 2:], crop[2:]) - np.maximum(boxes[:, :2], crop[:2])).clip(0)
-            kept = size.prod(1) / (boxes[:, 2:] - boxes[:, :2]).prod(1)
+            kept = kept_shares(boxes, method.any_size(image, ratio)[None])[:, 0]
             for share, twice in zip(kept, confirmed, strict=True):
                 add(rows, "faces cut (less than 95 % kept)", float(share < 0.95))
                 if twice:
@@ -367,7 +357,7 @@ def _corners(found: np.ndarray) -> np.ndarray:
 
 
 def stability_rows(method: Method, entries: list[EditorImage]) -> dict[str, list[float]]:
-    """Mirrored images, images trimmed by half a per cent, and whether "leave it alone" agrees with the editors."""
+    """Mirrored images, and images trimmed by half a per cent."""
     rows: dict[str, list[float]] = {}
     for entry in track(entries, f"{method.name}: stability"):
         image = opened(entry.path)
@@ -377,8 +367,7 @@ def stability_rows(method: Method, entries: list[EditorImage]) -> dict[str, list
             ("free", crop, method.free(mirrored, 1)[0]),
             ("4:5", ratio_crop, method.any_size(mirrored, 4 / 5)),
         ):
-            back = np.array([1 - after[2], after[1], 1 - after[0], after[3]])
-            add(rows, f"mirrored image, {name}: IoU", box_iou(before[None], back[None])[0, 0])
+            add(rows, f"mirrored image, {name}: IoU", box_iou(before[None], mirror_boxes(after)[None])[0, 0])
         trim = 0.0025
         box = (trim * image.width, trim * image.height, (1 - trim) * image.width, (1 - trim) * image.height)
         trimmed = image.crop(tuple(round(value) for value in box))

@@ -22,6 +22,7 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection
 from transformers.utils import logging
 
 from modeling_setcrop import DEFAULT_CHECKPOINT
+from modeling_setcrop.crop_geometry import GoodCropProbability
 from modeling_setcrop.export.onnx_export import export_onnx
 from modeling_setcrop.image_preprocessing import ImagePreprocessing
 from modeling_setcrop.image_reading import load_image_file
@@ -43,6 +44,8 @@ class OnnxAsModel:
     def __call__(self, pixel_values: torch.Tensor, candidate_boxes: torch.Tensor | None = None) -> SimpleNamespace:
         found = self.engine.run(pixel_values.numpy())
         ratings = None if candidate_boxes is None else self.engine.rate(candidate_boxes.numpy(), found)
+        if "pred_ratings" in found:
+            found["pred_probabilities"] = GoodCropProbability.of(self.config)(found["pred_ratings"])
         outputs = {name: torch.from_numpy(value) for name, value in found.items()}
         return SimpleNamespace(**outputs, crop_ratings=None if ratings is None else torch.from_numpy(ratings))
 

@@ -37,7 +37,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from modeling_setcrop import SetCropConfig, SetCropForImageCropping
 from modeling_setcrop.crop_geometry import box_iou, xyxy_to_cxcywh
 from modeling_setcrop.data import Problems
-from modeling_setcrop.data.any_box_rating import rate_boxes
+from modeling_setcrop.data.any_box_rating import labelled_window, rate_boxes, windows_at
 from modeling_setcrop.data.crop_views import (
     BOXES,
     FAMILIES,
@@ -51,7 +51,6 @@ from modeling_setcrop.data.crop_views import (
     grid_boxes,
     random_boxes,
     stretched,
-    windows_at,
 )
 from modeling_setcrop.data.editor import EditorImage, read_editor_images
 from modeling_setcrop.loss_any_box_setcrop import RATINGS_PER_IOU, any_box_losses, subject_map_loss, window_losses
@@ -374,17 +373,12 @@ def validate(
         figures["rank"].append(
             np.corrcoef(rate(boxes).argsort().argsort(), rate_boxes(boxes, labels).argsort().argsort())[0, 1]
         )
-        for name, window, centre in (("square", 1.0, labels.square), ("slim", 9 / 16, labels.slim)):
-            long, axis = max(ratio, 1 / ratio), 0 if ratio >= 1 else 1
-            length = window / long
+        for name, window in (("square", 1.0), ("slim", 9 / 16)):
+            length = window / max(ratio, 1 / ratio)
             if length >= 1:
                 continue
-            places = np.tile([0.0, 0.0, 1.0, 1.0], (41, 1))
-            places[:, axis] = np.linspace(0, 1 - length, 41)
-            places[:, 2 + axis] = places[:, axis] + length
-            wanted = np.array([[0.0, 0.0, 1.0, 1.0]])
-            wanted[0, axis] = min(max(centre - length / 2, 0), 1 - length)
-            wanted[0, 2 + axis] = wanted[0, axis] + length
+            places = windows_at(np.linspace(0, 1 - length, 41), length, int(ratio < 1))
+            wanted = labelled_window(length, ratio, labels)[None]
             figures[name].append(box_iou(wanted, places[[rate(places).argmax()]])[0, 0])
     model.train()
     return {name: round(float(np.mean(values)), 4) for name, values in figures.items() if values}

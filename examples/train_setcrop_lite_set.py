@@ -14,25 +14,25 @@ import json
 import math
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from scipy.cluster.vq import kmeans2
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from train_setcrop_lite import SOURCES, STRIDE, nearest_size, read_image
 
 from modeling_setcrop import SetCropForImageCropping, SetCropImageProcessorPil
-from modeling_setcrop.crop_geometry import box_iou, xyxy_to_cxcywh
+from modeling_setcrop.crop_geometry import box_iou, cxcywh_to_xyxy, xyxy_to_cxcywh
 from modeling_setcrop.data import Problems
-from modeling_setcrop.data.any_box_rating import mirror_boxes
-from modeling_setcrop.data.crop_views import ViewLabels, draw_window, good_crops
+from modeling_setcrop.data.crop_views import ViewLabels, draw_source, draw_window, good_crops
 from modeling_setcrop.data.editor import EditorImage, read_editor_images
 from modeling_setcrop.metrics.functional import average_precision
 from modeling_setcrop.modeling_setcrop import SetCropEncoderOutput
+from modeling_setcrop.training.averaging import moving_average
+from modeling_setcrop.training.setcrop_lite import kmeans_anchors
+from modeling_setcrop.training.teacher import label_with_teacher
 
 # Pixels of the long side that the features see.
 LONG = 256
@@ -90,13 +90,13 @@ class EncodedViews:
         self.rng.shuffle(result)
         return result
 
-    def labels(self, size: tuple[int, int], rows: np.ndarray, people_share: float) -> tuple[list[dict], torch.Tensor]:
+    def labels(self, size: tuple[int, int], rows: np.ndarray) -> tuple[list[dict], torch.Tensor]:
         """Return the model's labels of a batch, and whose they are."""
         labels, sources = [], []
         for row in rows:
             index, window, mirrored = self.views[size][row]
             known = self.images[index].labels
-            source = "people" if known.people is not None and self.rng.random() < people_share else "editors"
+            source = draw_source(known, self.rng)
             view = ViewLabels(known, source, window, mirrored)
             boxes = xyxy_to_cxcywh(torch.from_numpy(view.good_crops()).float())
             labels.append({"boxes": boxes, "rate_boxes": view.rate_boxes})
@@ -123,11 +123,7 @@ def encoder_output(
 def anchors(images: list[EditorImage], count: int, seed: int) -> torch.Tensor:
     """k-means centres (count, 4), cxcywh, of all good crops and their mirror images, largest first."""
     crops = np.concatenate([good_crops(image.labels, "people")[:6] for image in images])
-    crops = np.concatenate([crops, mirror_boxes(crops)])
-    points = np.concatenate([(crops[:, :2] + crops[:, 2:]) / 2, crops[:, 2:] - crops[:, :2]], axis=1)
-    rng = np.random.default_rng(seed)
-    centres, _ = kmeans2(points[rng.permutation(len(points))[:40000]], count, iter=30, minit="++", rng=rng)
-    return torch.from_numpy(centres[np.argsort(-centres[:, 2] * centres[:, 3])].clip(0.01, 0.99)).float()
+    return torch.from_numpy(kmeans_anchors(crops, count, seed))
 
 
 @torch.inference_mode()
@@ -138,8 +134,7 @@ def evaluate(model: SetCropForImageCropping, views: EncodedViews) -> dict[str, f
     for size, rows in views.views.items():
         outputs = model(encoder_outputs=encoder_output(model, views.memory[size], size))
         for (index, _, _), box, logit in zip(rows, outputs.pred_boxes.double(), outputs.logits[..., 0], strict=True):
-            corners = torch.cat([box[:, :2] - box[:, 2:] / 2, box[:, :2] + box[:, 2:] / 2], dim=1).clamp(0, 1)
-            boxes.append(corners.numpy())
+            boxes.append(cxcywh_to_xyxy(box).clamp(0, 1).numpy())
             scores.append(logit.sigmoid().double().numpy())
             good.append(views.images[index].labels.crops)
             everything.append(np.ones(len(good[-1]), bool))
@@ -174,14 +169,6 @@ def set_optimizer(model: SetCropForImageCropping, lr: float) -> torch.optim.Opti
     return torch.optim.AdamW(groups, lr=lr, weight_decay=1e-4)
 
 
-def with_teacher(labels: list[dict], teacher: AveragedModel, **inputs: Any) -> list[dict]:
-    """Return the labels with the validities that an average model gives the same views."""
-    with torch.inference_mode():
-        teacher.module.eval()
-        validity = teacher.module(**inputs).logits[..., 0].sigmoid()
-    return [{**label, "teacher_validity": row.clone()} for label, row in zip(labels, validity, strict=True)]
-
-
 def train_set(
     model: SetCropForImageCropping, train: EncodedViews, val: EncodedViews, args: argparse.Namespace
 ) -> tuple[SetCropForImageCropping, dict]:
@@ -196,18 +183,19 @@ def train_set(
     total, step, began = args.epochs * steps_per_epoch, 0, time.time()
     for epoch in range(args.epochs):
         if args.label_smoothing == "distillation" and teacher is None and epoch >= args.epochs * 2 // 3:
-            teacher = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(1 - model.config.distillation_momentum))
+            teacher = moving_average(model, model.config.distillation_momentum)
         sums: dict[str, float] = {}
         model.train()
         for size, rows in train.batches(args.batch_size):
             factor = min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / total))
             for group in optimizer.param_groups:
                 group["lr"] = args.lr * max(factor, 0.01)
-            labels, sources = train.labels(size, rows, args.people_share)
+            labels, sources = train.labels(size, rows)
             encoded = encoder_output(model, train.memory[size][rows], size)
+            batch = {"encoder_outputs": encoded, "labels": labels, "source": sources}
             if teacher is not None:
-                labels = with_teacher(labels, teacher, encoder_outputs=encoded, source=sources)
-            outputs = model(encoder_outputs=encoded, labels=labels, source=sources)
+                label_with_teacher(teacher, batch)
+            outputs = model(**batch)
             optimizer.zero_grad()
             outputs.loss.backward()
             nn.utils.clip_grad_norm_(trained, 1.0)
@@ -270,7 +258,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--lr", type=float, default=4e-4)
-    parser.add_argument("--people_share", type=float, default=0.6)
     parser.add_argument("--label_smoothing", nargs="+", default=["quality"], help="one, or several to compare")
     parser.add_argument("--smoothing_upper_bound", type=float, default=0.5)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])

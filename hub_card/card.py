@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import shutil
-import struct
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig
 
 import modeling_setcrop  # noqa: F401  (registers the model type)
@@ -158,14 +156,12 @@ def _training(folder: Path) -> dict[str, Any]:
 
 
 def _parameters(weights: Path) -> int:
-    """Return the number of parameters, from the header of a safetensors file."""
+    """Return the number of parameters in a safetensors file."""
     try:
-        with open(weights, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(min(length, os.path.getsize(weights))))
-    except (OSError, struct.error, ValueError) as error:
+        with safe_open(weights, "pt") as file:
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
         raise CardError(f"{weights}: not a safetensors file: {error}") from error
-    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
 
 
 def _backbone(config: Any) -> str:

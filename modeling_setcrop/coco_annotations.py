@@ -27,6 +27,11 @@ def coco_image_id(file_name: str) -> int:
     return int.from_bytes(hashlib.sha256(stem.encode("utf-8", "surrogateescape")).digest()[:6], "big")
 
 
+def coco_file_name(image_id: str, suffix: str) -> str:
+    """Return the file's name in a folder without folders of an image of a data set; an empty suffix ends it too."""
+    return image_id.replace("/", "__") + (suffix or ".")
+
+
 def coco_box(box: Sequence[float]) -> list[float]:
     """`bbox` of a box x1, y1, x2, y2, to a hundredth of a pixel."""
     x1, y1, x2, y2 = (round(float(edge), 2) for edge in box)
@@ -56,8 +61,14 @@ def crops_of_coco(annotations: Sequence[dict[str, Any]]) -> dict[str, Any]:
     with a validity of at least 0.5 or, without one, those of another category than "rejected crop" (id 2).
 
     Raises:
-        ValueError: an annotation has no `bbox` of four numbers, or only some have a rating.
+        ValueError: an annotation has no `bbox` of four numbers, a rating or validity is no number, or only some have a
+            rating.
     """
+    for name in ("rating", "validity"):
+        for annotation in annotations:
+            value = annotation.get(name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise ValueError(f"annotation {annotation.get('id')}: {name} {value!r} is not a number")
     boxes: list[list[float]] = []
     good: list[bool] = []
     for annotation in annotations:

@@ -114,6 +114,20 @@ def cut_off_by(aspect_ratio: float, image_size: tuple[int, int]) -> float:
     return 1 - min(aspect_ratio * height / width, width / (aspect_ratio * height))
 
 
+def largest_area(aspect_ratio: float, image_size: tuple[int, int]) -> float:
+    """Return the share of an image, in 0..1, that the largest crop of an aspect ratio has, less a pixel a side.
+
+    As `min_area` it asks for no smaller crop than that.
+
+    Args:
+        aspect_ratio: Width over height.
+        image_size: Height and width in pixels.
+    """
+    height, width = image_size
+    across, down = min(width, round(height * aspect_ratio)), min(height, round(width / aspect_ratio))
+    return max(across - 1, 0) * max(down - 1, 0) / (width * height)
+
+
 def rank(scores: np.ndarray) -> np.ndarray:
     """Return the indices of scores (N,) from the highest to the lowest; equal ones keep the order of the input."""
     return np.argsort(-np.asarray(scores), kind="stable")

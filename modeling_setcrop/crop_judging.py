@@ -152,7 +152,18 @@ def judged(prediction: Prediction) -> Search:
 
 
 def verdict(prediction: Prediction, merit: np.ndarray, best_score: float | None) -> dict[str, Any]:
-    """Return what [`judge_image`] says, from the merits of the boxes of [`judged`]."""
+    """Say whether to crop an image at all, and where its weight lies.
+
+    Args:
+        prediction: Of the image.
+        merit: (M,) of the boxes of [`judged`].
+        best_score: Of the crop to compare with the whole image; by default the best of the model's set.
+
+    Returns:
+        `keep_original`, the probability that the whole image is a good crop; `improves`, the crop's probability minus
+        it; `focus_point`, {"x", "y"} in 0..1: the centre of what matters most, for focal points and CSS
+        `object-position`.
+    """
     if best_score is None:
         best_score = float(prediction.score(prediction.set_merit.max(keepdims=True))[0])
     original = float(prediction.score(merit[:1])[0])

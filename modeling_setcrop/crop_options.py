@@ -49,6 +49,26 @@ def turned_with(value: float, image_size: tuple[int, int]) -> float:
     return 1 / value if (width - height) * (value - 1) < 0 else value
 
 
+def turned_sides(
+    width: int | None, height: int | None, aspect_ratio: Any, box: Sequence[float]
+) -> tuple[int | None, int | None]:
+    """Return width and height at which a crop is shown, turned where `follow_orientation` has turned the crop.
+
+    Args:
+        width, height: What was asked for; None for what was not.
+        aspect_ratio: The same, for a crop of which one side at most is given.
+        box: x1, y1, x2, y2 of the crop in pixels.
+    """
+    across, down = box[2] - box[0], box[3] - box[1]
+    if width is not None and height is not None:
+        aspect_ratio = width / height
+    asked = None if aspect_ratio is None else parse_aspect_ratio(aspect_ratio, (down, across))
+    if asked is None:
+        return width, height
+    turned = abs(math.log(across / down * asked)) < abs(math.log(across / down / asked))
+    return (height, width) if turned else (width, height)
+
+
 @dataclass(frozen=True)
 class CropOptions:
     """Options of one call.
@@ -103,7 +123,7 @@ class CropOptions:
 
     def __post_init__(self) -> None:
         for name in ("top_k", "width", "height"):
-            _check_count(name, getattr(self, name))
+            check_count(name, getattr(self, name))
         for name in ("threshold", "nms_iou", "diversity", "min_area", "max_area"):
             _check_share(name, getattr(self, name), optional=name != "threshold")
         for name in ("as_set", "strict", "details", "follow_orientation", "best_of", "trim"):
@@ -130,8 +150,10 @@ class CropOptions:
         if ratio is None:
             return
         value = parse_aspect_ratio(ratio, (1, 1))
-        if self.width is None or self.height is None or value is None or ratio == "original":
+        if self.width is None or self.height is None:
             return
+        if value is None or ratio == "original":
+            raise ValueError(f"width and height together are an aspect ratio: leave out {ratio!r}, or one of them")
         if abs(self.width - value * self.height) >= 1 and abs(self.height - self.width / value) >= 1:
             raise ValueError(f"width {self.width} and height {self.height} contradict the aspect ratio {ratio}")
 
@@ -180,7 +202,8 @@ def _is_pair(value: Any) -> TypeGuard[tuple[float, float]]:
     return isinstance(value, tuple) and len(value) == 2 and all(map(_is_number, value))
 
 
-def _check_count(name: str, value: Any) -> None:
+def check_count(name: str, value: Any) -> None:
+    """Raise TypeError or ValueError, naming the option, where a value is neither None nor a whole number above 0."""
     if value is None:
         return
     if not (hasattr(value, "__index__") and not isinstance(value, bool)):

@@ -56,7 +56,7 @@ def suggest(prediction: Prediction, options: CropOptions, label: str = "crop") -
 
     Returns:
         A list of dicts, see [`Selection.as_dicts`], each with the `label` and, where the caller gave a list,
-        `aspect_ratio`; with `details` a dict of these `crops` and what [`judge_image`] says.
+        `aspect_ratio`; with `details` a dict of these `crops` and what [`verdict`] says.
 
     Raises:
         ConstraintError: With `strict`, when nothing satisfies everything.
@@ -74,20 +74,20 @@ def suggest(prediction: Prediction, options: CropOptions, label: str = "crop") -
         crops += [{"score": crop.pop("score"), "label": label, **crop, **of_ratio} for crop in selection.as_dicts()]
         ranking += selection.ranking.tolist()
     if options.best_of:
-        crops = _best_of(crops, np.array(ranking), options)
+        crops = _best_of(prediction, crops, np.array(ranking), options)
     if not options.details:
         return crops
     best = max((crop["score"] for crop in crops), default=None)
     return {"crops": crops, **verdict(prediction, found[-1][1], best)}
 
 
-def _best_of(crops: list[dict[str, Any]], ranking: np.ndarray, options: CropOptions) -> list[dict[str, Any]]:
+def _best_of(
+    prediction: Prediction, crops: list[dict[str, Any]], ranking: np.ndarray, options: CropOptions
+) -> list[dict[str, Any]]:
     """Return the best of several aspect ratios' crops, those that break nothing first."""
-    merit = ranking - np.where([bool(crop.get("gave_way")) for crop in crops], 1e3, 0)
     boxes = np.array([list(crop["box"].values()) for crop in crops], dtype=np.float64).reshape(-1, 4)
-    count = len(crops) if options.top_k is None else options.top_k
-    kept = rank(merit) if options.nms_iou is None else nms(boxes, merit, options.nms_iou, count)
-    return [crops[index] for index in kept[:count]]
+    merit = ranking - np.where([bool(crop.get("gave_way")) for crop in crops], 1e3, 0)
+    return [crops[index] for index in _chosen(prediction, boxes, merit, options)]
 
 
 def select_crops(prediction: Prediction, constraints: CropConstraints, options: CropOptions) -> Selection:
@@ -115,9 +115,14 @@ def _selected(
     scores = prediction.score(merit, constraints.aspect_ratio)
     if len(constraints.wishes):
         merit = merit + wish_worth(prediction) * constraints.wished(boxes)
+    kept = np.flatnonzero(scores > options.threshold) if options.threshold > 0 else np.arange(len(boxes))
+    kept = kept[_chosen(prediction, boxes[kept], merit[kept], options)]
+    return Selection(boxes[kept], scores[kept], [names_of(row) for row in broken[kept]], merit[kept])
+
+
+def _chosen(prediction: Prediction, boxes: np.ndarray, merit: np.ndarray, options: CropOptions) -> np.ndarray:
+    """Return the indices (K,) of the boxes (M, 4) that a caller gets, by their merits (M,) and as apart as asked."""
     kept = rank(merit)
-    if options.threshold > 0:
-        kept = kept[scores[kept] > options.threshold]
     count = len(kept) if options.top_k is None else options.top_k
     if options.as_set:
         kept = kept[:_MOST_IN_A_SET]
@@ -128,21 +133,4 @@ def _selected(
         kept = kept[maximal_marginal_relevance(boxes[kept], relevance, options.diversity, count)]
     elif options.nms_iou is not None:
         kept = kept[nms(boxes[kept], merit[kept], options.nms_iou, count)]
-    kept = kept[:count]
-    return Selection(boxes[kept], scores[kept], [names_of(row) for row in broken[kept]], merit[kept])
-
-
-def judge_image(prediction: Prediction, best_score: float | None = None) -> dict[str, Any]:
-    """Whether to crop at all, and where the image's weight lies.
-
-    Args:
-        prediction: Of the image.
-        best_score: Of the crop to compare with the whole image; by default the model's best.
-
-    Returns:
-        `keep_original`, the probability that the whole image is a good crop; `improves`, the crop's probability minus
-        it; `focus_point`, {"x", "y"} in 0..1: the centre of what matters most, for focal points and CSS
-        `object-position`.
-    """
-    ((_, merit),) = in_step(prediction, [judged(prediction)])
-    return verdict(prediction, merit, best_score)
+    return kept[:count]

@@ -79,7 +79,7 @@ class CroppingBase:
         if inside is None:
             return suggest(encoded.prediction(image_size), options, self.label)
         size = (inside[3] - inside[1], inside[2] - inside[0])
-        answer = suggest(encoded.prediction(size), options_inside(options, inside), self.label)
+        answer = suggest(encoded.prediction(size), options_inside(options, inside, image_size), self.label)
         return answer_outside(answer, inside, image_size)
 
     def source(self, options: CropOptions) -> int | None:
@@ -95,4 +95,4 @@ class CroppingBase:
             if options.tightness != "default":
                 raise ValueError(f"this model has no tightness {options.tightness!r}: its ratings have one source")
             return None
-        return sources.index(wanted) if wanted in sources else int(wanted)
+        return sources.index(wanted)

@@ -15,7 +15,7 @@ from transformers.models.conditional_detr.image_processing_pil_conditional_detr 
 )
 
 from .coco_annotations import crops_of_coco
-from .crop_geometry import GoodCropProbability, covering_order, cxcywh_to_xyxy, nms, rank, xyxy_to_cxcywh
+from .crop_geometry import covering_order, cxcywh_to_xyxy, nms, rank, xyxy_to_cxcywh
 from .crop_judging import best_probabilities
 from .image_preprocessing import resized_size
 from .image_reading import to_rgb
@@ -111,13 +111,8 @@ class CropProcessingMixin:
 
         Raises:
             AttributeError: the output is that of the model without heads.
-            ValueError: as many target sizes as images are needed.
+            ValueError: as many target sizes as images are needed, or there are ratings without probabilities.
         """
-        if not hasattr(outputs, "pred_boxes"):
-            raise AttributeError(
-                "the output has no 'pred_boxes': AutoModel loads SetCrop without its heads, "
-                "AutoModelForObjectDetection with them"
-            )
         if target_sizes is not None and len(target_sizes) != len(outputs.pred_boxes):
             raise ValueError(f"{len(outputs.pred_boxes)} images, but {len(target_sizes)} target sizes")
         # To the CPU first: not every device has float64.
@@ -126,7 +121,7 @@ class CropProcessingMixin:
         ratings = None if ratings is None else ratings.detach().cpu().double()
         probabilities = getattr(outputs, "pred_probabilities", None)
         if probabilities is None and ratings is not None:
-            probabilities = GoodCropProbability()(ratings)
+            raise ValueError("ratings need 'pred_probabilities' beside them: GoodCropProbability.of(config)(ratings)")
         probabilities = validity if probabilities is None else probabilities.detach().cpu().double().numpy()
         boxes = outputs.pred_boxes.detach().cpu().double().numpy()
         device, results = outputs.pred_boxes.device, []

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from .crop_constraints import CropConstraints
 from .crop_options import CropOptions
 from .image_reading import LoadedImage
 
@@ -35,18 +36,46 @@ def trimmed(loaded: LoadedImage) -> LoadedImage:
     return replace(loaded, image=loaded.image.crop((x1, y1, x2, y2)), inside=inside)
 
 
-def options_inside(options: CropOptions, inside: tuple[int, int, int, int]) -> CropOptions:
-    """Return options whose content counts from the corner of what is inside the borders."""
+def options_inside(
+    options: CropOptions, inside: tuple[int, int, int, int], image_size: tuple[int, int]
+) -> CropOptions:
+    """Return options whose content counts from the corner of what is inside the borders.
 
-    def moved(items: tuple[tuple[float, ...], ...]) -> list[tuple[float, ...]]:
-        shift = (inside[0], inside[1])
-        places = 2, 2, 4, 4
-        return [
-            tuple(value - shift[at % 2] if at < places[len(item) - 2] else value for at, value in enumerate(item))
-            for item in items
-        ]
+    Of content that reaches into a border the rest counts; what lies in one altogether is left out in any case, and
+    cannot be kept.
 
-    return replace(options, keep=moved(options.keep), avoid=moved(options.avoid))
+    Args:
+        options: What is asked of the whole image.
+        inside: x1, y1, x2, y2 of what is inside.
+        image_size: Height and width of the whole image.
+
+    Raises:
+        ValueError: Content lies outside the image, or must be kept and lies in a border.
+    """
+    # Content outside the whole image is refused as it was written.
+    CropConstraints.from_options(options, None, image_size)
+    keep, avoid = _moved(options.keep, inside), _moved(options.avoid, inside)
+    for item, found in zip(options.keep, keep, strict=True):
+        if found is None and len(item) in (2, 4):
+            raise ValueError(f"keep: {list(item)} lies in the border that trim leaves out")
+    return replace(options, keep=list(filter(None, keep)), avoid=list(filter(None, avoid)))
+
+
+def _moved(items: tuple[tuple[float, ...], ...], inside: tuple[int, int, int, int]) -> list[tuple[float, ...] | None]:
+    """Return boxes and points, perhaps with weights, as they lie inside, or None for those that do not."""
+    x1, y1, x2, y2 = inside
+    moved: list[tuple[float, ...] | None] = []
+    for item in items:
+        count = 2 * (len(item) // 2)
+        if count == 2:
+            place = item[:2]
+            found = x1 <= item[0] <= x2 and y1 <= item[1] <= y2
+        else:
+            place = (max(item[0], x1), max(item[1], y1), min(item[2], x2), min(item[3], y2))
+            found = place[0] < place[2] and place[1] < place[3]
+        shifted = (at - start for at, start in zip(place, (x1, y1, x1, y1), strict=False))
+        moved.append((*shifted, *item[count:]) if found else None)
+    return moved
 
 
 def answer_outside(answer: Any, inside: tuple[int, int, int, int], size: tuple[int, int]) -> Any:

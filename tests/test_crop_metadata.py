@@ -158,6 +158,12 @@ def test_sidecars_keep_what_others_wrote(turned, tmp_path):
     sidecar.write_text(text.replace("setcrop-1", "mine"))
     with pytest.raises(ImageFileError, match="a crop of its own"):
         writer.write(turned, turned.parent, rows_of("p"))
+    edited = re.sub(r"(CropLeft[^0-9]+0\.)[0-9]+", r"\g<1>123456789", text)
+    assert edited != text
+    sidecar.write_text(edited)
+    with pytest.raises(ImageFileError, match="crop of its own"):
+        writer.write(turned, turned.parent, rows_of("p"))
+    assert sidecar.read_text() == edited
     sidecar.write_text("no xml")
     with pytest.raises(ImageFileError, match="cannot be read as XMP"):
         writer.write(turned, turned.parent, rows_of("p"))

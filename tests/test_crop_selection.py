@@ -13,7 +13,7 @@ from modeling_setcrop.crop_constraints import ConstraintError, CropConstraints
 from modeling_setcrop.crop_geometry import box_area, box_intersection, box_iou, pixel_sizes
 from modeling_setcrop.crop_judging import Prediction, centre_of_mass
 from modeling_setcrop.crop_options import CropOptions
-from modeling_setcrop.crop_selection import Selection, judge_image, select_crops, suggest
+from modeling_setcrop.crop_selection import Selection, select_crops, suggest
 
 sides = st.integers(1, 700)
 ratios = st.sampled_from([16 / 9, 1.0, 4 / 5, 9 / 16, 2.39, 1 / 3]) | st.floats(0.1, 10)
@@ -32,6 +32,10 @@ def select(prediction: Prediction, **options) -> Selection:
     asked = CropOptions.from_kwargs(**options)
     constraints = CropConstraints.from_options(asked, asked.aspect_ratio, prediction.image_size)
     return select_crops(prediction, constraints, asked)
+
+
+def judge_image(prediction: Prediction) -> dict:
+    return suggest(prediction, CropOptions(details=True))
 
 
 @st.composite

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from modeling_setcrop import Cropper
-from modeling_setcrop.integrations.shared_cropper import largest_area
+from modeling_setcrop.crop_geometry import largest_area
 
 pytest.importorskip("wagtail", reason="needs Wagtail: pip install 'setcrop[wagtail]'")
 pytest.importorskip("easy_thumbnails", reason="needs easy-thumbnails: pip install 'setcrop[easy-thumbnails]'")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -103,10 +102,13 @@ def test_reranking_goes_by_the_predicted_scores():
         logits=validity.logit()[..., None],
         pred_boxes=torch.tensor([[[0.5, 0.5, 0.2, 0.2], [0.5, 0.5, 0.4, 0.4], [0.5, 0.5, 0.8, 0.8]]]),
         pred_ratings=torch.tensor([[4.0, 3.5, 4.5]]),
+        pred_probabilities=torch.tensor([[0.5, 0.125, 0.875]]),
     )
     processor = SetCropImageProcessorPil()
-    expected = [1 / (1 + math.exp(-4 * (rating - 4))) for rating in (4.5, 4.0, 3.5)]
-    assert processor.post_process_image_cropping(outputs)[0]["scores"].tolist() == pytest.approx(expected)
+    assert processor.post_process_image_cropping(outputs)[0]["scores"].tolist() == [0.875, 0.5, 0.125]
+    outputs.pred_probabilities = None
+    with pytest.raises(ValueError, match="pred_probabilities"):
+        processor.post_process_image_cropping(outputs)
     outputs.pred_ratings = None
     found = processor.post_process_image_cropping(outputs)[0]["scores"].tolist()
     assert found == pytest.approx(validity[0].tolist(), abs=1e-6)
@@ -124,7 +126,10 @@ def test_a_set_starts_with_the_best_crop_and_goes_on_with_what_it_does_not_cover
     """Two near copies of the best crop and one elsewhere: the third crop comes second."""
     boxes = torch.tensor([[[0.5, 0.5, 0.9, 0.9], [0.51, 0.5, 0.9, 0.9], [5 / 12, 5 / 12, 0.75, 0.75]]])
     outputs = SimpleNamespace(
-        logits=torch.zeros(1, 3, 1), pred_boxes=boxes, pred_ratings=torch.tensor([[4.5, 4.4, 3.0]])
+        logits=torch.zeros(1, 3, 1),
+        pred_boxes=boxes,
+        pred_ratings=torch.tensor([[4.5, 4.4, 3.0]]),
+        pred_probabilities=torch.tensor([[0.9, 0.8, 0.1]]),
     )
     processor = SetCropImageProcessorPil()
     (found,) = processor.post_process_image_cropping(outputs, [(100, 200)], as_set=True)

@@ -15,15 +15,17 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from transformers import pipeline
+from typer.testing import CliRunner
 
 import modeling_setcrop
+from modeling_setcrop.cli import app
 from modeling_setcrop.image_reading import ImageFileError
 from modeling_setcrop.runs.cropping import crop_sources
 from modeling_setcrop.runs.journal import JOURNAL, Journal
 from modeling_setcrop.runs.manifest import write_manifest
 from modeling_setcrop.runs.naming import CropPlan
 from modeling_setcrop.runs.scheduling import MemoryBudget, in_order, suggest_crops
-from modeling_setcrop.runs.sources import list_sources
+from modeling_setcrop.runs.sources import Source, list_sources
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -221,6 +223,94 @@ def test_crops_are_brought_down_to_width_and_never_blown_up(tmp_path):
     assert plan.final_size((0, 0, 200, 100)) == (200, 100)
     both = CropPlan(tmp_path, "{stem}", width=300, height=200)
     assert both.final_size((0, 0, 601, 400)) == (300, 200)
+
+
+@pytest.mark.parametrize(
+    ("asked", "ratio", "box", "size"),
+    [
+        (
+            {"width": 500, "height": 400},
+            "",
+            (0, 0, 800, 1000),
+            (400, 500),
+        ),  # the content is upright, whatever its mat is
+        ({"width": 500, "height": 400}, "", (0, 0, 1000, 800), (500, 400)),
+        ({"width": 1500}, "5:4", (0, 0, 2000, 2500), (1200, 1500)),
+        ({"width": 1500}, "5:4", (0, 0, 2500, 2000), (1500, 1200)),
+        ({"height": 300}, "original", (0, 0, 400, 600), (200, 300)),
+        ({"height": 300}, "free", (0, 0, 400, 600), (200, 300)),
+    ],
+)
+def test_sizes_turn_with_the_crop(asked, ratio, box, size, tmp_path):
+    assert CropPlan(tmp_path, "{stem}", follow_orientation=True, **asked).final_size(box, ratio) == size
+
+
+def test_a_dry_run_leaves_out_what_is_done_and_records_nothing(cropper, album, tmp_path):
+    out = tmp_path / "out"
+    run(cropper, album, out, top_k=1)
+    (out / "trip" / "photo1.jpg").unlink()
+    before = (out / JOURNAL).read_bytes()
+    reports = run(cropper, album, out, top_k=1, dry_run=True)
+    assert [report.source.stem for report in reports if report.image is not None] == ["photo1"]
+    assert sum(report.skipped for report in reports) == 5 and (out / JOURNAL).read_bytes() == before
+    reports = run(cropper, album, out, top_k=1, dry_run=True, overwrite=True)
+    assert sum(report.image is not None for report in reports) == 6
+
+
+def test_the_best_of_several_ratios_needs_no_ratio_in_its_name(tmp_path):
+    sources = [Source(tmp_path / "a.jpg", Path(), "a")]
+    plan = CropPlan(tmp_path / "out", "{stem}")
+    plan.check_names(sources, ["16:9", "1:1"], 1, best_of=True)
+    for top_k, best_of in ((1, False), (2, True)):
+        with pytest.raises(ValueError, match="ratio"):
+            plan.check_names(sources, ["16:9", "1:1"], top_k, best_of)
+
+
+def test_a_manifest_has_rows_where_there_is_nothing_to_crop(tmp_path):
+    (tmp_path / "album").mkdir()
+    (tmp_path / "album" / "drawing.svg").write_text("<svg/>")
+    manifest = tmp_path / "crops.csv"
+    given = [str(tmp_path / "album"), str(tmp_path / "missing.jpg")]
+    result = CliRunner().invoke(app, ["crop", *given, "--out", str(tmp_path / "out"), "--manifest", str(manifest)])
+    assert result.exit_code == 1
+    with open(manifest, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [Path(row["source"]).name for row in rows] == ["drawing.svg", "album", "missing.jpg"]
+
+
+def test_nothing_that_was_given_is_overwritten(album, tmp_path, tiny_checkpoint):
+    """A map, a drawing or a copy has the name of an image: this one, another input, or somebody's own file."""
+    model = ["--model", str(tiny_checkpoint)]
+    home, copies = album / "home", tmp_path / "copies"
+    image = home / "photo0.png"
+    Image.new("RGB", (90, 60), "teal").save(image)
+    Image.new("RGB", (90, 60), "red").save(home / "photo2_crops.jpg")
+    copies.mkdir()
+    Image.new("RGB", (90, 60), "red").save(copies / "photo2.jpg")
+    before = {file: file.read_bytes() for folder in (home, copies) for file in folder.iterdir()}
+    for arguments, part in (
+        (["score", str(image), "--grid", "--heatmap", str(image), *model], "would overwrite the image itself"),
+        (
+            ["suggest", str(home / "photo2.jpg"), str(home / "photo2_crops.jpg"), "--annotate", str(home), *model],
+            "photo2",
+        ),
+        (["suggest", str(home / "photo2.jpg"), "--write-metadata", str(copies), *model], "exists and is no copy"),
+    ):
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 1 and part in result.output, result.output
+    after = {file: file.read_bytes() for file in before}
+    assert after == before
+    (copies / "photo2.jpg").unlink()
+    for _ in range(2):  # its own copy is made anew
+        assert CliRunner().invoke(app, arguments).exit_code == 0
+
+
+def test_content_for_images_that_are_not_there_is_told(album, tmp_path, tiny_checkpoint):
+    content = tmp_path / "content.jsonl"
+    content.write_text('{"photo": "photo1.jpg", "keep": [[5, 5]]}\n{"photo": "foto3.jpg", "keep": [[5, 5]]}')
+    arguments = ["suggest", str(album / "trip"), "--json", "--content", str(content), "--model", str(tiny_checkpoint)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0 and "1 of 2 are no image here: foto3.jpg" in result.stderr
 
 
 def test_commands_end_to_end(tiny_checkpoint, photos, album, tmp_path):

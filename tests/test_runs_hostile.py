@@ -214,6 +214,12 @@ def test_crops_that_are_not_whole_are_made_again_and_peoples_work_stays(cropper,
     assert sorted(redone) == ["photo0", "photo1"]
     assert (out / "photo0.jpg").read_bytes() == whole[0] and (out / "photo1.jpg").read_bytes() == whole[1]
     assert (out / "photo2.jpg").read_bytes() == retouched
+    # With other options too.
+    reports = run(cropper, [album], out, top_k=1, aspect_ratio="1:1")
+    assert [str(report.error).endswith("was changed since (--overwrite replaces it)") for report in reports] == [
+        report.source.stem == "photo2" for report in reports
+    ]
+    assert (out / "photo2.jpg").read_bytes() == retouched
 
 
 @pytest.mark.parametrize("how", ["in place", "renamed over it"])

@@ -142,6 +142,16 @@ def test_a_crop_comes_as_an_image_with_its_metadata(client, cropper, album, phot
         assert image.size == (80, 60) and image.format == "WEBP"
 
 
+def test_sizes_turn_with_the_image_and_every_named_format_is_written(client, photo):
+    answer = client("/crop?width=40&height=50&follow_orientation=true", photo)
+    with Image.open(io.BytesIO(answer.content)) as crop:
+        assert answer.status == 200 and crop.size == (50, 40)
+    answer = client("/crop?format=tga", photo)
+    assert answer.status == 200 and answer.headers["Content-Type"] == "image/x-tga"
+    answer = client("/crop", b'{"quality": 1e999}', Content_Type="application/json")
+    assert answer.status == 422
+
+
 def test_azures_client_gets_smart_crops(client, cropper, album, photo):
     azure = pytest.importorskip("azure.ai.vision.imageanalysis", reason="needs azure-ai-vision-imageanalysis")
     from azure.core.credentials import AzureKeyCredential

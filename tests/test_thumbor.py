@@ -11,7 +11,7 @@ from local_server import fetch, free_port, serving
 from PIL import Image, ImageOps
 
 from modeling_setcrop import Cropper
-from modeling_setcrop.integrations.shared_cropper import largest_area
+from modeling_setcrop.crop_geometry import largest_area
 
 pytest.importorskip("thumbor", reason="needs thumbor: pip install 'setcrop[thumbor]'")
 

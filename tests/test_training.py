@@ -447,6 +447,14 @@ class TestRefusals:
     def test_more_frozen_stages_than_there_are(self, start):
         with pytest.raises(ValueError, match="the backbone has 3 stages"):
             freeze_backbone_stages(load_model(str(start)), 4)
+        with pytest.raises(ValueError, match="freeze_backbone_stages is -7"):
+            freeze_backbone_stages(load_model(str(start)), -7)
+
+    @pytest.mark.parametrize("overrides", [{"label_smoothing": "foo"}, {"num_queries": "abc"}])
+    def test_a_config_that_cannot_be(self, start, overrides):
+        with pytest.raises(ValueError, match=next(iter(overrides))) as found:
+            load_model(str(start), overrides)
+        assert "\n" not in str(found.value)
 
 
 class TestOptimisation:
@@ -946,6 +954,10 @@ class TestArguments:
             ("train_short_sides: [8]", "each must be at least 32 pixels"),
             ("ema_decay: 1.0", "ema_decay is 1.0; it must be between 0 and 1"),
             ("learning_rate: -1", "learning_rate is -1.0; it must not be negative"),
+            ("learning_rate: .nan", "learning_rate is nan"),
+            ("max_grad_norm: .nan", "max_grad_norm is nan"),
+            ("num_train_epochs: null", "recipe.yaml: num_train_epochs has no value"),
+            ("num_train_epochs: many", "invalid int value: 'many'"),
         ],
     )
     def test_bad_options_are_named(self, tmp_path, text, message):
@@ -953,6 +965,22 @@ class TestArguments:
         file.write_text(text)
         with pytest.raises(ValueError, match=message.replace("[", r"\[")):
             parse_arguments([*self.NEEDED, "--config", str(file)])
+
+    @pytest.mark.parametrize(
+        ("line", "name", "value"),
+        [
+            ("lr_drop_epochs: 1", "lr_drop_epochs", [1]),
+            ("train_short_sides: 128", "train_short_sides", [128]),
+            ("config_overrides: label_smoothing=none", "config_overrides", ["label_smoothing=none"]),
+            ("config_overrides: []", "config_overrides", []),
+            ("report_to: tensorboard", "report_to", ["tensorboard"]),
+            ("mixed_precision: no", "mixed_precision", "no"),
+            ("max_steps: null", "max_steps", None),
+        ],
+    )
+    def test_a_file_says_what_the_command_line_would(self, line, name, value, tmp_path):
+        (tmp_path / "recipe.yaml").write_text(line)
+        assert getattr(parse_arguments([*self.NEEDED, "--config", str(tmp_path / "recipe.yaml")]), name) == value
 
     def test_old_names_are_understood_with_a_note(self, tmp_path, caplog):
         file = tmp_path / "recipe.yaml"

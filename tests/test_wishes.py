@@ -75,6 +75,19 @@ def test_best_of_gives_the_best_over_all_ratios(cropper, photo):
         CropOptions(best_of=True, aspect_ratio="1:1")
 
 
+@pytest.mark.parametrize("options", [{"diversity": 0.0}, {"nms_iou": None}, {"as_set": True}])
+def test_best_of_has_as_many_crops_as_are_asked_for(options, cropper, photo):
+    ratios = ["3:2", "4:3"]
+    assert len(cropper(photo, aspect_ratio=ratios, best_of=True, top_k=4, **options)) == 4
+    assert len(cropper(photo, aspect_ratio="3:2", top_k=4, **options)) == 4
+
+
+def test_a_size_beside_no_ratio_of_its_own_is_refused():
+    for ratio in ("original", "free", ["1:1", "original"]):
+        with pytest.raises(ValueError, match="width"):
+            CropOptions(aspect_ratio=ratio, width=100, height=300)
+
+
 def framed(photo: Image.Image, *rings: tuple[int, str]) -> Image.Image:
     for width, colour in rings:
         whole = Image.new("RGB", (photo.width + 2 * width, photo.height + 2 * width), colour)
@@ -124,6 +137,22 @@ def test_trimmed_crops_are_those_of_the_image_alone(cropper, tiny_checkpoint, ph
         assert found["focus_point"]["x"] == pytest.approx((32 + 480 * alone["focus_point"]["x"]) / 544, abs=1e-3)
         assert found["focus_point"]["y"] == pytest.approx((32 + 384 * alone["focus_point"]["y"]) / 448, abs=1e-3)
     assert cropper(photo, trim=True, top_k=1) == cropper(photo, top_k=1)
+
+
+def test_content_in_a_border_counts_as_far_as_it_reaches_into_the_image(cropper, photo):
+    whole = framed(photo, (80, "black"))
+    options = {"trim": True, "top_k": 1, "aspect_ratio": 1}
+    plain = cropper(whole, **options)[0]
+    # The border is out of every crop anyway.
+    assert cropper(whole, avoid=[(0, 0, 60, 60)], **options)[0] == plain
+    assert cropper(whole, keep=[(0, 0, 60, 60, 0.5), (5, 5, 1.0)], **options)[0] == plain
+    corner = cropper(whole, keep=[(0, 0, 180, 180)], **options)[0]
+    assert held(corner, (80, 80, 180, 180)) == 1 and "gave_way" not in corner
+    for keep in ((0, 0, 60, 60), (5, 5)):
+        with pytest.raises(ValueError, match=r"keep: .* lies in the border that trim leaves out"):
+            cropper(whole, keep=[keep], **options)
+    with pytest.raises(ValueError, match=r"avoid: .*900.* lies outside the image \(640 x 480\)"):
+        cropper(whole, avoid=[(900, 0, 950, 10)], **options)
 
 
 def test_wishes_lift_crops_and_break_nothing(cropper, photo):

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
@@ -18,14 +16,8 @@ from .data_options import LAYOUTS_HELP, RatingScale, needs_extra, parse_rating_s
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from ..crop_geometry import GoodCropProbability
     from ..data import Problems
     from ..evaluation.calibration import JudgedCrops, Reliability
-
-# Windows across the image's short side, by their other side: 1:1, 4:5, 2:3 and 9:16, or 5:4, 3:2 and 16:9.
-_SHAPES = (1.0, 4 / 5, 2 / 3, 9 / 16)
-# The largest crop of a shape is as large to a pixel or two.
-_LARGEST = 0.985
 
 
 def calibrate(
@@ -58,7 +50,7 @@ def calibrate(
             raise ValueError(f"{model}: the model has no scoring head, and no ratings to calibrate")
         rows = rows_of(data, layout, split, problems, parse_rating_scale(rating_scale))
         before = GoodCropProbability.of(config)
-        crops = _judged_crops(model, rows, top_k, before, problems)
+        crops = _judged_crops(model, rows, top_k, problems)
         found = fit_probability(crops, before)
         said = [before(crops.ratings, crops.cut_off), cross_fitted(crops)]
         old, new = (reliability(probabilities, crops.good).brier for probabilities in said)
@@ -78,16 +70,14 @@ def calibrate(
     print(f"nothing was changed ({unchanged}): {told}" if unchanged else f"{model / CONFIG}: {told}")
 
 
-def _judged_crops(
-    model: Path, rows: Dataset, top_k: int, probability: GoodCropProbability, problems: Problems
-) -> JudgedCrops:
-    """Return the crops that a caller gets of each image: the best ones, and the largest best one of each shape."""
+def _judged_crops(model: Path, rows: Dataset, top_k: int, problems: Problems) -> JudgedCrops:
+    """Return the crops that a caller gets of each image that can be decoded."""
     from datasets import Image
     from rich.console import Console
     from rich.progress import track
 
     from .. import Cropper
-    from ..evaluation.calibration import JudgedCrops
+    from ..evaluation.calibration import JudgedCrops, crops_of
     from ..image_reading import ImageFileError
 
     cropper = Cropper(model)
@@ -95,47 +85,12 @@ def _judged_crops(
     console = Console(stderr=True)
     for number, row in enumerate(track(rows.cast_column("image", Image(decode=False)), "images", console=console)):
         try:
-            found += [(*crop, number) for crop in _crops_of(cropper, row, top_k, probability)]
+            found += [(*crop, number) for crop in crops_of(cropper, row, top_k)]
         except ImageFileError as error:
             problems.add("undecodable image", row["image_id"], f"cannot be decoded ({error.reason})")
     if not found:
         raise ValueError("none of the images can be decoded")
     return JudgedCrops(*map(np.array, zip(*found, strict=True)))
-
-
-def _crops_of(
-    cropper: Any, row: dict[str, Any], top_k: int, probability: GoodCropProbability
-) -> Iterator[tuple[float, float, bool]]:
-    """Yield rating, what the shape cuts off, and whether people call it good, of one image's crops."""
-    from ..crop_geometry import box_iou, cut_off_by
-    from ..crop_options import CropOptions
-    from ..evaluation.calibration import GOOD_OVERLAP, are_good, window_of
-    from ..image_sources import read_any_image
-
-    # Each shape has a least area of its own, so they are asked for one by one, of one encoding.
-    loaded = read_any_image(row["image"], cropper.short_side)
-    (encoded,) = cropper.encode([cropper.prepare(loaded)])
-    crops = cropper.answer(encoded, loaded.size, CropOptions(top_k=top_k))
-    boxes = np.array([list(crop["box"].values()) for crop in crops], np.float64).reshape(-1, 4)
-    for crop, good in zip(crops, are_good(boxes, row), strict=True):
-        yield _rating(crop["score"], probability, 0.0), 0.0, bool(good)
-    portrait = row["width"] < row["height"]
-    for shape in _SHAPES:
-        if (wanted := window_of(shape, row)) is None:
-            continue
-        ratio = 1 / shape if portrait else shape
-        cut_off = cut_off_by(ratio, (row["height"], row["width"]))
-        options = CropOptions.from_kwargs(top_k=1, aspect_ratio=ratio, min_area=_LARGEST * (1 - cut_off))
-        (crop,) = cropper.answer(encoded, loaded.size, options)
-        overlap = box_iou(np.array([list(crop["box"].values())], np.float64), wanted[None])[0, 0]
-        yield _rating(crop["score"], probability, cut_off), cut_off, bool(overlap >= GOOD_OVERLAP)
-
-
-def _rating(score: float, probability: GoodCropProbability, cut_off: float) -> float:
-    """Return the rating that has this score: the inverse of [`GoodCropProbability`]."""
-    score = min(max(score, 1e-4), 1 - 1e-4)
-    slope, middle = probability.at(cut_off)
-    return middle + math.log(score / (1 - score)) / slope
 
 
 def _write(path: Path, fields: dict[str, float]) -> None:

@@ -108,13 +108,14 @@ def crop(
     if found:
         # In the end another run may hold the folder, or it cannot be written.
         with shared.failing("crop", shared.UsageError, ValueError):
-            plan.check_names(found, ratios, asked["top_k"])
+            shared.report_unmatched(wishes, found)
+            plan.check_names(found, ratios, asked["top_k"], options.best_of)
             cropper = shared.load_cropper(model, device, runtime, trust_remote_code, len(found))
             cropper.source(options)
             run.crop(cropper, found, plan, options, wishes, overwrite, dry_run, batch_size, workers)
             if prune and not run.interrupted:
                 run.prune([path for path in sources if path.is_dir()], found, dry_run)
-    if manifest is not None and not dry_run and found:
+    if manifest is not None and not dry_run:
         with shared.failing("crop", ImageFileError):
             run.write_manifest(manifest, found, manifest_format)
     run.summarise(out, dry_run)
@@ -237,7 +238,7 @@ class _Run:
         from ..runs.manifest import write_manifest
 
         failed = {error.path for error in self.errors}
-        rows = self.journal.rows(source for source in sources if source.path not in failed)
+        rows = self.journal.rows(source for source in sources if source.path not in failed) if sources else iter(())
         if format is None:
             left_out = ({"source": path.as_posix(), "note": f"left out: {why}"} for path, why in self.left_out)
             write_manifest(path, itertools.chain(rows, left_out), self.errors)
@@ -260,7 +261,7 @@ class _Run:
                 remove_crops(self.journal, stale)
 
     def summarise(self, out: Path, dry_run: bool) -> None:
-        """Return the run in one line, and where it stopped if it did."""
+        """Tell of the run in one line, and where it stopped if it did."""
         rate = f", {self.images / self.seconds:.1f} images a second" if self.images and self.seconds else ""
         verb = "would go" if dry_run else "went"
         print(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..crop_options import CropOptions
     from ..image_reading import ImageFileError
     from ..runs.content import Content
+    from ..runs.sources import Source
 
 Paths = Annotated[
     list[Path], typer.Argument(metavar="IMAGE|FOLDER...", help="Images, and folders searched recursively.")
@@ -237,6 +238,14 @@ def content_options(params: Mapping[str, Any]) -> Content:
         raise UsageError(f"--content {file}: cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise UsageError(f"--content {error}") from None
+
+
+def report_unmatched(wishes: Content, sources: Iterable[Source]) -> None:
+    """One line on stderr about images that `--content` speaks of and nobody gave."""
+    names = wishes.unmatched(sources)
+    if names:
+        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        print(f"setcrop: --content: {len(names)} of {len(wishes.by_name)} are no image here: {shown}", file=sys.stderr)
 
 
 def _numbers(option: str, text: str, counts: tuple[int, ...], kind: type) -> list[Any]:

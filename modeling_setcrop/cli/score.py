@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .. import Cropper
 
 # The grid has this many places along the longer way; the best of them are listed.
-_PLACES = 40
+_PLACES, _SIZE = 40, 0.7
 _LISTED = 5
 
 
@@ -28,8 +28,9 @@ def score(
     ] = None,
     grid: Annotated[bool, typer.Option("--grid", help="Rate one size of crop at every place instead.")] = False,
     size: Annotated[
-        float, typer.Option(min=0.05, max=1.0, help="Share of the image's sides that crops of the grid have.")
-    ] = 0.7,
+        float | None,
+        typer.Option(min=0.05, max=1.0, help="Share of the image's sides that crops of the grid have, or 0.7."),
+    ] = None,
     heatmap: Annotated[
         Path | None, typer.Option(help="With --grid: write the image coloured by the rating of a crop there.")
     ] = None,
@@ -44,13 +45,16 @@ def score(
     try:
         if bool(box) == grid:
             raise ValueError("give either --box x1,y1,x2,y2 or --grid")
-        if heatmap is not None and not grid:
-            raise ValueError("--heatmap goes with --grid")
+        for name, given in (("--heatmap", heatmap), ("--size", size)):
+            if given is not None and not grid:
+                raise ValueError(f"{name} goes with --grid")
         if heatmap is not None and heatmap.suffix.lower() != ".png":
             raise ValueError(f"--heatmap {heatmap}: the map is a PNG file, name it so")
+        if heatmap is not None and heatmap.exists() and image.exists() and heatmap.samefile(image):
+            raise ValueError(f"--heatmap {heatmap}: would overwrite the image itself")
         boxes = [_parse_box(text) for text in box or []]
         cropper = shared.load_cropper(model, device, runtime, trust_remote_code, images=1)
-        rows = _score(cropper, image, boxes, size, heatmap, tightness)
+        rows = _score(cropper, image, boxes, _SIZE if size is None else size, heatmap, tightness)
     except (shared.UsageError, ValueError) as error:
         raise shared.fail(f"setcrop score: {error}") from None
     if as_json:
@@ -126,7 +130,7 @@ def _score(
 def _write_heatmap(
     image: Image.Image, corners: np.ndarray, ratings: np.ndarray, image_size: tuple[int, int], path: Path
 ) -> None:
-    """Return the image in grey under a map from blue (worst place) to red (best) over the centres of the crops."""
+    """Write the image in grey under a map from blue (worst place) to red (best) over the centres of the crops."""
     import numpy as np
     from PIL import Image, ImageOps
 

@@ -31,6 +31,7 @@ def serve(
         import uvicorn
 
         from ..integrations.server import ServerSettings, create_app
+        from ..integrations.shared_cropper import shared_cropper
     except ImportError:
         raise shared.fail("setcrop serve: needs FastAPI and uvicorn: pip install 'setcrop[serve]'") from None
     limits: dict[str, Any] = {
@@ -42,6 +43,9 @@ def serve(
     }
     if workers is not None:
         limits["workers"] = workers
+    # Found out before anybody's request is.
+    with shared.failing("serve", ValueError, ImportError):
+        shared_cropper(model)
     settings = ServerSettings(root=root, allowed_hosts=tuple(allow_host or ()), **limits)
     # Connections are bounded too: each may hold a body that has not arrived yet.
     app = create_app(settings)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -69,13 +71,15 @@ def suggest(
     if annotate is not None and annotate.suffix and len(found) > 1:
         raise shared.fail(f"setcrop suggest: --annotate {annotate}: name a folder for {len(found)} images")
     if found:
+        shared.report_unmatched(wishes, found)
         try:
             cropper = shared.load_cropper(model, device, runtime, trust_remote_code, len(found))
             cropper.source(options)
         except (shared.UsageError, ValueError) as error:
             raise shared.fail(f"setcrop suggest: {error}") from None
         suggestions = suggest_crops(cropper, found, options, batch_size=batch_size, workers=workers, content=wishes)
-        shown = answered(in_order(suggestions, found), annotate, note)
+        inputs = frozenset(os.path.realpath(source.path) for source in found)
+        shown = answered(in_order(suggestions, found), annotate, inputs, note)
         if write_metadata is not None:
             shown = with_metadata(shown, write_metadata, note)
         if format is not None:
@@ -90,16 +94,19 @@ def suggest(
 
 
 def answered(
-    suggestions: Iterable[Suggestion], annotate: Path | None, note: Callable[[ImageFileError], None]
+    suggestions: Iterable[Suggestion],
+    annotate: Path | None,
+    inputs: frozenset[str],
+    note: Callable[[ImageFileError], None],
 ) -> Iterator[tuple[Suggestion, Path | None]]:
-    """Yield the suggestions that are no errors, and the file that each is drawn to."""
+    """Yield the suggestions that are no errors, and the file that each is drawn to, which is none of the `inputs`."""
     from ..image_reading import ImageFileError
 
     for suggestion in suggestions:
         try:
             if suggestion.error is not None:
                 raise suggestion.error
-            drawn = None if annotate is None else annotate_image(suggestion, annotate)
+            drawn = None if annotate is None else annotate_image(suggestion, annotate, inputs)
         except ImageFileError as error:
             note(error)
         else:
@@ -178,11 +185,11 @@ def crop_table(suggestion: Suggestion) -> Table:
         table.add_column(column, justify="right")
     if gave_way:
         table.add_column("gave way")
-    rank, ratio = 0, None
+    ranks: Counter[str] = Counter()
     for crop in result["crops"]:
-        rank = rank + 1 if crop.get("aspect_ratio") == ratio else 1
-        ratio = crop.get("aspect_ratio")
-        table.add_row(*_cells(crop, rank, width * height, several, gave_way))
+        ratio = str(crop.get("aspect_ratio"))
+        ranks[ratio] += 1
+        table.add_row(*_cells(crop, ranks[ratio], width * height, several, gave_way))
     return table
 
 
@@ -195,11 +202,16 @@ def _cells(crop: dict[str, Any], rank: int, image_area: int, several: bool, gave
     return cells + ([", ".join(crop.get("gave_way", []))] if gave_way else [])
 
 
-def annotate_image(suggestion: Suggestion, target: Path) -> Path:
+def annotate_image(suggestion: Suggestion, target: Path, inputs: frozenset[str] = frozenset()) -> Path:
     """Write the image with its crops drawn on it, to a file or into a folder, and return where.
 
+    Args:
+        suggestion: Of the image.
+        target: The file or folder.
+        inputs: Real paths of all images of the run.
+
     Raises:
-        ImageFileError: The file cannot be written, or would replace the image.
+        ImageFileError: The file cannot be written, or would replace the image or another one.
     """
     from ..image_reading import ImageFileError, load_image_file
     from ..images.atomic import atomic_writer
@@ -211,6 +223,8 @@ def annotate_image(suggestion: Suggestion, target: Path) -> Path:
         target = target / source.folder / f"{source.stem}_crops.jpg"
     if target.exists() and target.samefile(source.path):
         raise ImageFileError(source.path, "the drawing would overwrite the image itself")
+    if os.path.realpath(target) in inputs:
+        raise ImageFileError(source.path, f"the drawing would overwrite {target}")
     loaded = load_image_file(source.path, DRAWING_SIDE)
     format = format_of(target)
     with atomic_writer(target) as file:

@@ -139,6 +139,19 @@ def window_centre(length: float, image_ratio: float, labels: CropLabels) -> floa
     return min(max(centre, length / 2), 1 - length / 2)
 
 
+def labelled_window(length: float, image_ratio: float, labels: CropLabels) -> np.ndarray:
+    """Return the window (4,), corners in [0, 1], of [`window_centre`]."""
+    low = window_centre(length, image_ratio, labels) - length / 2
+    return windows_at(np.array([low]), length, int(image_ratio < 1))[0]
+
+
+def windows_at(low: np.ndarray, length: float, axis: int) -> np.ndarray:
+    """Return windows (W, 4) of one length from `low` (W,) along an axis, 0 for x; they span the other."""
+    windows = np.tile(np.array([0.0, 0.0, 1.0, 1.0]), (len(low), 1))
+    windows[:, axis], windows[:, 2 + axis] = low, low + length
+    return windows
+
+
 def mirror_boxes(boxes: np.ndarray) -> np.ndarray:
     """Boxes (..., 4), corners in [0, 1], of the image mirrored left to right."""
     return np.stack([1 - boxes[..., 2], boxes[..., 1], 1 - boxes[..., 0], boxes[..., 3]], axis=-1)

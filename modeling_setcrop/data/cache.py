@@ -21,7 +21,7 @@ from .schema import FEATURES, GOOD_RATING, RATING_SCALE, SPLITS, DataError, Prob
 logger = logging.getLogger(__name__)
 
 # Raised whenever a reader's result changes for unchanged files, so that old cache entries are left aside.
-_CACHE_VERSION = 6
+_CACHE_VERSION = 7
 _ROWS_PER_BATCH = 1000
 
 
@@ -60,7 +60,7 @@ def build(
     target = cache / f"{layout}-{_fingerprint(layout, path, folders, options)}"
     known = _cached_problems(target)
     if known is None or (known and report.strict):
-        known = _write_cache(target, lambda found: _on_one_scale(rows(found), path, scale), report)
+        known = _write_cache(target, lambda found: _on_one_scale(rows(found), path, scale, found), report)
     report.found.extend(known)
     if problems is None and report.found:
         counts = ", ".join(f"{kind}: {count}" for kind, count in report.counts().items())
@@ -82,11 +82,14 @@ def _checked_scale(scale: Sequence[float]) -> tuple[float, float]:
     return low, high
 
 
-def _on_one_scale(rows: Iterator[Row], path: Path, default: tuple[float, float]) -> Iterator[Row]:
+def _on_one_scale(rows: Iterator[Row], path: Path, default: tuple[float, float], problems: Problems) -> Iterator[Row]:
     """Map the ratings to 1..5, and say which crops are good where the reader has not."""
     for row in rows:
         scores, scale = row.scores, None
         if scores is not None:
+            if not np.isfinite(scores).all():
+                problems.add("not a number", path, f"a rating of {row.image_id!r} is not a finite number")
+                continue
             scale = low, high = _checked_scale(row.rating_scale or default)
             if scores.min() < low or scores.max() > high:
                 raise DataError(
@@ -100,6 +103,11 @@ def _on_one_scale(rows: Iterator[Row], path: Path, default: tuple[float, float])
             # A rating of exactly 4 may have lost its last bit on the way here.
             is_good = np.ones(len(row.boxes), bool) if scores is None else scores >= GOOD_RATING - 1e-9
             good = is_good if scores is None else good_or_best(scores, is_good)
+        elif not good.any():
+            if scores is None:
+                problems.add("no usable crop", path, f"no crop of {row.image_id!r} is good, and none is rated")
+                continue
+            good = good_or_best(scores, good)
         yield row._replace(scores=scores, good=good, rating_scale=scale)
 
 

@@ -24,10 +24,10 @@ from datasets import Dataset, DatasetDict
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from ..coco_annotations import CATEGORIES, GOOD, REJECTED, coco_box, coco_image_id, crops_of_coco
+from ..coco_annotations import CATEGORIES, GOOD, REJECTED, coco_box, coco_file_name, coco_image_id, crops_of_coco
 from ..images.atomic import atomic_folder
 from .cache import build
-from .reading import boxes_inside, image_size
+from .reading import boxes_inside, image_size, reading_entry
 from .schema import RATING_SCALE, DataError, Problems, Row
 
 _ANNOTATIONS = "annotations"
@@ -75,11 +75,17 @@ def _rows(root: Path, file: Path, problems: Problems) -> Iterator[Row]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         problems.add("undecodable annotation", file, f"is no COCO file with images and annotations ({error!r})")
         return
+    if not isinstance(images, list) or not isinstance(annotations, list):
+        problems.add("undecodable annotation", file, "images and annotations are not both lists")
+        return
     of_image: dict[Any, list[dict[str, Any]]] = defaultdict(list)
-    for annotation in annotations:
-        of_image[annotation.get("image_id")].append(annotation)
-    for image in images:
-        row = _row(root, file, split, image, of_image.get(image.get("id"), []), problems)
+    for number, annotation in enumerate(annotations, start=1):
+        with reading_entry(problems, file, f"annotation {number}"):
+            of_image[annotation.get("image_id")].append(annotation)
+    for number, image in enumerate(images, start=1):
+        row = None
+        with reading_entry(problems, file, f"image {number}"):
+            row = _row(root, file, split, image, of_image.get(image.get("id"), []), problems)
         if row is not None:
             yield row
 
@@ -118,7 +124,7 @@ def _row(
     if scores is not None and not said:
         good = None
     number = image.get("id")
-    number = number if isinstance(number, int) and abs(number) < 2**63 else None
+    number = number if type(number) is int and abs(number) < 2**63 else None
     return Row(str(path), os.path.splitext(name)[0], *size, boxes[keep], scores, good, split, coco_id=number)
 
 
@@ -156,7 +162,7 @@ def _write_split(dataset: Dataset, folder: Path) -> dict[str, Any]:
     used: set[int] = set()
     for row in dataset.cast_column("image", ImageFeature(decode=False)):
         content, suffix = _upright_file(row["image"])
-        name = row["image_id"].replace("/", "__") + suffix
+        name = coco_file_name(row["image_id"], suffix)
         number = coco_image_id(name)
         if number in used:
             raise DataError(f"two images are named {name}")

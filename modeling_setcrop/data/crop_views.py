@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
-from ..crop_geometry import box_iou, cut_shares
-from .any_box_rating import CropLabels, mirror_boxes, rate_boxes, window_centre
+from ..crop_geometry import box_iou, cut_shares, gaic_grid
+from .any_box_rating import CropLabels, mirror_boxes, rate_boxes, window_centre, windows_at
 
 # Boxes that are rated in every view.
 BOXES = 96
@@ -243,11 +243,9 @@ def stretched(ratio: float, rng: np.random.Generator) -> float:
 
 def grid_boxes(image_ratio: float) -> np.ndarray:
     """Return the candidate crops (M, 4) of grid-anchor cropping (Zeng et al., 2019) for an aspect ratio."""
-    lines = (np.arange(12) + 0.5) / 12
-    x1, y1, x2, y2 = (axis.ravel() for axis in np.meshgrid(lines[:4], lines[:4], lines[-4:], lines[-4:]))
-    ratio = (x2 - x1) * image_ratio / (y2 - y1)
-    keep = ((x2 - x1) * (y2 - y1) > 0.5 - 1e-9) & (ratio >= 0.5) & (ratio <= 2)
-    boxes = np.stack([x1, y1, x2, y2], axis=1)[keep]
+    grid = gaic_grid()
+    ratio = (grid[:, 2] - grid[:, 0]) * image_ratio / (grid[:, 3] - grid[:, 1])
+    boxes = grid[(ratio >= 0.5) & (ratio <= 2)]
     return boxes if len(boxes) else np.array([[0.0, 0.0, 1.0, 1.0]])
 
 
@@ -264,13 +262,6 @@ def family_lengths(ratio: float, rng: np.random.Generator) -> tuple[float, ...]:
     """Return the lengths (FAMILIES,) of the windows along a view's long side: a square, a slim one, random ones."""
     long = max(ratio, 1 / ratio)
     return 1 / long, 9 / 16 / long, *np.exp(rng.uniform(np.log(0.2), np.log(0.9), FAMILIES - 2)).tolist()
-
-
-def windows_at(low: np.ndarray, length: float, axis: int) -> np.ndarray:
-    """Return windows (W, 4) of one length from `low` (W,) along an axis, 0 for x; they span the other."""
-    windows = np.tile(_WHOLE, (len(low), 1))
-    windows[:, axis], windows[:, 2 + axis] = low, low + length
-    return windows
 
 
 def _boxes(crops: np.ndarray, ratio: float, rng: np.random.Generator) -> np.ndarray:

@@ -90,7 +90,7 @@ def read_editor_images(path: str | os.PathLike, problems: Problems) -> Iterator[
                     yield _parse(root, json.loads(line), number)
                 except json.JSONDecodeError as error:
                     problems.add("not JSON", file, f"not a line of JSON ({error})", number)
-                except (ValueError, TypeError) as error:
+                except (ValueError, TypeError, OverflowError) as error:
                     problems.add("bad field", file, str(error), number)
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: cannot be read ({error})") from error
@@ -101,7 +101,7 @@ def _parse(root: Path, entry: Any, line: int) -> EditorImage:
         raise ValueError(f"expected an object with 'photo' and 'crops' or 'people', not {_shown(entry)}")
     _check_names(entry)
     photo, split = entry.get("photo"), entry.get("split", "train")
-    if not isinstance(photo, str) or not photo:
+    if not isinstance(photo, str) or not photo or "\0" in photo:
         raise ValueError(f"'photo' must name the image's file, not {_shown(photo)}")
     if not isinstance(split, str):
         raise ValueError(f"'split' must be a name, not {_shown(split)}")
@@ -202,10 +202,16 @@ def _rows(root: Path, problems: Problems) -> Iterator[Row]:
         size = image_size(image.path, problems, (file, image.line))
         if size is None:
             continue
-        yield _row(image, split, size)
+        yield _row(root, image, split, size)
 
 
-def _row(image: EditorImage, split: str, size: tuple[int, int]) -> Row:
+def _name(root: Path, image: Path) -> str:
+    """Return an image's path as its line has it, without its ending and steps out of the folder."""
+    parts = image.relative_to(root).with_suffix("").parts
+    return "/".join(part for part in parts if part not in ("..", "/"))
+
+
+def _row(root: Path, image: EditorImage, split: str, size: tuple[int, int]) -> Row:
     labels = image.labels
     boxes, ratings = labels.crops, labels.ratings
     good = np.ones(len(boxes), dtype=bool)
@@ -217,4 +223,4 @@ def _row(image: EditorImage, split: str, size: tuple[int, int]) -> Row:
         boxes, ratings = np.concatenate([boxes, [[0.0, 0.0, 1.0, 1.0]]]), np.append(ratings, labels.whole)
         good = np.append(good, False)
     boxes = boxes * np.tile(size, 2)
-    return Row(str(image.path), image.path.stem, *size, boxes, ratings, good, split, crop_labels=labels)
+    return Row(str(image.path), _name(root, image.path), *size, boxes, ratings, good, split, crop_labels=labels)

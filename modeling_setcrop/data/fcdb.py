@@ -50,6 +50,8 @@ def _rows(files: dict[str, Path], images: Path, problems: Problems) -> Iterator[
             entries = json.loads(file.read_text(encoding="utf-8-sig"))
         except (OSError, ValueError) as error:
             raise DataError(f"{file}: not a JSON list ({error})") from error
+        if not isinstance(entries, list):
+            raise DataError(f"{file}: not a JSON list")
         for number, entry in enumerate(entries, start=1):
             try:
                 name = str(entry["url"]).rsplit("/", 1)[-1]

@@ -95,6 +95,9 @@ def entry_row(root: Path, file: Path, number: int, entry: Any, problems: Problem
     except _BadEntryError as error:
         problems.add(error.kind, file, str(error), number)
         return None
+    except (OSError, OverflowError, ValueError) as error:
+        problems.add("undecodable annotation", file, f"cannot be read ({error})", number)
+        return None
     scores = None if scores is None else scores[keep]
     good = None if good is None else good[keep]
     name = os.path.splitext(entry["file_name"])[0]

@@ -61,7 +61,7 @@ def _rows(file: Path, split: str, problems: Problems) -> Iterator[Row]:
                 continue
             try:
                 entry = _as_crops(json.loads(line), split)
-            except (ValueError, KeyError, TypeError) as error:
+            except (AttributeError, ValueError, KeyError, TypeError) as error:
                 problems.add("undecodable annotation", file, f"no file_name with objects.bbox ({error!r})", number)
                 continue
             row = entry_row(file.parent, file, number, entry, problems)

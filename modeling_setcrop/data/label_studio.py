@@ -19,6 +19,7 @@ from datasets import DatasetDict
 
 from .annotations import Region, annotated_row, find_image
 from .cache import build
+from .reading import reading_entry
 from .schema import RATING_SCALE, SPLITS, DataError, Problems, Row
 
 # What Label Studio puts in front of the name of an uploaded file.
@@ -64,7 +65,9 @@ def _rows(root: Path, export: Path, problems: Problems) -> Iterator[Row]:
         if not isinstance(task, dict) or not isinstance(task.get("data"), dict):
             problems.add("wrong number of fields", export, f"task {number} has no data: export as JSON, not JSON-MIN")
             continue
-        row = _row(root, export, number, task, problems)
+        row = None
+        with reading_entry(problems, export, f"task {number}"):
+            row = _row(root, export, number, task, problems)
         if row is not None:
             yield row
 

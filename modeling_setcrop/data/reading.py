@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from ..image_reading import ImageFileError, decoding, open_image, orientation, swaps_sides
-from .schema import Problems
+from .schema import DataError, Problems
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 LARGEST_ANNOTATION = 10_000_000
@@ -93,6 +94,25 @@ def boxes_inside(
             else:
                 problems.add("empty box", file, f"box [{shown}] has no area", line)
     return clipped, finite & proper if draw_in else right
+
+
+@contextmanager
+def reading_entry(problems: Problems, file: str | os.PathLike, what: str, line: int | None = None) -> Iterator[None]:
+    """Note an entry of a label file whose parts are of another kind than they must be; the next one goes on.
+
+    Args:
+        problems: receives the problem.
+        file: the label file.
+        what: the entry's name in the message.
+        line: of the entry.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except (AttributeError, IndexError, KeyError, OSError, OverflowError, TypeError, ValueError) as error:
+        reason = f"{what} cannot be read ({type(error).__name__}: {error})"
+        problems.add("undecodable annotation", file, reason, line)
 
 
 def held_out(names: Iterable[str], share: float, seed: int) -> set[str]:

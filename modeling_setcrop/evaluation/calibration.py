@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize
 
-from ..crop_geometry import GoodCropProbability, box_iou
-from ..data.any_box_rating import CropLabels, rate_boxes, window_centre
-from ..data.crop_views import windows_at
+from ..crop_constraints import CropConstraints
+from ..crop_geometry import GoodCropProbability, box_iou, cut_off_by, largest_area
+from ..crop_options import CropOptions
+from ..crop_selection import Selection, select_crops
+from ..data.any_box_rating import CropLabels, labelled_window, rate_boxes
 from ..data.schema import GOOD_RATING
+from ..image_sources import read_any_image
+
+if TYPE_CHECKING:
+    from ..crop_judging import Prediction
+    from ..runtime.cropper import Cropper
 
 # A crop is good that overlaps a good one by this, where the labels rate none but their own (paper, section 4.3).
 GOOD_OVERLAP = 0.85
 # A window longer than this, in the image's long side, has nowhere to go.
 _LONGEST_WINDOW = 0.97
+# Windows across the image's short side, by their other side: 1:1, 4:5, 2:3 and 9:16, or 5:4, 3:2 and 16:9.
+_SHAPES = (1.0, 4 / 5, 2 / 3, 9 / 16)
 # Crops that are about equally probable, by which predicted and true shares are compared.
 BINS = 10
 
@@ -70,9 +79,8 @@ def window_of(shape: float, row: Mapping[str, Any]) -> np.ndarray | None:
     length = shape * min(ratio, 1 / ratio)
     if labels is None or labels["square"] is None or labels["slim"] is None or length > _LONGEST_WINDOW:
         return None
-    axis = int(ratio < 1)
-    centre = window_centre(length, ratio, CropLabels.from_dict(labels))
-    return windows_at(np.array([centre - length / 2]), length, axis)[0] * np.tile([row["width"], row["height"]], 2)
+    window = labelled_window(length, ratio, CropLabels.from_dict(labels))
+    return window * np.tile([row["width"], row["height"]], 2)
 
 
 class JudgedCrops(NamedTuple):
@@ -95,7 +103,40 @@ class JudgedCrops(NamedTuple):
         return JudgedCrops(*(values[which] for values in self))
 
 
-def fit_probability(crops: JudgedCrops, start: GoodCropProbability | None = None) -> GoodCropProbability:
+def crops_of(cropper: Cropper, row: Mapping[str, Any], top_k: int) -> Iterator[tuple[float, float, bool]]:
+    """Yield what a [`JudgedCrops`] has of one image: its best crops, and the best of the largest ones of each shape.
+
+    Args:
+        cropper: a [`Cropper`].
+        row: of a data set in the shared schema, its image not decoded.
+        top_k: so many of the best crops.
+
+    Raises:
+        ImageFileError: the image cannot be decoded.
+    """
+    loaded = read_any_image(row["image"], cropper.short_side)
+    (encoded,) = cropper.encode([cropper.prepare(loaded)])
+    prediction = encoded.prediction(loaded.size)
+    best = _selected(prediction, CropOptions(top_k=top_k))
+    for rating, good in zip(best.ranking.tolist(), are_good(best.boxes, row).tolist(), strict=True):
+        yield rating, 0.0, good
+    portrait = row["width"] < row["height"]
+    for shape in _SHAPES:
+        if (wanted := window_of(shape, row)) is None:
+            continue
+        ratio = 1 / shape if portrait else shape
+        least = largest_area(ratio, loaded.size)
+        best = _selected(prediction, CropOptions.from_kwargs(top_k=1, aspect_ratio=ratio, min_area=least))
+        overlap = box_iou(best.boxes, wanted[None])[0, 0]
+        yield float(best.ranking[0]), cut_off_by(ratio, loaded.size), bool(overlap >= GOOD_OVERLAP)
+
+
+def _selected(prediction: Prediction, options: CropOptions) -> Selection:
+    ratio = options.aspect_ratios[0]
+    return select_crops(prediction, CropConstraints.from_options(options, ratio, prediction.image_size), options)
+
+
+def fit_probability(crops: JudgedCrops, kept: GoodCropProbability | None = None) -> GoodCropProbability:
     """Fit the probability that crops are good by maximum likelihood (Platt scaling).
 
     Crops of any shape and those of a given one count alike, however many they are. The targets are Platt's, (n + 1) /
@@ -104,12 +145,12 @@ def fit_probability(crops: JudgedCrops, start: GoodCropProbability | None = None
 
     Args:
         crops: with some of any shape among them.
-        start: has what is kept where there are no crops of a given shape.
+        kept: has the numbers for given shapes, where there are no crops of one.
 
     Raises:
         ValueError: all of the crops are good, or none, or higher ratings are not better.
     """
-    start = start or GoodCropProbability()
+    kept = kept or GoodCropProbability()
     groups = [part for part in (crops.some(crops.cut_off == 0), crops.some(crops.cut_off > 0)) if len(part.good)]
     targets = []
     for part in groups:
@@ -121,7 +162,7 @@ def fit_probability(crops: JudgedCrops, start: GoodCropProbability | None = None
     def model(numbers: np.ndarray) -> GoodCropProbability:
         # As logarithm the slope stays above 0 on the way.
         found = (float(np.exp(numbers[0])), float(numbers[1]), *map(float, numbers[2:]))
-        return GoodCropProbability(*found, *start[len(found) :])
+        return GoodCropProbability(*found, *kept[len(found) :])
 
     def loss(numbers: np.ndarray) -> float:
         total = 0.0

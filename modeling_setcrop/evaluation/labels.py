@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,15 @@ class Labels:
         columns = ["image_id", "width", "height", "boxes", "scores", "good"]
         table = dataset.select_columns(columns).with_format("arrow")[:]
         sizes = np.stack([table["width"].to_numpy(), table["height"].to_numpy()], axis=1).astype(np.float64)
+        unrated = table["scores"].null_count
+        if 0 < unrated < len(table):
+            logger.warning("%d of %d images have no ratings: what needs ratings is not measured", unrated, len(table))
         boxes = [corners.reshape(-1, 4) for corners in _lists(table["boxes"])]
         return cls(
             image_ids=table["image_id"].to_pylist(),
             sizes=sizes,
             boxes=[box / np.tile(size, 2) for box, size in zip(boxes, sizes, strict=True)],
-            scores=None if table["scores"].null_count else _lists(table["scores"]),
+            scores=None if unrated else _lists(table["scores"]),
             good=[flags.astype(bool) for flags in _lists(table["good"])],
         )
 

@@ -15,7 +15,7 @@ import numpy as np
 from datasets import Dataset
 from rich.table import Table
 
-from ..coco_annotations import coco_image_id, coco_prediction
+from ..coco_annotations import coco_file_name, coco_image_id, coco_prediction
 from ..images.atomic import atomic_writer
 from ..metrics.catalogue import MEASURES, main_measures
 from ..metrics.markdown import markdown_table
@@ -179,10 +179,13 @@ def write_predictions(evaluation: Evaluation, folder: str | os.PathLike) -> list
 
 
 def _coco_ids(dataset: Dataset) -> list[int]:
-    """Return the images' numbers: those of the COCO file that they come from, or those that stand for their names."""
+    """Return the images' numbers: of the COCO file that they come from, or as `data convert --to coco` gives them."""
     known = dataset["coco_id"] if "coco_id" in dataset.column_names else [None] * len(dataset)
     names = dataset["image_id"]
-    return [coco_image_id(name) if number is None else number for name, number in zip(names, known, strict=True)]
+    return [
+        coco_image_id(coco_file_name(name, "")) if number is None else number
+        for name, number in zip(names, known, strict=True)
+    ]
 
 
 def write_text(path: Path, text: str) -> Path:

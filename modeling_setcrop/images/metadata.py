@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from PIL import ExifTags, Image, PngImagePlugin
 
@@ -10,7 +10,6 @@ from .iptc import TIFF_IPTC, Datasets, fill_xmp, jpeg_segment, png_text, read_ip
 from .xmp import Cut, Document, XmpError, crop_xmp, drop, drop_location, parse_xmp, properties, write_xmp
 
 Strip = Literal["nothing", "location", "all"]
-STRIPS: tuple[Strip, ...] = get_args(Strip)
 """What of an image's metadata its crops may lose: nothing, where it was taken, or all but the colour profile."""
 
 # What describes the image rather than the bytes of its old file; sub-directories are handled apart.

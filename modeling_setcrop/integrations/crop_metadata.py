@@ -32,6 +32,8 @@ from .formats import Row
 ROLE = "http://cv.iptc.org/newscodes/imageregionrole/"
 _EMBEDDING = frozenset({"JPEG", "MPO", "PNG", "WEBP"})
 _ID = "setcrop-"
+# Edges of the crop of Adobe's raw settings.
+_RAW = ("CropLeft", "CropTop", "CropRight", "CropBottom")
 # An aspect ratio this near to 1 is a square.
 _SQUARE = 0.02
 
@@ -57,12 +59,23 @@ def set_regions(document: Document, rows: Sequence[Row]) -> None:
         if bag.nodeType == bag.ELEMENT_NODE
     ]
     bag = bags[0] if bags else add_child(add_property(document, "Iptc4xmpExt", "ImageRegion"), "rdf", "Bag")
-    for li in list(bag.childNodes):
-        ids = [] if li.nodeType != li.ELEMENT_NODE else li.getElementsByTagName("*")
-        if any(node.localName == "rId" and value_of(node).startswith(_ID) for node in ids):
-            bag.removeChild(li)
+    for li in _our_regions(document):
+        li.parentNode.removeChild(li)
     for number, row in enumerate(rows, start=1):
         _add_region(bag, row, f"{_ID}{number}", roles(row, number == 1))
+
+
+def _our_regions(document: Document) -> list[Any]:
+    """Return the regions that a run gave a document, best first."""
+    return [
+        li
+        for node in properties(document, "Iptc4xmpExt", "ImageRegion")
+        for bag in node.childNodes
+        if bag.nodeType == bag.ELEMENT_NODE
+        for li in bag.childNodes
+        if li.nodeType == li.ELEMENT_NODE
+        and any(field.localName == "rId" and value_of(field).startswith(_ID) for field in li.getElementsByTagName("*"))
+    ]
 
 
 def _add_region(bag: Any, row: Row, name: str, found: list[str]) -> None:
@@ -110,17 +123,39 @@ def set_raw_crop(document: Document, row: Row, image: Image.Image) -> None:
         image: The image, opened.
     """
     size = (row["picture_height"], row["picture_width"])
-    box = stored_box((row["xmin"], row["ymin"], row["xmax"], row["ymax"]), size, image)
+    for name, share in _raw_edges((row["xmin"], row["ymin"], row["xmax"], row["ymax"]), size, image).items():
+        set_text(document, "crs", name, f"{share:.9f}")
     height, width = size[::-1] if swaps_sides(orientation(image)) else size
-    edges = {"Left": box[0] / width, "Top": box[1] / height, "Right": box[2] / width, "Bottom": box[3] / height}
-    for name, share in edges.items():
-        set_text(document, "crs", f"Crop{name}", f"{share:.9f}")
     set_text(document, "crs", "CropAngle", "0")
     set_text(document, "crs", "HasCrop", "True")
     set_text(document, "crs", "AlreadyApplied", "False")
     set_text(document, "tiff", "ImageWidth", width)
     set_text(document, "tiff", "ImageLength", height)
     set_text(document, "tiff", "Orientation", image.getexif().get(ExifTags.Base.Orientation, 1))
+
+
+def _raw_edges(box: tuple[int, int, int, int], size: tuple[int, int], image: Image.Image) -> dict[str, float]:
+    """Return Adobe's crop of a box of an image (height, width): shares of the image as it is stored."""
+    x1, y1, x2, y2 = stored_box(box, size, image)
+    height, width = size[::-1] if swaps_sides(orientation(image)) else size
+    return {"CropLeft": x1 / width, "CropTop": y1 / height, "CropRight": x2 / width, "CropBottom": y2 / height}
+
+
+def _is_our_raw_crop(document: Document, image: Image.Image) -> bool:
+    """Whether Adobe's crop in a document is still that of the first region that an earlier run gave it."""
+    regions = _our_regions(document)
+    if not regions:
+        return False
+    width, height = image.size[::-1] if swaps_sides(orientation(image)) else image.size
+    told = {node.localName: value_of(node) for node in regions[0].getElementsByTagName("*")}
+    try:
+        x, y, across, down = (float(told[name]) for name in ("rbX", "rbY", "rbW", "rbH"))
+        found = {name: float(value_of(next(iter(properties(document, "crs", name))))) for name in (*_RAW, "CropAngle")}
+    except (KeyError, ValueError, StopIteration):
+        return False
+    box = (round(x * width), round(y * height), round((x + across) * width), round((y + down) * height))
+    edges = _raw_edges(box, (height, width), image) | {"CropAngle": 0.0}
+    return all(abs(found[name] - edge) < 1e-6 for name, edge in edges.items())
 
 
 def write_sidecar(target: Path, rows: Sequence[Row], image: Image.Image) -> None:
@@ -139,8 +174,7 @@ def write_sidecar(target: Path, rows: Sequence[Row], image: Image.Image) -> None
     except (OSError, XmpError) as error:
         raise ImageFileError(target, f"exists and cannot be read as XMP ({error})") from None
     cropped = any(value_of(node).lower() == "true" for node in properties(document, "crs", "HasCrop"))
-    ours = any(True for node in properties(document, "Iptc4xmpExt", "ImageRegion") if _ID in node.toxml())
-    if cropped and not ours:
+    if cropped and not _is_our_raw_crop(document, image):
         raise ImageFileError(target, "has a crop of its own, which stays")
     set_regions(document, rows)
     set_raw_crop(document, rows[0], image)
@@ -183,8 +217,19 @@ class MetadataWriter:
                 return target
         if target.exists() and target.samefile(source):
             raise ImageFileError(source, "its copy would overwrite the image itself")
+        if target.exists() and not _has_our_regions(target):
+            raise ImageFileError(source, f"{target} exists and is no copy with crops, so it stays")
         write_copy(source, target, rows)
         return target
+
+
+def _has_our_regions(path: Path) -> bool:
+    """Whether an image file has a region that an earlier run gave it."""
+    try:
+        with Image.open(path) as image:
+            return _our_regions(parse_xmp(image.info.get("xmp"))) != []
+    except (OSError, XmpError):
+        return False
 
 
 def write_copy(source: Path, target: Path, rows: Sequence[Row]) -> None:

@@ -17,8 +17,9 @@ from typing import Any
 from easy_thumbnails.processors import FrameAware
 from PIL import Image
 
+from ..crop_geometry import largest_area
 from ..image_reading import decode_image
-from .shared_cropper import largest_area, shared_cropper, without_orientation
+from .shared_cropper import shared_cropper, without_orientation
 
 
 def setcrop(im: Image.Image, size: tuple[int, int], crop: Any = False, tight: bool = False, **kwargs: Any) -> Any:

@@ -26,7 +26,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.requests import ClientDisconnect
 
-from ..crop_options import CropOptions
+from ..crop_options import CropOptions, turned_sides
 from ..image_reading import ImageFileError, LoadedImage, decode_image, decoding, lift_pixel_limit, open_image
 from ..images.formats import FORMAT_OF_SUFFIX, SUFFIX_OF_FORMAT
 from ..images.writing import CropFile, write_crops
@@ -45,6 +45,7 @@ _MEDIA_TYPES = {
     "GIF": "image/gif",
     "BMP": "image/bmp",
     "JPEG2000": "image/jp2",
+    "TGA": "image/x-tga",
 }
 # What a query can say, and how its text is read; JSON bodies have the values themselves.
 _FLAGS = {"true": True, "1": True, "false": False, "0": False}
@@ -405,16 +406,17 @@ def _suggest(asked: Asked, settings: ServerSettings) -> dict[str, Any]:
 
 
 def _cut(asked: Asked, settings: ServerSettings) -> Response:
-    format, quality = asked.options.pop("format", None), int(asked.options.pop("quality", 92))
+    format, quality = asked.options.pop("format", None), asked.options.pop("quality", 92)
     if format is not None and f".{format}" not in FORMAT_OF_SUFFIX:
         known = ", ".join(suffix[1:] for suffix in FORMAT_OF_SUFFIX)
         raise HttpError(422, "InvalidRequest", f"format {str(format)[:80]!r}: use one of {known}")
-    if not 1 <= quality <= 100:
-        raise HttpError(422, "InvalidRequest", f"quality lies in 1..100, not {quality}")
+    if not isinstance(quality, int | float) or not 1 <= quality <= 100:
+        raise HttpError(422, "InvalidRequest", f"quality lies in 1..100, not {str(quality)[:80]!r}")
     answer = _suggest(Asked(asked.content, asked.name, asked.options | {"top_k": 1}), settings)
     if not answer["crops"]:
         raise HttpError(404, "NoCrop", "no crop is above the threshold")
-    box = tuple(answer["crops"][0]["box"].values())
+    crop = answer["crops"][0]
+    box = tuple(crop["box"].values())
     with open_image(io.BytesIO(asked.content), asked.name) as image:
         with decoding(asked.name):
             frames = getattr(image, "n_frames", 1)
@@ -423,15 +425,18 @@ def _cut(asked: Asked, settings: ServerSettings) -> Response:
     with tempfile.TemporaryDirectory(prefix="setcrop-") as folder:
         source, target = Path(folder, "source"), Path(folder, f"crop{suffix}")
         source.write_bytes(asked.content)
-        write_crops(source, [CropFile(box, target, _shown_size(box, asked.options))], quality)
+        write_crops(source, [CropFile(box, target, _shown_size(box, crop, asked.options))], int(quality))
         content = target.read_bytes()
-    headers = {"SetCrop-Box": ",".join(map(str, box)), "SetCrop-Score": f"{answer['crops'][0]['score']:.5f}"}
+    headers = {"SetCrop-Box": ",".join(map(str, box)), "SetCrop-Score": f"{crop['score']:.5f}"}
     return Response(content, media_type=_MEDIA_TYPES[FORMAT_OF_SUFFIX[suffix]], headers=headers)
 
 
-def _shown_size(box: tuple[int, ...], options: dict[str, Any]) -> tuple[int, int] | None:
+def _shown_size(box: tuple[int, ...], crop: dict[str, Any], options: dict[str, Any]) -> tuple[int, int] | None:
     """Return the pixels to which a crop is resized; None where it is no larger than asked for."""
     width, height = options.get("width"), options.get("height")
+    if options.get("follow_orientation"):
+        ratio = crop.get("aspect_ratio", options.get("aspect_ratio"))
+        width, height = turned_sides(width, height, ratio, box)
     across, down = box[2] - box[0], box[3] - box[1]
     scale = max((width or 0) / across, (height or 0) / down)
     if not 0 < scale < 1:

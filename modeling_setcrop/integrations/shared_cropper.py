@@ -37,15 +37,3 @@ def without_orientation(image: Image.Image) -> Image.Image:
     copy.info = {key: value for key, value in copy.info.items() if key == "transparency"}
     copy.getexif().clear()
     return copy
-
-
-def largest_area(aspect_ratio: float, image_size: tuple[int, int]) -> float:
-    """Return the share of an image, in 0..1, that the largest crop of an aspect ratio has, less a pixel a side.
-
-    Args:
-        aspect_ratio: Width over height.
-        image_size: Height and width in pixels.
-    """
-    height, width = image_size
-    across, down = min(width, round(height * aspect_ratio)), min(height, round(width / aspect_ratio))
-    return max(across - 1, 0) * max(down - 1, 0) / (width * height)

@@ -19,8 +19,9 @@ from thumbor.config import Config
 from thumbor.detectors import BaseDetector
 from thumbor.utils import logger
 
+from ..crop_geometry import largest_area
 from ..image_reading import decode_image, orientation
-from .shared_cropper import largest_area, shared_cropper, without_orientation
+from .shared_cropper import shared_cropper, without_orientation
 
 Config.define("SETCROP_TIGHT", False, "Let SetCrop leave out more than the aspect ratio asks for.", "SetCrop")
 Config.define("SETCROP_MODEL", None, "Checkpoint folder or Hub name of SetCrop's model, if not its own.", "SetCrop")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,16 @@ class Content:
     def __bool__(self) -> bool:
         return self.faces or bool(self.by_name)
 
+    def unmatched(self, sources: Iterable[Source]) -> list[str]:
+        """Return the names of images that are not among the sources."""
+        names = {name for source in sources for name in self._names(source)}
+        return [name for name in self.by_name if name not in names]
+
+    @staticmethod
+    def _names(source: Source) -> tuple[str, str]:
+        """Return what a source may be called: its path below the searched folder, and as given."""
+        return (source.folder / source.path.name).as_posix(), source.path.as_posix()
+
     def signature(self) -> dict[str, Any]:
         """Return what decides about crops, for a run's record."""
         return {"content": self.digest, "faces": self.faces} if self else {}
@@ -68,7 +79,7 @@ class Content:
 
         Faces are wishes, or with `strict` must not be cut.
         """
-        own = self.by_name.get((source.folder / source.path.name).as_posix(), self.by_name.get(source.path.as_posix()))
+        own = next((self.by_name[name] for name in self._names(source) if name in self.by_name), None)
         keep = list(options.keep) + list((own or {}).get("keep", ()))
         if self.faces:
             from ..images.faces import find_faces

@@ -94,7 +94,7 @@ def crop_sources(
             journal.sweep()
         todo = []
         for source in sources:
-            if not overwrite and not dry_run and journal.is_done(source):
+            if not overwrite and journal.is_done(source, record=writes):
                 yield SourceReport(source, skipped=True)
             else:
                 todo.append(source)
@@ -168,6 +168,8 @@ class _Run:
             target = self.plan.out / crop.file
             if not self.overwrite and os.path.lexists(target) and not self.journal.is_crop_of(crop.file, source):
                 raise ImageFileError(source.path, f"{target} exists and is not a crop of it (--overwrite replaces it)")
+            if not self.overwrite and os.path.lexists(target) and self.journal.is_retouched(crop.file):
+                raise ImageFileError(source.path, f"{target} was changed since (--overwrite replaces it)")
 
     def _begin(self, report: SourceReport, image: CroppedImage) -> SourceReport:
         try:

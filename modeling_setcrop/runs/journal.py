@@ -136,8 +136,8 @@ class Journal:
         for folder in {(self.folder / crop.file).parent for entry in unfinished for crop in entry.image.crops}:
             sweep_parts(folder)
 
-    def is_done(self, source: Source) -> bool:
-        """Whether the image's crops, made with these options, are there and whole."""
+    def is_done(self, source: Source, record: bool = True) -> bool:
+        """Whether the image's crops, made with these options, are there and whole; `record` where it was moved."""
         which = (self._key(source), self.options)
         if which not in self._offsets:
             return False
@@ -151,7 +151,7 @@ class Journal:
             # With other options, the same name may have been given to another crop since.
             if self._writers[crop.file] != which or not _is_whole(self.folder / crop.file, size):
                 return False
-        if which[0] != source.key:
+        if which[0] != source.key and record:
             self._append(entry._replace(key=source.key))
         return True
 
@@ -172,6 +172,13 @@ class Journal:
         """Whether a file, relative to the output folder, is recorded as a crop of an image."""
         writer = self.writer(file)
         return writer is not None and writer in (source.key, self._key(source))
+
+    def is_retouched(self, file: str) -> bool:
+        """Whether a recorded crop, relative to the output folder, is another whole image now than was written."""
+        entry = self._read(self._writers[file])
+        sizes = {crop.file: size for crop, size in zip(entry.image.crops, entry.sizes, strict=False)}
+        path = self.folder / file
+        return file in sizes and path.is_file() and path.stat().st_size != sizes[file] and _is_whole(path, sizes[file])
 
     def writer(self, file: str) -> str | None:
         """Return the key of the image of which a file is a crop; None for files of no recorded run."""

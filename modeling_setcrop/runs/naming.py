@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..crop_options import turned_with
+from ..crop_options import turned_sides
 from ..image_reading import ImageFileError
 from ..images.formats import output_suffix
 from ..images.metadata import Strip
@@ -79,13 +79,16 @@ class CropPlan:
         how = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("out", "ratio")}
         return options | how | {"model": model}
 
-    def check_names(self, sources: Iterable[Source], aspect_ratios: Sequence[str], top_k: int) -> None:
+    def check_names(
+        self, sources: Iterable[Source], aspect_ratios: Sequence[str], top_k: int, best_of: bool = False
+    ) -> None:
         """Find crops that would have one name, as far as that does not hang on what the model answers.
 
         Args:
             sources: All images of a run.
             aspect_ratios: Those asked for.
-            top_k: Most crops of each ratio.
+            top_k: Most crops of each ratio, or with `best_of` of all.
+            best_of: As the option.
 
         Raises:
             ValueError: Two crops would; the message names their images and the file.
@@ -104,7 +107,7 @@ class CropPlan:
                     if other is not source:
                         both = f"{other.path} and of {source.path}"
                         raise ValueError(f"--name {self.name!r}: crops of {both} would both be named {file}")
-            if len(ratios) > 1 and "ratio" not in used:
+            if len(ratios) > 1 and "ratio" not in used and not (best_of and top_k == 1):
                 raise ValueError(f"--name {self.name!r}: use {{ratio}}, as several aspect ratios are asked for")
 
     def _file(self, source: Source, ratio: str, rank: int, suffix: str, **others: int) -> str:
@@ -126,7 +129,7 @@ class CropPlan:
             box = tuple(found["box"][edge] for edge in ("xmin", "ymin", "xmax", "ymax"))
             ratio = str(found.get("aspect_ratio", self.ratio or ""))
             ranks[ratio] += 1
-            size = self.final_size(box, image_size)
+            size = self.final_size(box, ratio)
             score = round(100 * found["score"])
             file = self._file(source, ratio, ranks[ratio], suffix, width=size[0], height=size[1], score=score)
             gave_way = tuple(found.get("gave_way", ()))
@@ -160,18 +163,17 @@ class CropPlan:
             if os.path.realpath(target) == os.path.realpath(source.path):
                 raise ImageFileError(source.path, "its crop would overwrite the image itself")
 
-    def final_size(self, box: tuple[int, int, int, int], image_size: tuple[int, int] | None = None) -> tuple[int, int]:
+    def final_size(self, box: tuple[int, int, int, int], ratio: str = "") -> tuple[int, int]:
         """Return width and height in pixels at which a crop is written.
 
         Args:
             box: x1, y1, x2, y2 of the crop.
-            image_size: Height and width of its image, which `follow_orientation` looks at.
+            ratio: The aspect ratio that was asked for, which `follow_orientation` may have turned; empty for none.
         """
         width, height = box[2] - box[0], box[3] - box[1]
         across, down = self.width, self.height
-        if self.follow_orientation and image_size is not None and across is not None and down is not None:
-            turned = turned_with(across / down, image_size) != across / down
-            across, down = (down, across) if turned else (across, down)
+        if self.follow_orientation:
+            across, down = turned_sides(across, down, ratio or None, box)
         if across is not None and down is not None:
             fits = width >= across and height >= down
             return (across, down) if fits or self.enlarge else (width, height)

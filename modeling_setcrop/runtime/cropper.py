@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .._light_installation import how_to_get
-from ..crop_options import CropOptions
+from ..crop_options import CropOptions, check_count
 from ..cropping import CroppingBase
 from ..image_sources import is_several, read_any_image
 from ..image_trimming import trimmed
@@ -112,6 +112,7 @@ class Cropper(CroppingBase):
         """
         asked = self.options.updated(**options)
         self.source(asked)
+        check_count("batch_size", batch_size)
         if not is_several(images):
             return self._answers([images], timeout, asked)[0]
         several, answers = iter(images), []

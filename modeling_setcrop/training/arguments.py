@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 logger = logging.getLogger(__name__)
 
@@ -168,9 +168,9 @@ class CropTrainingArguments:
             "dataloader_num_workers",
             "distillation_start_epoch",
         ):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:  # nor not a number
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
-        if self.max_grad_norm <= 0:
+        if not self.max_grad_norm > 0:
             raise ValueError(f"max_grad_norm is {self.max_grad_norm}; it must be positive")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}; it must be between 0 and 1")
@@ -213,6 +213,31 @@ def _read_yaml(path: Path, known: set[str]) -> dict[str, object]:
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise ValueError(f"{path}: unknown option {name!r}{hint}")
     return values
+
+
+def _checked(values: dict[str, object], path: Path) -> dict[str, object]:
+    """Return a file's values as the command line would read them; nothing is left as it is by default."""
+    parser = option_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise ValueError(f"{path}: {message}")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    defaults, checked = vars(parser.parse_args([])), {}
+    for name, value in values.items():
+        if value is None:
+            if defaults[name] is not None:
+                raise ValueError(f"{path}: {name} has no value")
+            continue
+        if isinstance(value, bool):
+            # YAML reads a bare yes or no as a boolean.
+            value = "yes" if value else "no"
+        if value == []:
+            checked[name] = value
+            continue
+        words = [str(part) for part in (value if isinstance(value, list) else [value])]
+        checked[name] = vars(parser.parse_args([f"--{name}", *words]))[name]
+    return checked
 
 
 def option_parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -268,10 +293,7 @@ def parse_arguments(argv: Sequence[str], prog: str | None = None) -> CropTrainin
     path = config.parse_known_args(argv)[0].config
     if path is not None:
         values = _read_yaml(path, {f.name for f in fields(CropTrainingArguments)})
-        # argparse converts defaults only where they are strings.
-        parser.set_defaults(
-            **{name: value if isinstance(value, list | bool | None) else str(value) for name, value in values.items()}
-        )
+        parser.set_defaults(**_checked(values, path))
     options = vars(parser.parse_args(argv))
     options.pop("config")
     return CropTrainingArguments(**options)

@@ -308,7 +308,7 @@ class CropTraining:
         figures = self.evaluate(model)
         better = is_better(self.metric, figures[self.metric], self.best)
         if self.accelerator.is_main_process:
-            self._log({f"validation_{name}": value for name, value in figures.items()})
+            self._log({f"validation_{name}": value for name, value in figures.items()}, self.epoch)
             if better:
                 with _writing(self.output_dir), atomic_files(self.output_dir) as folder:
                     self._save_best(model, folder, figures)
@@ -370,7 +370,13 @@ class CropTraining:
                 f"{folder}: made with {progress['steps_per_epoch']} steps an epoch, not {self.steps_per_epoch}; "
                 "resume with the same data, batch size, accumulation and number of processes"
             )
-        load_optimizer(self.optimizer, folder)
+        try:
+            load_optimizer(self.optimizer, folder)
+        except (RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(
+                f"{folder}: does not fit the model; resume with the same config ({reason})"
+            ) from None
         if self.average is not None:
             load_weights(self.average.module, folder / "average.safetensors")
         if (folder / "teacher.safetensors").is_file():
@@ -387,9 +393,10 @@ class CropTraining:
             cut_log(self.log_file, progress.get("log_bytes", 0) if own else 0)
             logger.info("resuming from %s: epoch %d, step %d", folder, self.epoch + 1, self.step)
 
-    def _log(self, figures: dict[str, float]) -> None:
+    def _log(self, figures: dict[str, float], epoch: int | None = None) -> None:
+        """Write a line of the log, of an epoch counted from 1; by default the present one."""
         if self.accelerator.is_main_process:
-            line = {"step": self.step, "epoch": self.epoch + 1}
+            line = {"step": self.step, "epoch": self.epoch + 1 if epoch is None else epoch}
             with open(self.log_file, "a") as file:
                 file.write(json.dumps({**line, **{k: round(v, 6) for k, v in figures.items()}}) + "\n")
         if self.args.report_to:
@@ -406,7 +413,7 @@ class CropTraining:
 
     @contextlib.contextmanager
     def _stopping_on_signals(self) -> Iterator[None]:
-        """Return the first SIGINT or SIGTERM asks for a stop after the step; a second one acts as usual."""
+        """Take the first SIGINT or SIGTERM as a wish to stop after the step; a second one acts as usual."""
 
         def ask(number: int, frame: object) -> None:
             self.stop_signal = number

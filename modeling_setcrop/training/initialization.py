@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedConfig
 
@@ -62,7 +63,7 @@ def freeze_backbone_stages(model: nn.Module, stages: int) -> None:
     if stages in (0, -1):
         return
     stem, rest = backbone_stages(backbone)
-    if stages > len(rest):
+    if not 0 < stages <= len(rest):
         raise ValueError(f"freeze_backbone_stages is {stages}; the backbone has {len(rest)} stages")
     stem.requires_grad_(False)
     for stage in rest[:stages]:
@@ -110,8 +111,11 @@ def load_model(name_or_path: str, overrides: dict[str, Any] | None = None) -> Se
             f"{name_or_path}: a checkpoint of the architecture {kind!r}; SetCrop starts from 'setcrop' or "
             "'conditional_detr'"
         )
-    config = SetCropConfig.from_pretrained(name_or_path, **overrides)
-    config.validate()
+    try:
+        config = SetCropConfig.from_pretrained(name_or_path, **overrides)
+        config.validate()
+    except StrictDataclassError as error:
+        raise ValueError(f"{name_or_path}: {' '.join(str(error).split())}") from None
     folder = Path(name_or_path)
     if folder.is_dir() and not any(folder.glob("*.safetensors*")):
         other = sorted(file.name for pattern in _OTHER_WEIGHTS for file in folder.glob(pattern))

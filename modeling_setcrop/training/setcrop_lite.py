@@ -123,9 +123,22 @@ def anchor_boxes(train: Dataset, count: int, seed: int) -> np.ndarray:
             for crops, good, width, height in zip(*columns.values(), strict=True)
         ]
     )
+    return kmeans_anchors(boxes, count, seed)
+
+
+def kmeans_anchors(crops: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """k-means centres (count, 4), cxcywh in (0, 1), of crops (K, 4) and their mirror images; small ones last.
+
+    Args:
+        crops: Corners in [0, 1].
+        count: Of the centres.
+        seed: Of the drawing of crops and of the first centres.
+
+    Raises:
+        ValueError: There are fewer different crops than centres.
+    """
     rng = np.random.default_rng(seed)
-    boxes = boxes[rng.permutation(len(boxes))[:_KMEANS_CROPS]]
-    points = np.concatenate([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], axis=1)
+    points = xyxy_to_cxcywh(crops[rng.permutation(len(crops))[:_KMEANS_CROPS]])
     points = np.concatenate([points, np.abs([1, 0, 0, 0] - points)])
     if len(np.unique(points.round(3), axis=0)) < count:
         raise ValueError(f"{count} anchors need at least as many different good crops")
