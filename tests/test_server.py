@@ -148,7 +148,7 @@ def test_sizes_turn_with_the_image_and_every_named_format_is_written(client, pho
         assert answer.status == 200 and crop.size == (50, 40)
     answer = client("/crop?format=tga", photo)
     assert answer.status == 200 and answer.headers["Content-Type"] == "image/x-tga"
-    answer = client("/crop", b'{"quality": 1e999}', Content_Type="application/json")
+    answer = client("/crop", b'{"path": "photo.jpg", "quality": 1e999}', Content_Type="application/json")
     assert answer.status == 422
 
 

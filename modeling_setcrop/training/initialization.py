@@ -115,7 +115,8 @@ def load_model(name_or_path: str, overrides: dict[str, Any] | None = None) -> Se
         config = SetCropConfig.from_pretrained(name_or_path, **overrides)
         config.validate()
     except StrictDataclassError as error:
-        raise ValueError(f"{name_or_path}: {' '.join(str(error).split())}") from None
+        changed = f" with {overrides}" if overrides else ""
+        raise ValueError(f"{name_or_path}{changed}: {' '.join(str(error).split())}") from None
     folder = Path(name_or_path)
     if folder.is_dir() and not any(folder.glob("*.safetensors*")):
         other = sorted(file.name for pattern in _OTHER_WEIGHTS for file in folder.glob(pattern))
