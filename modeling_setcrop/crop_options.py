@@ -50,7 +50,7 @@ def turned_with(value: float, image_size: tuple[int, int]) -> float:
 
 
 def turned_sides(
-    width: int | None, height: int | None, aspect_ratio: Any, box: Sequence[float]
+    width: int | None, height: int | None, aspect_ratio: Any, box: Sequence[int]
 ) -> tuple[int | None, int | None]:
     """Return width and height at which a crop is shown, turned where `follow_orientation` has turned the crop.
 

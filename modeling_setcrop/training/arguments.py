@@ -223,7 +223,8 @@ def _checked(values: dict[str, object], path: Path) -> dict[str, object]:
         raise ValueError(f"{path}: {message}")
 
     parser.error = refuse  # type: ignore[method-assign]
-    defaults, checked = vars(parser.parse_args([])), {}
+    defaults = vars(parser.parse_args([]))
+    checked: dict[str, object] = {}
     for name, value in values.items():
         if value is None:
             if defaults[name] is not None:
