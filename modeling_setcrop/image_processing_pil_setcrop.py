@@ -113,6 +113,12 @@ class CropProcessingMixin:
             AttributeError: the output is that of the model without heads.
             ValueError: as many target sizes as images are needed, or there are ratings without probabilities.
         """
+        # Of a pipeline's plain output; the model's own says so by itself.
+        if not hasattr(outputs, "pred_boxes"):
+            raise AttributeError(
+                "the output has no 'pred_boxes': AutoModel loads SetCrop without its heads, "
+                "AutoModelForObjectDetection with them"
+            )
         if target_sizes is not None and len(target_sizes) != len(outputs.pred_boxes):
             raise ValueError(f"{len(outputs.pred_boxes)} images, but {len(target_sizes)} target sizes")
         # To the CPU first: not every device has float64.

@@ -373,7 +373,7 @@ def test_transformers_js_finds_pythons_first_crop_in_photo_files(photos, tmp_pat
         first, ratings = first_crop(result["outputs"]), output["pred_ratings"][0]
         assert ratings[first] >= ratings.max() - 0.01, photo.name
         found, expected = (edges(one, first, size) for one in (result["outputs"], output))
-        assert np.abs(found - expected).max() <= 2, photo.name
+        assert np.abs(found - expected).max() <= 3, photo.name
 
 
 @needs_transformers_js
