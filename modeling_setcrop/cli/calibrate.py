@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
 
 from . import options as shared
@@ -36,6 +35,8 @@ def calibrate(
     half of the images with what was fitted on the other; where it is no better there, by the Brier score, nothing is
     changed.
     """
+    import numpy as np
+
     with needs_extra("calibrate", "evaluate"):
         from ..data import Problems
         from ..evaluation.calibration import cross_fitted, fit_probability, reliability
@@ -72,6 +73,7 @@ def calibrate(
 
 def _judged_crops(model: Path, rows: Dataset, top_k: int, problems: Problems) -> JudgedCrops:
     """Return the crops that a caller gets of each image that can be decoded."""
+    import numpy as np
     from datasets import Image
     from rich.console import Console
     from rich.progress import track
