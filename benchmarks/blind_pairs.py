@@ -62,7 +62,8 @@ def sheet(pairs: list[tuple[int, list[Image.Image]]]) -> Image.Image:
     return page
 
 
-Pair = tuple[EditorImage, str, str, np.ndarray, np.ndarray]  # of an image: aspect ratio, whose, SetCrop's box, theirs
+# File, image, aspect ratio, whose crop is beside SetCrop's, SetCrop's box, theirs.
+Pair = tuple[str, Image.Image, str, str, np.ndarray, np.ndarray]
 
 
 def by_chance(entries: list[EditorImage], ours: Model, rng: np.random.Generator) -> Iterator[Pair]:
@@ -71,7 +72,8 @@ def by_chance(entries: list[EditorImage], ours: Model, rng: np.random.Generator)
     for other in itertools.cycle(others):
         entry, ratio = entries[rng.integers(len(entries))], str(rng.choice(list(RATIOS)))
         image = opened(entry.path)
-        yield entry, ratio, other.name, ours.any_size(image, RATIOS[ratio]), other.any_size(image, RATIOS[ratio])
+        boxes = ours.any_size(image, RATIOS[ratio]), other.any_size(image, RATIOS[ratio])
+        yield entry.path.name, image, ratio, other.name, *boxes
 
 
 def of_labels(entries: list[EditorImage], ours: Model, rng: np.random.Generator) -> Iterator[Pair]:
@@ -80,7 +82,7 @@ def of_labels(entries: list[EditorImage], ours: Model, rng: np.random.Generator)
         entry = entries[number]
         image = opened(entry.path)
         for name, asked, theirs in labelled_windows(entry, image.width / image.height):
-            yield entry, name, "labeller", ours.window(image, asked), theirs
+            yield entry.path.name, image, name, "labeller", ours.window(image, asked), theirs
 
 
 def make(args: argparse.Namespace) -> None:
@@ -90,18 +92,17 @@ def make(args: argparse.Namespace) -> None:
     found = of_labels(entries, ours, rng) if args.labeller else by_chance(entries, ours, rng)
     args.out.mkdir(parents=True)
     key, pairs, same = {}, [], 0
-    for entry, ratio, against, *boxes in track(itertools.islice(found, args.pairs * 10), "pairs"):
+    for file, image, ratio, against, *boxes in track(itertools.islice(found, args.pairs * 10), "pairs"):
         if box_iou(boxes[0][None], boxes[1][None])[0, 0] >= SAME:
             same += 1
             continue
         swapped = bool(rng.integers(2))
         key[len(key) + 1] = {
-            "image": entry.path.name,
+            "image": file,
             "ratio": ratio,
             "against": against,
             "ours": "B" if swapped else "A",
         }
-        image = opened(entry.path)
         pairs.append((len(key), [shown(image), *(shown(image, box) for box in (boxes[::-1] if swapped else boxes))]))
         if len(key) == args.pairs:
             break

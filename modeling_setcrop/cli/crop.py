@@ -169,8 +169,7 @@ class _Run:
         for path, reason in self.left_out:
             names[reason].append(path.name)
         for reason, files in names.items():
-            shown = ", ".join(files[:3]) + (", ..." if len(files) > 3 else "")
-            self._say(f"{len(files)} left out: {reason} ({shown})")
+            self._say(f"{len(files)} left out: {reason} ({shared.first_few(files)})")
 
     def crop(
         self,

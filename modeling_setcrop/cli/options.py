@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -244,8 +244,13 @@ def report_unmatched(wishes: Content, sources: Iterable[Source]) -> None:
     """One line on stderr about images that `--content` speaks of and nobody gave."""
     names = wishes.unmatched(sources)
     if names:
-        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-        print(f"setcrop: --content: {len(names)} of {len(wishes.by_name)} are no image here: {shown}", file=sys.stderr)
+        of = f"{len(names)} of {len(wishes.by_name)}"
+        print(f"setcrop: --content: {of} are no image here: {first_few(names)}", file=sys.stderr)
+
+
+def first_few(names: Sequence[str]) -> str:
+    """Return the first three names, and dots where there are more."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _numbers(option: str, text: str, counts: tuple[int, ...], kind: type) -> list[Any]:

@@ -425,15 +425,15 @@ def _cut(asked: Asked, settings: ServerSettings) -> Response:
     with tempfile.TemporaryDirectory(prefix="setcrop-") as folder:
         source, target = Path(folder, "source"), Path(folder, f"crop{suffix}")
         source.write_bytes(asked.content)
-        write_crops(source, [CropFile(box, target, _shown_size(box, crop, asked.options))], int(quality))
+        write_crops(source, [CropFile(box, target, _shown_size(crop, asked.options))], int(quality))
         content = target.read_bytes()
     headers = {"SetCrop-Box": ",".join(map(str, box)), "SetCrop-Score": f"{crop['score']:.5f}"}
     return Response(content, media_type=_MEDIA_TYPES[FORMAT_OF_SUFFIX[suffix]], headers=headers)
 
 
-def _shown_size(box: tuple[int, ...], crop: dict[str, Any], options: dict[str, Any]) -> tuple[int, int] | None:
+def _shown_size(crop: dict[str, Any], options: dict[str, Any]) -> tuple[int, int] | None:
     """Return the pixels to which a crop is resized; None where it is no larger than asked for."""
-    width, height = options.get("width"), options.get("height")
+    box, width, height = tuple(crop["box"].values()), options.get("width"), options.get("height")
     if options.get("follow_orientation"):
         ratio = crop.get("aspect_ratio", options.get("aspect_ratio"))
         width, height = turned_sides(width, height, ratio, box)

@@ -166,9 +166,11 @@ class _Run:
             if other is not source:
                 raise ImageFileError(source.path, f"its crop would have the name of one of {other.path}: {crop.file}")
             target = self.plan.out / crop.file
-            if not self.overwrite and os.path.lexists(target) and not self.journal.is_crop_of(crop.file, source):
+            if self.overwrite or not os.path.lexists(target):
+                continue
+            if not self.journal.is_crop_of(crop.file, source):
                 raise ImageFileError(source.path, f"{target} exists and is not a crop of it (--overwrite replaces it)")
-            if not self.overwrite and os.path.lexists(target) and self.journal.is_retouched(crop.file):
+            if self.journal.is_retouched(crop.file):
                 raise ImageFileError(source.path, f"{target} was changed since (--overwrite replaces it)")
 
     def _begin(self, report: SourceReport, image: CroppedImage) -> SourceReport:
