@@ -32,8 +32,6 @@ from .formats import Row
 ROLE = "http://cv.iptc.org/newscodes/imageregionrole/"
 _EMBEDDING = frozenset({"JPEG", "MPO", "PNG", "WEBP"})
 _ID = "setcrop-"
-# Edges of the crop of Adobe's raw settings.
-_RAW = ("CropLeft", "CropTop", "CropRight", "CropBottom")
 # An aspect ratio this near to 1 is a square.
 _SQUARE = 0.02
 
@@ -150,12 +148,12 @@ def _is_our_raw_crop(document: Document, image: Image.Image) -> bool:
     told = {node.localName: value_of(node) for node in regions[0].getElementsByTagName("*")}
     try:
         x, y, across, down = (float(told[name]) for name in ("rbX", "rbY", "rbW", "rbH"))
-        found = {name: float(value_of(next(iter(properties(document, "crs", name))))) for name in (*_RAW, "CropAngle")}
+        box = (round(x * width), round(y * height), round((x + across) * width), round((y + down) * height))
+        ours = _raw_edges(box, (height, width), image) | {"CropAngle": 0.0}
+        found = {name: float(value_of(next(properties(document, "crs", name)))) for name in ours}
     except (KeyError, ValueError, StopIteration):
         return False
-    box = (round(x * width), round(y * height), round((x + across) * width), round((y + down) * height))
-    edges = _raw_edges(box, (height, width), image) | {"CropAngle": 0.0}
-    return all(abs(found[name] - edge) < 1e-6 for name, edge in edges.items())
+    return all(abs(found[name] - value) < 1e-6 for name, value in ours.items())
 
 
 def write_sidecar(target: Path, rows: Sequence[Row], image: Image.Image) -> None:
