@@ -10,7 +10,8 @@ With `--teachers` the model learns from the labels and, with the weight `--taugh
 (knowledge distillation, Hinton et al., 2015): the ratings that teachers with a face finder teach have its penalty for
 cut faces in them. A teacher that was trained with `--fold 0/4`, without a quarter of the images, teaches that quarter
 alone: what it says of them is free of the label's chance, if the model that it started from never saw them either.
-`--anywhere` shows parts of images drawn without a look at the labels, too: teachers alone say what is good in them.
+Beside such teachers those that learned from all images teach only views without labels: `--anywhere` shows parts of
+images drawn without a look at the labels, too, and teachers alone say what is good in them.
 The second stage, `train_setcrop_lite_set.py`, trains the set on top.
 """
 
@@ -309,11 +310,22 @@ class Teacher:
         return torch.ones_like(image, dtype=torch.bool) if self.fold is None else in_fold(image, self.fold)
 
 
+def who_teaches(teachers: list[Teacher], batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return 1 where a teacher teaches a view, else 0 (teachers, B).
+
+    Of a view with labels, teachers that have learned these labels stand back where there is one that has not.
+    """
+    teaches = torch.stack([teacher.teaches(batch["image"]) for teacher in teachers])
+    learned_all = torch.tensor([teacher.fold is None for teacher in teachers], device=teaches.device)
+    spared = (batch["labelled"] > 0) & teaches[~learned_all].any(0)
+    return (teaches & ~(learned_all[:, None] & spared)).float()
+
+
 @torch.no_grad()
 def teach(teachers: list[Teacher], batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the means, in the form of the labels, of what the teachers of each view's image predict."""
     out = {name: torch.zeros_like(batch[name]) for name in ("ratings", "fit", "importance")}
-    teaches = torch.stack([teacher.teaches(batch["image"]) for teacher in teachers]).float()
+    teaches = who_teaches(teachers, batch)
     for teacher, share in zip(teachers, teaches / teaches.sum(0), strict=True):
         # A GPU takes long over every new number of views, so all of them are predicted.
         if not share.any():

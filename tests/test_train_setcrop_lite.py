@@ -92,13 +92,17 @@ def test_an_image_is_taught_by_those_who_never_saw_it(stage, monkeypatch):
         },
     )
     batch = {"image": torch.tensor([4, 5, 6, 11]), "ratings": torch.zeros(4, 3), "fit": torch.zeros(4, 2, 5)}
-    batch["importance"] = torch.zeros(4, 1, 1)
+    batch["importance"], batch["labelled"] = torch.zeros(4, 1, 1), torch.tensor([0.0, 0.0, 1.0, 0.0])
     teachers = [stage.Teacher(1.0, (0, 2)), stage.Teacher(2.0, (1, 2)), stage.Teacher(3.0, None)]
     taught = stage.teach(teachers, batch)
-    wanted = torch.tensor([2.0, 2.5, 2.0, 2.5])  # even numbers by the first and the third, odd by the second and third
+    # Even numbers by the first and the third, odd ones by the second and the third; but a view with labels, which the
+    # third learned by heart, by the first alone.
+    wanted = torch.tensor([2.0, 2.5, 1.0, 2.5])
     assert torch.equal(taught["ratings"], wanted[:, None].expand(4, 3))
     assert torch.equal(taught["fit"], wanted[:, None, None].expand(4, 2, 5))
     assert torch.equal(taught["importance"][:, 0, 0], wanted)
+    batch["labelled"] = torch.ones(4)  # where there is no other, it teaches
+    assert torch.equal(stage.teach(teachers[2:], batch)["ratings"], torch.full((4, 3), 3.0))
 
 
 def test_losses_are_shared_between_labels_and_teachers(stage, monkeypatch):
