@@ -60,8 +60,8 @@ class Client:
 
 
 @contextmanager
-def served(**settings):
-    """The service in a thread of this process."""
+def served(until=lambda client: client.get("/readyz").status == 200, **settings):
+    """The service in a thread of this process, from the time on when a condition holds."""
     app = create_app(ServerSettings(**settings))
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -71,7 +71,7 @@ def served(**settings):
         client = Client(listener.getsockname()[1], app)
         try:
             wait_for(lambda: runner.started)
-            wait_for(lambda: client.get("/readyz").status == 200)
+            wait_for(lambda: until(client))
             yield client
         finally:
             runner.should_exit = True
@@ -179,6 +179,15 @@ def test_health_and_metrics(client, photo):
     text = client.get("/metrics").content.decode()
     assert 'setcrop_requests_total{path="/crops",status="200"}' in text
     assert "setcrop_work_seconds_count" in text and "setcrop_requests_in_progress 0.0" in text
+
+
+def test_a_model_that_cannot_be_loaded_is_told(tmp_path):
+    def told(client):
+        answer = client.get("/readyz")
+        return answer.status == 503 and "the model cannot be loaded: " in answer.content.decode()
+
+    with served(told, model=str(tmp_path / "none")) as client:
+        assert str(tmp_path / "none") in client.get("/readyz").content.decode()
 
 
 def png_of(width: int, height: int) -> bytes:

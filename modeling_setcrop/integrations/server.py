@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import logging
 import os
 import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,7 +157,23 @@ class Workplace:
         self.pool = ThreadPoolExecutor(settings.workers, "setcrop")
         self.taken = 0
         self.ready = threading.Event()
+        self.why_not_ready = "the model is not loaded"
         self._mean_seconds = 0.2
+
+    def load(self) -> None:
+        """Load the model in one of the threads; what it cannot be loaded for is logged and told by `/readyz`."""
+
+        def loaded(loading: Future) -> None:
+            if loading.cancelled():
+                return
+            error = loading.exception()
+            if error is None:
+                self.ready.set()
+                return
+            self.why_not_ready = f"the model cannot be loaded: {error}"
+            logging.getLogger(__name__).error(self.why_not_ready)
+
+        self.pool.submit(shared_cropper, self.settings.model).add_done_callback(loaded)
 
     def take(self) -> None:
         """Take a place; called on the event loop alone, like `leave`.
@@ -203,7 +220,7 @@ class Workplace:
 def create_app(settings: ServerSettings = ServerSettings()) -> FastAPI:
     """Return the service.
 
-    The model is loaded when it starts; `/readyz` answers 200 from then on.
+    The model is loaded when it starts; `/readyz` answers 200 from then on, and says why where it cannot be loaded.
     """
     lift_pixel_limit()  # the settings' own limit holds
     metrics = Metrics()
@@ -211,8 +228,7 @@ def create_app(settings: ServerSettings = ServerSettings()) -> FastAPI:
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
-        loading = place.pool.submit(shared_cropper, settings.model)
-        loading.add_done_callback(lambda done: None if done.exception() else place.ready.set())
+        place.load()
         yield
         place.pool.shutdown(wait=False, cancel_futures=True)
 
@@ -267,7 +283,7 @@ def _add_state_routes(app: FastAPI, metrics: Metrics) -> None:
     async def readyz() -> Response:
         """200 when the model is loaded and a request would find a place, else 503."""
         if not place.ready.is_set():
-            return PlainTextResponse("the model is not loaded\n", 503)
+            return PlainTextResponse(f"{place.why_not_ready}\n", 503)
         free = place.taken < place.capacity
         return PlainTextResponse("ok\n" if free else "all places are taken\n", 200 if free else 503)
 
