@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 # The demo on a server, and the page that crops in the browser: folder, and what the repository's name ends with.
@@ -17,9 +17,9 @@ SPACES = {
     "gradio": (Path(__file__).with_name("space"), "demo"),
     "static": (Path(__file__).with_name("web"), "web"),
 }
+_NEEDED = ("config.json", "model.safetensors", "preprocessor_config.json", "modeling_setcrop.py", "README.md")
 _WITH_MODEL = ("README.md", "index.html")
 _GRAPH = "onnx/model.onnx"
-_IGNORED = {"__pycache__", ".git", ".cache"}
 
 # What the Hub may answer, or not answer: the first base of its errors is that of the library that it connects with,
 # whose name changes with versions; of files sent in pieces (hf_xet) they are RuntimeErrors, of bad names ValueErrors.
@@ -57,21 +57,40 @@ def plan_upload(folder: str | Path, repo_id: str, space: str | None = None) -> l
 
     Raises:
         FileNotFoundError: the folder is not a complete export; the message says what is missing.
-        HFValidationError: no repository can have this name.
+        ValueError: no repository can have this name, or the Space's.
     """
-    validate_repo_id(repo_id)
+    _check_name(repo_id)
     folder = Path(folder)
-    for needed in ("config.json", "model.safetensors", "preprocessor_config.json", "modeling_setcrop.py", "README.md"):
-        if not (folder / needed).is_file():
-            raise FileNotFoundError(f"{folder}: has no {needed}; write the folder with: setcrop export hub {folder}")
+    _check_complete(folder)
     uploads = [Upload(repo_id, "model", folder, _files(folder))]
     if space is not None:
-        if space == "static" and not (folder / _GRAPH).is_file():
-            raise FileNotFoundError(f"{folder}: has no {_GRAPH}; write it with: setcrop export onnx {folder}")
         source, ending = SPACES[space]
+        _check_name(f"{repo_id}-{ending}")
+        if space == "static" and not (folder / _GRAPH).is_file():
+            hint = f"write it with: setcrop export onnx {folder} --model {folder}"
+            raise FileNotFoundError(f"{folder}: has no {_GRAPH}; {hint}")
         sizes = dict(_files(source)) | {name: len(text) for name, text in _filled(source, repo_id).items()}
         uploads.append(Upload(f"{repo_id}-{ending}", "space", source, tuple(sorted(sizes.items())), repo_id, space))
     return uploads
+
+
+def _check_name(repo_id: str) -> None:
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError:
+        allowed = "letters, digits, '-', '_' and '.', at most 96 characters"
+        raise ValueError(f"--repo-id {repo_id!r}: must be NAME or OWNER/NAME, of {allowed}") from None
+
+
+def _check_complete(folder: Path) -> None:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    for needed in _NEEDED:
+        if not (folder / needed).is_file():
+            # A checkpoint of its own is what to export, and cannot be where to.
+            model = folder if (folder / "model.safetensors").is_file() else "CHECKPOINT"
+            hint = f"write a folder to upload with: setcrop export hub EXPORT --model {model}"
+            raise FileNotFoundError(f"{folder}: has no {needed}; {hint}")
 
 
 def upload(plan: Upload, private: bool = False, api: HfApi | None = None) -> str:
@@ -116,5 +135,10 @@ def _filled(folder: Path, model: str) -> dict[str, bytes]:
 
 def _files(folder: Path) -> tuple[tuple[str, int], ...]:
     paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
-    wanted = [path for path in paths if not _IGNORED.intersection(path.parts)]
+    wanted = [path for path in paths if not any(map(_stays_here, path.parts))]
     return tuple(sorted((path.as_posix(), (folder / path).stat().st_size) for path in wanted))
+
+
+def _stays_here(name: str) -> bool:
+    """Whether a file or folder is none of the export: hidden, as what killed runs leave is, or Python's cache."""
+    return name == "__pycache__" or (name.startswith(".") and name != ".gitattributes")

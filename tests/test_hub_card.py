@@ -315,7 +315,9 @@ def test_the_space_is_uploaded_with_the_models_name(exported):
 def test_the_page_is_uploaded_with_the_models_address(exported, tmp_path):
     folder = tmp_path / "tiny-crop"
     shutil.copytree(exported, folder)
-    with pytest.raises(FileNotFoundError, match=r"has no onnx/model\.onnx; write it with: setcrop export onnx"):
+    with pytest.raises(
+        FileNotFoundError, match=r"has no onnx/model\.onnx; .*: setcrop export onnx \S+ --model \S+crop$"
+    ):
         plan_upload(folder, "somebody/tiny-crop", space="static")
     (folder / "onnx").mkdir()
     (folder / "onnx" / "model.onnx").write_bytes(b"graph")
@@ -374,8 +376,27 @@ def test_a_hub_that_cannot_be_reached_or_has_no_such_name_is_one_line(exported, 
 def test_an_incomplete_folder_is_not_published(tiny_checkpoint):
     found = CliRunner().invoke(app, ["publish", str(tiny_checkpoint), "--repo-id", "x/y", "--dry-run"])
     assert found.exit_code == 1
-    assert "has no modeling_setcrop.py" in found.output
+    hint = f"write a folder to upload with: setcrop export hub EXPORT --model {tiny_checkpoint}"
+    assert f"has no modeling_setcrop.py; {hint}" in found.output
     assert len(found.output.strip().splitlines()) == 1
+
+
+def test_what_is_hidden_stays_here(exported, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "tiny-crop")
+    for name in (".env", ".gitattributes", ".setcrop-1-1-1.part/model.onnx", "__pycache__/handler.pyc"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    names = {name for name, _ in plan_upload(folder, "x/y")[0].files}
+    assert names == {name for name, _ in plan_upload(exported, "x/y")[0].files} | {".gitattributes"}
+
+
+@pytest.mark.parametrize("name", ["", "a/b/c", "a b", "https://huggingface.co/a/b", f"a/{'b' * 92}"])
+def test_names_that_no_repository_can_have_are_named(exported, name):
+    """Of the Space too, which is longer."""
+    command = ["publish", str(exported), "--repo-id", name, "--dry-run", "--space", "gradio"]
+    found = CliRunner().invoke(app, command)
+    assert found.exit_code == 1 and len(found.output.strip().splitlines()) == 1
+    assert f"--repo-id '{name}" in found.output and "NAME or OWNER/NAME" in found.output
 
 
 def test_export_command_writes_card_and_code(checkpoint, tmp_path):
