@@ -130,6 +130,8 @@ def write_card(folder: str | Path, repo_id: str | None = None) -> list[Path]:
         CardError: see `build_card`.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise CardError(f"{folder}: no such folder")
     written = write_examples(folder, folder / _EXAMPLES)
     path = folder / "README.md"
     text = str(build_card(folder, repo_id))

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from PIL import Image
-from transformers import pipeline
 
-import modeling_setcrop  # noqa: F401  (registers the pipeline)
+from modeling_setcrop import Cropper
 from modeling_setcrop.image_reading import decode_image
 from modeling_setcrop.images.atomic import atomic_writer
 from modeling_setcrop.images.drawing import draw_crops
@@ -19,7 +18,7 @@ _CROPS = 3
 
 def write_examples(folder: Path, target: Path) -> list[Path]:
     """Draw the best crops that the checkpoint in `folder` finds in `PHOTOS`, as JPEG files in `target`."""
-    cropper = pipeline("image-cropping", model=str(folder), device="cpu")
+    cropper = Cropper(folder, runtime="torch", device="cpu")
     written = []
     for photo in PHOTOS:
         with Image.open(photo) as opened:

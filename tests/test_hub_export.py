@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -240,6 +241,29 @@ def test_a_training_and_its_evaluations_become_one_folder(tiny_checkpoint, tiny_
     assert not (out / "checkpoint-4").exists() and (out / "modeling_setcrop.py").is_file()
     missing = CliRunner().invoke(app, [*command, "--evaluation", str(run)])
     assert missing.exit_code == 1 and "has no evaluation.json" in missing.output
+
+
+def test_an_export_without_code_replaces_no_other_model(tiny_checkpoint, tiny_model, tmp_path):
+    """A training's output looks like one."""
+    tuned = shutil.copytree(tiny_checkpoint, tmp_path / "tuned")
+    changed = copy.deepcopy(tiny_model)
+    with torch.no_grad():
+        changed.class_labels_classifier.bias += 0.5
+    changed.save_pretrained(tuned)
+    before = (tuned / "model.safetensors").read_bytes()
+    found = CliRunner().invoke(app, ["export", "hub", str(tuned), "--model", str(tiny_checkpoint), "--no-code"])
+    assert found.exit_code == 1 and "holds another model" in found.output
+    assert (tuned / "model.safetensors").read_bytes() == before
+
+
+def test_what_a_killed_export_left_is_no_obstacle(tiny_checkpoint, tmp_path):
+    target = tmp_path / "target"
+    (target / ".setcrop-1-1-1.part" / "onnx").mkdir(parents=True)
+    export_hub(tiny_checkpoint, target)
+    assert (target / "modeling_setcrop.py").is_file() and not list(target.glob(".setcrop-*"))
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError, match="is no folder"):
+        export_hub(tiny_checkpoint, tmp_path / "file")
 
 
 def test_a_checkpoint_for_the_package_needs_no_code(tiny_checkpoint, tmp_path):

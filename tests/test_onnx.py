@@ -193,11 +193,36 @@ def test_graphs_of_another_model_are_refused(folder, model, tiny_processor):
         check_agreement(other, tiny_processor, folder, PHOTOS[:1])
 
 
+def test_outputs_that_are_no_numbers_do_not_agree(folder, model, tiny_processor):
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.class_labels_classifier.bias += torch.nan
+    with pytest.raises(OnnxMismatchError, match="nan"):
+        check_agreement(other, tiny_processor, folder, PHOTOS[:1])
+
+
 def test_a_folder_with_another_model_is_left_alone(tiny_checkpoint, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
     with pytest.raises(FileExistsError, match=r"holds another model \(its config\.json differs in .*model_type"):
         export_onnx(tiny_checkpoint, tmp_path, PHOTOS)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_a_fine_tuned_model_keeps_its_own_graphs(model, checkpoint, tiny_processor, tmp_path):
+    """Another model's are not written beside its weights, where they would run in its place; its own are."""
+    tuned = copy.deepcopy(model)
+    with torch.no_grad():
+        tuned.class_labels_classifier.bias += 0.5
+    tuned.save_pretrained(tmp_path / "tuned")
+    tiny_processor.save_pretrained(tmp_path / "tuned")
+    with pytest.raises(FileExistsError, match=r"holds another model \(its model\.safetensors has other weights\)"):
+        export_onnx(checkpoint, tmp_path / "tuned", PHOTOS[:1], ["fp32"])
+    assert not (tmp_path / "tuned" / "onnx").exists()
+    export_hub(tmp_path / "tuned", tmp_path / "hub", half=True)
+    export_onnx(tmp_path / "tuned", tmp_path / "hub", PHOTOS[:1], ["fp32"])
+    assert Cropper(tmp_path / "hub").runtime == "onnx"
+    export_hub(tmp_path / "tuned", tmp_path / "hub", half=True)
+    assert (tmp_path / "hub" / "onnx" / "model.onnx").is_file()
 
 
 def test_graphs_travel_with_their_weights_and_not_with_others(folder, checkpoint, tiny_checkpoint, tmp_path):

@@ -321,6 +321,8 @@ def broken(checkpoint: Path, target: Path, change: str) -> Path:
             save_file(weights, target / "model.safetensors", {"format": "pt"})
         case "layers":
             config["decoder_layers"] += 1
+        case "shape":
+            config["d_model"] *= 2
         case "corrupt":
             (target / "model.safetensors").write_bytes(b"not safetensors")
         case "flag":
@@ -343,6 +345,7 @@ CHANGES = {
     "nan": "not finite",
     "missing": "1 weights are missing, the first is",
     "layers": "weights are missing",
+    "shape": "weights have another shape than config.json says",
     "corrupt": "header",
     "flag": "crop_scoring must be true or false, not 'yes'",
     "queries": "num_queries must be a whole number of at least 1, not -1",
@@ -352,12 +355,17 @@ CHANGES = {
 }
 
 
+@pytest.mark.parametrize("command", ["suggest", "export hub", "export onnx", "export card"])
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_checkpoint_that_cannot_be_used_is_refused_in_one_line(change, tiny_checkpoint, tmp_path, photos):
+def test_a_checkpoint_that_cannot_be_used_is_refused_in_one_line(change, command, tiny_checkpoint, tmp_path, photos):
+    """Nothing is exported of it: graphs of missing weights would be of random ones."""
     folder = broken(tiny_checkpoint, tmp_path / "broken", change)
-    found = CliRunner().invoke(app, ["suggest", str(photos[0]), "--model", str(folder)])
+    subject = {"suggest": photos[0], "export card": folder}.get(command, tmp_path / "out")
+    model = [] if command == "export card" else ["--model", str(folder)]
+    found = CliRunner().invoke(app, [*command.split(), str(subject), *model])
     assert found.exit_code == 1
     assert CHANGES[change] in found.output and len(found.output.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists() and not (folder / "README.md").exists()
 
 
 @pytest.mark.parametrize("change", ["flag", "queries", "std", "json", "type"])

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoImageProcessor, AutoModelForObjectDetection
+from transformers import AutoImageProcessor
 
 from ..hub_code import AUTO_CLASSES, IMAGE_PROCESSORS
-from ..images.atomic import atomic_files
+from ..images.atomic import atomic_files, is_empty
 from ..runtime.checkpoint import GRAPH_FOLDER, WEIGHTS
-from .onnx_export import weights_hash
+from ..runtime.torch_engine import TorchEngine
+from .onnx_export import check_same_weights, weights_hash
 from .transformers_js import write_transformers_js_config
 
 # What a checkpoint folder may hold beside the model, for its card.
@@ -46,15 +47,21 @@ def export_hub(
         The files written.
 
     Raises:
-        FileExistsError: `target` holds something other than an earlier export.
+        CheckpointError: the checkpoint is incomplete or broken.
+        FileExistsError: `target` holds something other than an earlier export, or without `code` other weights.
         FileNotFoundError: an evaluation's folder has no evaluation.json.
-        OSError, ValueError: the checkpoint cannot be loaded, or the folder cannot be written.
+        OSError: the folder cannot be written.
     """
     target = Path(target)
-    if target.exists() and any(target.iterdir()) and not _is_export(target, code):
-        raise FileExistsError(f"{target}: not empty and not an earlier export")
-    model = AutoModelForObjectDetection.from_pretrained(checkpoint, trust_remote_code=False)
+    if target.exists() and not target.is_dir():
+        raise FileExistsError(f"{target}: is no folder")
+    if target.exists() and not is_empty(target) and not _is_export(target, code):
+        raise FileExistsError(f"{target}: not empty and not an earlier export; name a folder that does not exist")
+    model = TorchEngine(str(checkpoint), "cpu").model
     processor = AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False)
+    if not code:
+        # Without code a training's output looks like an export.
+        check_same_weights(target, model)
     with atomic_files(target) as folder:
         for holder, classes in ((model.config, AUTO_CLASSES), (processor, {"AutoImageProcessor": IMAGE_PROCESSORS})):
             for name in ("auto_map", "feature_extractor_type"):

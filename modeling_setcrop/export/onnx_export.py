@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
+from transformers import AutoConfig, AutoImageProcessor
 from transformers.models.conditional_detr import modeling_conditional_detr
 
 from ..crop_geometry import box_iou
@@ -23,8 +23,17 @@ from ..image_preprocessing import MIN_SIDE, ImagePreprocessing
 from ..image_reading import load_image_file
 from ..images.atomic import atomic_files
 from ..modeling_setcrop import SetCropForImageCropping
-from ..runtime.checkpoint import FP16_GRAPH, GRAPH_FOLDER, MODEL_GRAPH, QUANTIZED_GRAPH, SCORER_GRAPH, WEIGHTS
+from ..runtime.checkpoint import (
+    FP16_GRAPH,
+    GRAPH_FOLDER,
+    MODEL_GRAPH,
+    QUANTIZED_GRAPH,
+    SCORER_GRAPH,
+    WEIGHTS,
+    CheckpointError,
+)
 from ..runtime.onnx_engine import SCORER_BOXES, OnnxEngine
+from ..runtime.torch_engine import TorchEngine
 from .transformers_js import write_transformers_js_config
 
 TOLERANCE = 1e-4
@@ -34,6 +43,8 @@ GRAPHS: dict[Dtype, str] = {"fp32": MODEL_GRAPH, "fp16": FP16_GRAPH, "q8": QUANT
 # Sizes that an export is traced with. A graph is for all sizes; the tracer must only not mistake one for a constant.
 _BATCH, _HEIGHT, _WIDTH, _BOXES = 2, 176, 208, 5
 _SMALLEST, _LARGEST = 64, 8192
+# onnxruntime's numbers for what it logs; the second is its default.
+_ERRORS, _WARNINGS = 3, 2
 # Tensors of fewer values are stored as they are.
 _LEAST_HALVED = 64
 # The backbone's: convolutions and what stands between them.
@@ -74,16 +85,18 @@ def export_onnx(
 
     Raises:
         OnnxMismatchError: an output differs by more than 1e-4; the target is left as it was.
-        FileExistsError: the target holds another model.
+        CheckpointError: the checkpoint is incomplete or broken.
+        FileExistsError: the target holds another model, or the same with other weights.
         ImportError: an ONNX package is not installed; the message names the extra.
     """
     if not images:
         raise ValueError("images are needed to check the graphs on")
     target = Path(target)
     # With the weights that the graphs store, so that what is compared is the graphs.
-    model = AutoModelForObjectDetection.from_pretrained(checkpoint, trust_remote_code=False).eval().half().float()
+    model = TorchEngine(str(checkpoint), "cpu").model.half().float()
     processor = AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False)
     check_same_model(target, model)
+    check_same_weights(target, model)
     with atomic_files(target) as folder:
         graphs = folder / GRAPH_FOLDER
         graphs.mkdir()
@@ -99,7 +112,7 @@ def export_onnx(
             quantize(processor, graphs / MODEL_GRAPH, graphs / QUANTIZED_GRAPH, images)
         for dtype in sorted(set(dtypes) - {"fp32"}):
             report[dtype] = compare_graph(folder, GRAPHS[dtype], images)
-        report["weights"] = weights_hash(checkpoint)
+        report["weights"] = weights_hash(target) or weights_hash(checkpoint)
         report["sizes"] = {path.name: path.stat().st_size for path in sorted(graphs.glob("*.onnx"))}
         (graphs / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         for path in folder.iterdir():
@@ -359,7 +372,8 @@ def check_agreement(
                 ratings = model.score_crops(boxes, expected.encoder_outputs)
                 pairs["ratings"] = (ratings, graphs.rate(boxes.numpy(), actual))
         for name, (reference, found) in pairs.items():
-            worst[name] = max(worst.get(name, 0.0), float(np.abs(reference.numpy() - found).max()))
+            # `max` would lose what is not a number.
+            worst[name] = float(np.maximum(worst.get(name, 0.0), np.abs(reference.numpy() - found).max()))
     wrong = {name: difference for name, difference in worst.items() if not difference <= TOLERANCE}
     if wrong:
         raise OnnxMismatchError(f"onnxruntime's outputs differ from torch's by more than {TOLERANCE:g}: {wrong}")
@@ -380,6 +394,7 @@ def quantize(processor: Any, source: Path, target: Path, images: Sequence[str | 
     The rest and the backbone's first convolutions, where rounding costs most and time least, stay in float32.
     """
     import onnx
+    import onnxruntime
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class CalibrationImages(CalibrationDataReader):
@@ -392,6 +407,7 @@ def quantize(processor: Any, source: Path, target: Path, images: Sequence[str | 
 
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)  # it recommends a pre-processing that the exporter has done already
+    onnxruntime.set_default_logger_severity(_ERRORS)  # it warns of inputs that have defaults, as ours are meant to
     try:
         onnx.save(_expanded(onnx.load(source)), target)
         quantize_static(
@@ -407,6 +423,7 @@ def quantize(processor: Any, source: Path, target: Path, images: Sequence[str | 
         )
         onnx.save(compact_graph(onnx.load(target)), target)
     finally:
+        onnxruntime.set_default_logger_severity(_WARNINGS)
         logging.disable(disabled)
 
 
@@ -487,3 +504,19 @@ def check_same_model(target: Path, model: SetCropForImageCropping) -> None:
         raise FileExistsError(
             f"{target}: holds another model (its config.json differs in {', '.join(sorted(differing))})"
         )
+
+
+def check_same_weights(target: Path, model: SetCropForImageCropping) -> None:
+    """Raise FileExistsError if a folder has other weights than a model's, half precision apart."""
+    if not (target / WEIGHTS).is_file():
+        return
+    try:
+        # As they are loaded: in the file some have other names.
+        present = TorchEngine(str(target), "cpu").model.state_dict()
+    except CheckpointError as error:
+        raise FileExistsError(f"{target}: holds another model, or half of one ({error})") from error
+    wanted = model.state_dict()
+    if present.keys() != wanted.keys() or not all(
+        torch.equal(value.half(), wanted[name].half()) for name, value in present.items()
+    ):
+        raise FileExistsError(f"{target}: holds another model (its {WEIGHTS} has other weights)")

@@ -94,13 +94,21 @@ def atomic_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a folder whose files go into another one, each in one step, when the block ends well.
 
     Files of that name are replaced and others stay. When the block fails the folder is as it was.
+
+    Raises:
+        FileWriteError: The folder cannot be made or written.
     """
     folder = Path(folder)
     is_new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
     # Inside, since the folder may be a link to another disk.
     work = _part_of(folder / "files")
-    work.mkdir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if is_empty(folder):
+            sweep_parts(folder)
+        work.mkdir()
+    except OSError as error:
+        raise FileWriteError(folder, error) from None
     try:
         yield work
         for path in sorted(path for path in work.rglob("*") if path.is_file()):
@@ -112,6 +120,16 @@ def atomic_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
         if is_new:
             with suppress(OSError):
                 folder.rmdir()
+
+
+def is_part(name: str) -> bool:
+    """Whether a file or folder is called as what a killed run leaves half written."""
+    return name.startswith(PART_PREFIX) and name.endswith(PART_SUFFIX)
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether a folder holds nothing, or only what killed runs left half written."""
+    return all(is_part(path.name) for path in folder.iterdir())
 
 
 def sweep_parts(folder: Path) -> None:

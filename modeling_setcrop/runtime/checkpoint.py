@@ -34,6 +34,12 @@ def has_graphs(folder: Path) -> bool:
     return (folder / GRAPH_FOLDER / MODEL_GRAPH).is_file()
 
 
+def check_name(name: str) -> None:
+    """Raise CheckpointError where a name is neither a folder nor one that the Hub can have."""
+    if not is_folder_or_hub_name(name):
+        raise CheckpointError(f"{name}: no such folder")
+
+
 def is_folder_or_hub_name(name: str) -> bool:
     """Whether a checkpoint can be called so; without huggingface_hub every name is left to who loads it."""
     if Path(name).is_dir():

@@ -15,7 +15,7 @@ from ..crop_options import CropOptions, check_count
 from ..cropping import CroppingBase
 from ..image_sources import is_several, read_any_image
 from ..image_trimming import trimmed
-from .checkpoint import GRAPH_FOLDER, MODEL_GRAPH, QUANTIZED_GRAPH, CheckpointError, has_graphs, is_folder_or_hub_name
+from .checkpoint import GRAPH_FOLDER, MODEL_GRAPH, QUANTIZED_GRAPH, CheckpointError, check_name, has_graphs
 
 Runtime = Literal["torch", "onnx", "onnx-int8"]
 RUNTIMES: tuple[Runtime, ...] = ("torch", "onnx", "onnx-int8")
@@ -62,8 +62,7 @@ class Cropper(CroppingBase):
         self.options = CropOptions.from_kwargs(**options)
         self._made_with = (model, runtime, device, threads, trust_remote_code, few)
         self.name = str(model or _PACKAGED)
-        if not is_folder_or_hub_name(self.name):
-            raise CheckpointError(f"{self.name}: no such folder")
+        check_name(self.name)
         self.runtime = runtime or ("onnx" if has_graphs(Path(self.name)) and device in (None, "cpu") else "torch")
         self.engine = self._engine(device, threads, trust_remote_code, few)
         self.preprocessing = self.engine.preprocessing

@@ -15,7 +15,7 @@ from transformers.utils import cached_file, logging
 
 from ..crop_prediction import EncodedImage, encode_images, one_thread_each
 from ..modeling_setcrop import SetCropForImageCropping
-from .checkpoint import CONFIG, PREPROCESSOR, CheckpointError, read_config, read_preprocessing
+from .checkpoint import CONFIG, PREPROCESSOR, CheckpointError, check_name, read_config, read_preprocessing
 
 
 class TorchEngine:
@@ -32,6 +32,7 @@ class TorchEngine:
     """
 
     def __init__(self, name: str, device: str | None = None, trust_remote_code: bool = False) -> None:
+        check_name(name)
         self.name = name
         read_config(self._file(CONFIG))
         self.preprocessing = read_preprocessing(self._file(PREPROCESSOR))
@@ -71,22 +72,27 @@ class TorchEngine:
 
 
 def _load(name: str, trust_remote_code: bool) -> SetCropForImageCropping:
-    verbosity = logging.get_verbosity()
+    verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         model, report = AutoModelForObjectDetection.from_pretrained(
-            name, trust_remote_code=trust_remote_code, output_loading_info=True
+            name, trust_remote_code=trust_remote_code, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except Exception as error:  # what a broken file makes safetensors, transformers and torch raise has no common base
         raise CheckpointError(f"{name}: {_one_line(error)}") from None
     finally:
         logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
+        if has_bars:
+            logging.enable_progress_bar()
+    if mismatched := sorted(report["mismatched_keys"]):
+        first, stored, wanted = mismatched[0]
+        raise CheckpointError(
+            f"{name}: {len(mismatched)} weights have another shape than {CONFIG} says, the first is {first}: "
+            f"{tuple(stored)}, not {tuple(wanted)}"
+        )
     if missing := sorted(report["missing_keys"]):
         raise CheckpointError(f"{name}: {len(missing)} weights are missing, the first is {missing[0]}")
-    if mismatched := sorted(map(str, report["mismatched_keys"])):
-        raise CheckpointError(f"{name}: {len(mismatched)} weights have another shape, the first is {mismatched[0]}")
     for key, weight in model.state_dict().items():
         if not bool(torch.isfinite(weight).all()):
             raise CheckpointError(f"{name}: the weights {key} are not finite")
