@@ -43,6 +43,7 @@ from modeling_setcrop.export.onnx_export import (  # noqa: E402
     check_same_model,
     compare_graph,
     export_onnx,
+    quantize,
 )
 
 WEB = Path(__file__).with_name("web")
@@ -183,6 +184,12 @@ def test_what_other_precisions_change_is_measured(report_and_folder, tmp_path):
     nothing = {"first_crop_iou": 1, "same_first_crop": 1, "probability": 0}
     assert compare_graph(same, "model_quantized.onnx", PHOTOS) == nothing
     assert Cropper(folder, "onnx-int8")(str(PHOTOS[0]), top_k=1)
+
+
+def test_quantising_warns_of_nothing(folder, tiny_processor, tmp_path, capfd):
+    """Of a model with several sources neither, whose graph has an input with a default."""
+    quantize(tiny_processor, folder / "onnx" / "model.onnx", tmp_path / "quantised.onnx", PHOTOS[:1])
+    assert capfd.readouterr() == ("", "")
 
 
 def test_graphs_of_another_model_are_refused(folder, model, tiny_processor):
