@@ -176,17 +176,119 @@ def test_the_example_for_node_works(photos, cropper, tmp_path, former):
     assert box_iou(np.array([edges(crops[0])], dtype=np.float64), expected).max() > 0.8
 
 
+@pytest.fixture(scope="module")
+def ask_module(photos, tmp_path_factory):
+    """What calls of the module give in Node, of an image of 64 x 48 pixels; errors are texts."""
+    if shutil.which("node") is None:
+        pytest.skip("needs Node (apt-get install nodejs npm)")
+    here = Path(__file__).with_name("web")
+    if not (here / "node_modules" / "onnxruntime-node").is_dir():
+        pytest.skip("needs onnxruntime-node (npm install --ignore-scripts --prefix tests/web)")
+    module = shutil.copyfile(WEB / "setcrop.js", tmp_path_factory.mktemp("module") / "setcrop.mjs")
+    with Image.open(photos[0]) as opened:
+        small = opened.convert("RGB").resize((64, 48))
+    image = {"bytes": [*small.tobytes()], "width": 64, "height": 48, "channels": 3}
+
+    def ask(*calls: tuple[str, object]) -> list:
+        question = {"module": str(module), "folder": DEFAULT_CHECKPOINT, "image": image, "calls": calls}
+        command = ["node", str(here / "calls.mjs")]
+        found = subprocess.run(command, input=json.dumps(question), capture_output=True, text=True, timeout=300)
+        assert found.returncode == 0, found.stderr
+        return json.loads(found.stdout)
+
+    ask.image = image
+    return ask
+
+
+WRONG_CALLS = [
+    ("suggest", {"aspect_ratio": 1}, "TypeError: there is no option aspect_ratio: the options are aspectRatio, topK,"),
+    ("suggest", "16:9", "TypeError: options must be an object"),
+    ("suggest", {"aspectRatio": "16:9"}, 'aspectRatio must be width over height, a number above 0, not "16:9"'),
+    ("suggest", {"aspectRatio": 0}, "RangeError: aspectRatio must be"),
+    ("suggest", {"topK": 0}, "RangeError: topK must be a whole number of at least 1, not 0"),
+    ("suggest", {"topK": "3"}, 'RangeError: topK must be a whole number of at least 1, not "3"'),
+    ("suggest", {"width": -4, "height": 3}, "RangeError: width must be a whole number"),
+    ("suggest", {"threshold": 2}, "RangeError: threshold must be a number in 0..1, not 2"),
+    ("suggest", {"minArea": 0.8, "maxArea": 0.2}, "RangeError: minArea (0.8) is larger than maxArea (0.2)"),
+    ("suggest", {"minSize": [9]}, "RangeError: minSize must be one number, or [width, height]"),
+    ("suggest", {"width": 40, "height": 30, "aspectRatio": 2}, "RangeError: width 40 and height 30 contradict"),
+    ("suggest", {"keep": [1, 2]}, "TypeError: keep must be a list of [x1, y1, x2, y2] or [x, y]; 1 is none"),
+    ("suggest", {"keep": [[1, 2, 0.5]]}, "TypeError: keep must be a list of"),
+    ("suggest", {"keep": [[90, 2]]}, "RangeError: keep: [90,2] lies outside the image (64 x 48)"),
+    ("suggest", {"keep": [[9, 9, 1, 1]]}, "RangeError: keep: [9,9,1,1] needs x1 < x2 and y1 < y2"),
+    ("suggest", {"avoid": [[1, 2]]}, "TypeError: avoid must be a list of [x1, y1, x2, y2]; [1,2] is none"),
+    ("suggest", {"tightness": "snug"}, "RangeError: tightness snug is none of this model's: default, loose, tight"),
+    ("rate", [1, 2, 3, 4], "TypeError: rate: expected [x1, y1, x2, y2], not 1"),
+    ("rate", [[9, 9, 1, 1]], "RangeError: rate: [9,9,1,1] needs x1 < x2"),
+    ("rate", [[0, 0, 65, 9]], "RangeError: rate: [0,0,65,9] reaches outside the image (64 x 48)"),
+    ("read", None, "TypeError: an image must be a File or Blob"),
+    ("read", "photo.jpg", "TypeError: an image must be a File or Blob"),
+    ("read", {"width": 4, "height": 4}, "nothing decodes images here: give { data, width, height, channels }"),
+    ("read", {"bytes": [0] * 16, "width": 4, "height": 4, "channels": 1}, "RangeError: channels must be 3 (RGB) or 4"),
+    ("read", {"bytes": [0] * 48, "width": 4, "height": 4}, "RangeError: data has 48 bytes, not 4 x 4 x 4"),
+    ("load", {"config.json": "<html>"}, "config.json: Unexpected token"),
+    ("load", {"config.json": '{"model_type": "bert"}'}, 'config.json: model_type is "bert", not "setcrop"'),
+    ("load", {"onnx/scorer.onnx": "half"}, "onnx/scorer.onnx: "),
+]  # fmt: skip
+
+
+def test_wrong_arguments_are_named(ask_module):
+    """Python refuses the same; the module took them for others, or told of something far from the fault."""
+    answers = ask_module(*((name, argument) for name, argument, _ in WRONG_CALLS))
+    for (name, argument, message), answer in zip(WRONG_CALLS, answers, strict=True):
+        assert isinstance(answer, str) and message in answer, (name, argument, answer)
+
+
+def test_what_python_takes_the_module_takes(ask_module):
+    """None for no limit and one number for both sides; transparent parts are white; other options of smartcrop.js."""
+    image, all_crops = ask_module.image, {"topK": None, "nmsIou": None}
+    pixels = np.array(image["bytes"], dtype=np.uint8).reshape(48, 64, 3)
+    pixels[:20] = 255
+    clear = np.dstack([np.where(pixels == 255, 0, pixels), np.where((pixels == 255).all(axis=2), 0, 255)])
+    wide = {"aspect": 1.5, "ruleOfThirds": True}
+    found, both, one, white, transparent, aspect, sides = ask_module(
+        ("suggest", all_crops),
+        ("suggest", {"minSize": [40, 40]}),
+        ("suggest", {"minSize": 40}),
+        ("read", {**image, "bytes": pixels.flatten().tolist()}),
+        ("read", {**image, "bytes": clear.flatten().tolist(), "channels": 4}),
+        ("crop", wide),
+        ("crop", {"width": 30, "height": 20}),
+    )
+    assert len(found) == 90 and set(found[0]) == {"score", "label", "box"}
+    assert both == one and white == transparent and aspect == sides
+
+
 @needs_browser
-@pytest.mark.parametrize("tightness", ["default", "tight"])
-def test_the_page_shows_the_crops_of_the_tightness_that_is_chosen(photos, cropper, tightness):
-    server = PageServer(Path(DEFAULT_CHECKPOINT), photos[0].parent, hold=120)
-    query = f"photo=/photos/{photos[0].name}&ratio=16:9&tightness={tightness}"
+def test_images_that_are_cropped_at_once_load_the_model_once(photos, cropper):
+    names, options = [photo.name for photo in photos[:2]], [{"width": 3, "height": 2}, {"aspect": 1}]
+    found = ask_page(Path(DEFAULT_CHECKPOINT), photos[0].parent, {"photos": names, "options": options}, "usual.html")
+    assert found["loads"] == 1
+    asked = [(photo, ratio) for photo in photos[:2] for ratio in ("3:2", "1:1")]
+    for top, (photo, ratio) in zip(found["crops"], asked, strict=True):
+        least = (top["width"], top["height"])
+        (expected,) = cropper(photo, aspect_ratio=ratio, min_size=least, top_k=1)
+        assert [top["x"], top["y"], top["x"] + least[0], top["y"] + least[1]] == pytest.approx(edges(expected), abs=2)
+
+
+@needs_browser
+@pytest.mark.parametrize("tightness", ["default", "tight", None])
+def test_the_page_shows_the_crops_of_the_tightness_that_is_chosen(photos, cropper, tightness, tmp_path):
+    """Of a model that knows only one (None) those."""
+    model = Path(DEFAULT_CHECKPOINT)
+    if tightness is None:
+        model = shutil.copytree(model, tmp_path / "model", ignore=shutil.ignore_patterns("examples"))
+        config = json.loads((model / "config.json").read_text()) | {"tightness_sources": None}
+        (model / "config.json").write_text(json.dumps(config))
+    server = PageServer(model, photos[0].parent, hold=120)
+    query = f"photo=/photos/{photos[0].name}&ratio=16:9" + (f"&tightness={tightness}" if tightness else "")
     address = f"{server.address}/held.html?{query}&onnxruntime=/ort/ort.wasm.min.mjs&setcrop-model=/model/"
     with browser(address, "--dump-dom") as process:
         page, _ = process.communicate(timeout=300)
     server.close()
     shown = re.findall(r"<small>(\d+), (\d+), (\d+) x (\d+)</small>", page.decode())
-    expected = [edges(crop) for crop in cropper(photos[0], aspect_ratio="16:9", tightness=tightness)]
+    cropper = cropper if tightness else pipeline("image-cropping", model=model)
+    expected = [edges(crop) for crop in cropper(photos[0], aspect_ratio="16:9", tightness=tightness or "default")]
     assert len(shown) == len(expected)
     for texts, box in zip(shown, expected, strict=True):
         x, y, width, height = map(int, texts)

@@ -179,6 +179,65 @@ function distinct(boxes, [height, width]) {
   return [...keyed.entries()].sort((a, b) => a[0] - b[0]).map((entry) => entry[1]);
 }
 
+// -------------------------------------------------------------------------------------------------- what is asked for
+
+// Of `suggest`, as in Python's crop_options.py.
+const COUNTS = ["topK", "width", "height"], SHARES = ["threshold", "nmsIou", "minArea", "maxArea"];
+const OPTIONS = ["aspectRatio", ...COUNTS, ...SHARES, "minSize", "keep", "avoid", "tightness"];
+
+const isGiven = (value) => value !== undefined && value !== null;
+const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
+const areNumbers = (values, count) => Array.isArray(values) && values.length === count && values.every(isNumber);
+/** A value as one reads it in a message. */
+const written = (value) => (typeof value === "number" ? `${value}` : (JSON.stringify(value) ?? `${value}`));
+
+/** Throw a TypeError or RangeError that names the option, unless all are known, of their kinds and in their ranges. */
+function checkOptions(options) {
+  if (typeof options !== "object" || options === null || Array.isArray(options))
+    throw new TypeError(`options must be an object such as { topK: 3 }, not ${written(options)}`);
+  for (const name of Object.keys(options))
+    if (!OPTIONS.includes(name)) throw new TypeError(`there is no option ${name}: the options are ${OPTIONS.join(", ")}`);
+  const { aspectRatio, width, height, minArea, maxArea, minSize } = options, given = (name) => isGiven(options[name]);
+  const refuse = (name, wanted) => {
+    throw new RangeError(`${name} must be ${wanted}, not ${written(options[name])}`);
+  };
+  for (const name of COUNTS.filter(given))
+    if (!(Number.isInteger(options[name]) && options[name] >= 1)) refuse(name, "a whole number of at least 1");
+  for (const name of SHARES.filter(given))
+    if (!(isNumber(options[name]) && options[name] >= 0 && options[name] <= 1)) refuse(name, "a number in 0..1");
+  if (given("aspectRatio") && !(isNumber(aspectRatio) && aspectRatio > 0))
+    refuse("aspectRatio", "width over height, a number above 0");
+  if (given("minSize") && !sizeFrom(minSize)) refuse("minSize", "one number, or [width, height], of at least 1");
+  if (given("minArea") && given("maxArea") && minArea > maxArea)
+    throw new RangeError(`minArea (${minArea}) is larger than maxArea (${maxArea})`);
+  const both = given("aspectRatio") && given("width") && given("height");
+  if (both && Math.abs(width - aspectRatio * height) >= 1 && Math.abs(height - width / aspectRatio) >= 1)
+    throw new RangeError(`width ${width} and height ${height} contradict the aspectRatio ${aspectRatio}`);
+  checkContent("keep", options.keep, "[x1, y1, x2, y2] or [x, y]", [2, 4]);
+  checkContent("avoid", options.avoid, "[x1, y1, x2, y2]", [4]);
+}
+
+/** Width and height from one number for both, or from two; null from what is neither. */
+function sizeFrom(value) {
+  const size = isNumber(value) ? [value, value] : value;
+  return areNumbers(size, 2) && Math.min(...size) >= 1 ? size : null;
+}
+
+function checkContent(name, items, form, counts) {
+  if (!isGiven(items)) return;
+  if (!Array.isArray(items)) throw new TypeError(`${name} must be a list of ${form}, not ${written(items)}`);
+  for (const item of items) {
+    if (!counts.some((count) => areNumbers(item, count)))
+      throw new TypeError(`${name} must be a list of ${form}; ${written(item)} is none`);
+    if (item.length === 4) checkBox(item, name);
+  }
+}
+
+function checkBox(box, name) {
+  if (!areNumbers(box, 4)) throw new TypeError(`${name}: expected [x1, y1, x2, y2], not ${written(box)}`);
+  if (!(box[0] < box[2] && box[1] < box[3])) throw new RangeError(`${name}: [${box}] needs x1 < x2 and y1 < y2`);
+}
+
 // ------------------------------------------------------------------------------------------------------- the search
 
 // As in crop_search.py.
@@ -194,8 +253,7 @@ const FREE_RATIOS = [16 / 9, 3 / 2, 4 / 3, 1, 4 / 5, 3 / 4, 2 / 3, 9 / 16];
 function constraintsOf(options, [height, width]) {
   let ratio = options.aspectRatio ?? null;
   if (options.width && options.height) ratio = options.width / options.height;
-  if (ratio !== null && !(ratio > 0 && Number.isFinite(ratio))) throw new RangeError(`aspectRatio ${ratio} is no ratio`);
-  const shown = [options.width || 1, options.height || 1], least = options.minSize ?? [1, 1];
+  const shown = [options.width ?? 1, options.height ?? 1], least = sizeFrom(options.minSize) ?? [1, 1];
   const largest = ratio === null ? [width, height] : pixelSizes(ratio, [height, width]).at(-1);
   const met = shown[0] <= largest[0] && shown[1] <= largest[1];
   return {
@@ -211,17 +269,18 @@ function constraintsOf(options, [height, width]) {
 
 /** Whole-pixel boxes inside the image that cover boxes or points. */
 function contentBoxes(items, [height, width], name) {
+  const outside = (item) => new RangeError(`${name}: [${item}] lies outside the image (${width} x ${height})`);
   return items.map((item) => {
     let box;
     if (item.length === 2) {
+      if (item[0] > width || item[1] > height) throw outside(item);
       const x = Math.min(Math.floor(item[0]), width - 1), y = Math.min(Math.floor(item[1]), height - 1);
       box = [x, y, x + 1, y + 1];
     } else {
       box = [Math.max(Math.floor(item[0]), 0), Math.max(Math.floor(item[1]), 0)];
       box.push(Math.min(Math.ceil(item[2]), width), Math.min(Math.ceil(item[3]), height));
     }
-    if (!(box[0] >= 0 && box[1] >= 0 && box[0] < box[2] && box[1] < box[3]))
-      throw new RangeError(`${name}: [${item}] lies outside the image (${width} x ${height})`);
+    if (!(box[0] >= 0 && box[1] >= 0 && box[0] < box[2] && box[1] < box[3])) throw outside(item);
     return box;
   });
 }
@@ -709,10 +768,11 @@ function preprocess({ pixels: given, step = 1, orientation = 1 }, settings) {
  * that they have yet to be brought upright from, and by which step they have yet to be reduced as a decoder does.
  */
 async function decode(image, shortest, jpeg) {
-  if (image.data && image.width && image.height) {
+  if (image?.data && image.width && image.height) {
     const { data, width, height, channels = 4 } = image;
-    return { pixels: { data, width, height, channels }, width, height };
+    return { pixels: overWhite(checkPixels({ data, width, height, channels })), width, height };
   }
+  checkDrawable(image);
   const file = image instanceof Blob ? image : await fileOf(image);
   const bytes = file && new Uint8Array(await file.arrayBuffer()), header = bytes && jpegHeader(bytes);
   if (header && typeof ImageDecoder !== "undefined") {
@@ -723,6 +783,38 @@ async function decode(image, shortest, jpeg) {
   const pixels = await drawn(image instanceof Blob ? await createImageBitmap(image, { colorSpaceConversion: "none" }) : image);
   const { width, height } = pixels, coarse = file ? header !== null : jpeg;
   return { pixels, width, height, step: coarse ? decoderStep(width, height, shortest) : 1 };
+}
+
+/** Throw where pixels that are decoded already are not as many as they must be. */
+function checkPixels(pixels) {
+  const { data, width, height, channels } = pixels;
+  if (channels !== 3 && channels !== 4)
+    throw new RangeError(`channels must be 3 (RGB) or 4 (RGBA), not ${written(channels)}; sharp's toColourspace("srgb") makes 3 of 1`);
+  if (data.BYTES_PER_ELEMENT !== 1) throw new TypeError("data must be bytes, such as a Uint8Array");
+  if (data.length !== width * height * channels)
+    throw new RangeError(`data has ${data.length} bytes, not ${width} x ${height} x ${channels} (width, height, channels)`);
+  return pixels;
+}
+
+/** Throw where an image is none of the kinds that can be read, here or at all. */
+function checkDrawable(image) {
+  const pixels = "{ data, width, height, channels }", kinds = "a File or Blob, an image element, a bitmap, a canvas";
+  if (typeof image !== "object" || image === null || ArrayBuffer.isView(image) || image instanceof ArrayBuffer)
+    throw new TypeError(`an image must be ${kinds}, ImageData or ${pixels}, not ${image?.constructor.name ?? image}`);
+  if (typeof OffscreenCanvas === "undefined")
+    throw new TypeError(`nothing decodes images here: give ${pixels}, of sharp for example, not ${image.constructor.name}`);
+}
+
+/** Pixels whose transparent parts show white, as in Python. */
+function overWhite(pixels) {
+  const { data, channels } = pixels;
+  if (channels === 3) return pixels;
+  const shown = new Uint8ClampedArray(data.length);
+  for (let i = 0; i < data.length; i += 4) {
+    const alpha = data[i + 3] / 255;
+    for (let c = 0; c < 3; c++) shown[i + c] = data[i + c] * alpha + 255 * (1 - alpha);
+  }
+  return { ...pixels, data: shown };
 }
 
 /** Pixels of a JPEG file, made smaller by the decoder; null where the browser's does not do so. */
@@ -797,6 +889,12 @@ export class Photo {
 
   /** Ratings 1..5 of boxes in pixels; of a model that rates none, the validity of the crop that is most alike. */
   async rate(boxes) {
+    if (!Array.isArray(boxes)) throw new TypeError(`rate: expected a list of [x1, y1, x2, y2], not ${written(boxes)}`);
+    for (const box of boxes) {
+      checkBox(box, "rate");
+      if (box[0] < 0 || box[1] < 0 || box[2] > this.width || box[3] > this.height)
+        throw new RangeError(`rate: [${box}] reaches outside the image (${this.width} x ${this.height})`);
+    }
     const predicted = await this.predicted(boxes);
     return this.model.scorer ? predicted.map((rating) => clip(rating, 1, 5)) : predicted;
   }
@@ -835,25 +933,30 @@ export class Photo {
   }
 
   /**
-   * The best crops, best first.
+   * The best crops, best first: [{ score, label, box: { xmin, ymin, xmax, ymax } }, ...].
    *
-   * aspectRatio: width over height; width, height: pixels at which the crop will be shown; topK (5); threshold (0);
-   * nmsIou (0.8): of crops that overlap by more the better one stays; minArea, maxArea: shares of the image; minSize:
-   * [width, height]; keep: boxes or points that must not be cut; avoid: boxes that must stay outside; tightness: "tight"
-   * or "loose", as annotators crop who crop tighter or looser, of models that learned of several.
+   * aspectRatio: width over height; width, height: pixels at which the crop will be shown; topK (5; null: all);
+   * threshold (0); nmsIou (0.8; null: 1): of crops that overlap by more the better one stays; minArea, maxArea: shares
+   * of the image; minSize: [width, height], or one number; keep: boxes or points that must not be cut; avoid: boxes that
+   * must stay outside; tightness: "tight" or "loose", as annotators crop who crop tighter or looser, of models that
+   * learned of several. Where no crop satisfies everything, `gaveWay` says of each what it breaks, in Python's words:
+   * "min_size", "min_area", "max_area", "avoid", "keep". Throws a TypeError or RangeError that names the option.
    */
-  async suggest({ tightness, ...options } = {}) {
-    if (tightness !== undefined) return (await this.as(tightness)).suggest(options);
+  async suggest(given = {}) {
+    checkOptions(given);
+    const { tightness, ...options } = given;
+    if (isGiven(tightness)) return (await this.as(tightness)).suggest(options);
     const { topK = 5, threshold = 0, nmsIou = 0.8 } = options;
     const imageSize = [this.height, this.width], constraints = constraintsOf(options, imageSize);
     const ratio = constraints.ratio;
     const [boxes, merit] = isFree(constraints) ? await refinedSet(this) : await search(this, constraints);
     const above = boxes.map((_, i) => i).filter((i) => threshold <= 0 || this.score(merit[i], ratio) > threshold);
-    const kept = nms(above.map((i) => boxes[i]), above.map((i) => merit[i]), nmsIou, topK).map((i) => above[i]);
+    const [overlap, most] = [nmsIou ?? 1, topK ?? Infinity];
+    const kept = nms(above.map((i) => boxes[i]), above.map((i) => merit[i]), overlap, most).map((i) => above[i]);
     return kept.map((i) => {
       const [xmin, ymin, xmax, ymax] = boxes[i], shares = violations(boxes[i], constraints, imageSize);
       const gaveWay = Object.keys(COSTS).filter((name, k) => shares[k] > 0 || (name === "min_size" && constraints.unmet));
-      const crop = { score: this.score(merit[i], ratio), rating: merit[i], label: "crop", box: { xmin, ymin, xmax, ymax } };
+      const crop = { score: this.score(merit[i], ratio), label: "crop", box: { xmin, ymin, xmax, ymax } };
       return gaveWay.length ? { ...crop, gaveWay } : crop;
     });
   }
@@ -863,22 +966,34 @@ export class SetCrop {
   /**
    * Load a model.
    *
-   * @param {string} model Folder or address with the files named above.
+   * @param {string | URL} model Folder or address with the files named above.
    * @param {object} ort onnxruntime-web; fetched when left out.
    * @param {(path: string) => Promise<ArrayBuffer>} read How a file of the model is read; by default fetched.
+   * @throws {Error} A file is missing or broken; the message names it.
    */
   static async load(model = MODEL, ort = null, read = null) {
-    const runtime = ort ?? (await import(ORT));
+    const runtime = ort ?? (await import(ORT).catch((error) => {
+      throw new Error(`onnxruntime-web cannot be fetched; give one as the second argument (${error.message})`);
+    }));
+    if (typeof runtime.InferenceSession?.create !== "function")
+      throw new TypeError("ort must be onnxruntime-web or onnxruntime-node: it has no InferenceSession");
     if (runtime.env?.wasm) runtime.env.wasm.numThreads = 1; // more need headers that few servers send
-    const base = model.endsWith("/") ? model : `${model}/`;
-    const get = read ?? ((path) => fetchFile(base + path));
-    const json = async (path) => JSON.parse(new TextDecoder().decode(await get(path)));
+    const base = `${model}`.replace(/\/?$/, "/"), get = read ?? ((path) => fetchFile(base + path));
+    /** What is made of a file; errors name it. */
+    const made = async (path, make) => {
+      try {
+        return await make(new Uint8Array(await get(path)));
+      } catch (error) {
+        throw new Error(`${base}${path}: ${error.message}`, { cause: error });
+      }
+    };
+    const json = (path) => made(path, (bytes) => JSON.parse(new TextDecoder().decode(bytes)));
     const [config, settings] = [await json("config.json"), await json("preprocessor_config.json")];
-    const session = async (path) =>
-      runtime.InferenceSession.create(withoutDefault(new Uint8Array(await get(path)), "source"), {
-        executionProviders: ["cpu"],
-        logSeverityLevel: 3,
-      });
+    if (config.model_type !== "setcrop")
+      throw new Error(`${base}config.json: model_type is ${written(config.model_type)}, not "setcrop"`);
+    const options = { executionProviders: ["cpu"], logSeverityLevel: 3 };
+    const session = (path) =>
+      made(path, (bytes) => runtime.InferenceSession.create(withoutDefault(bytes, "source"), options));
     const proposer = await session("onnx/model.onnx");
     const scorer = config.crop_scoring ? await session("onnx/scorer.onnx") : null;
     return new SetCrop(runtime, config, settings, proposer, scorer);
@@ -960,7 +1075,7 @@ function withoutDefault(graph, input) {
 
 async function fetchFile(url) {
   const answer = await fetch(url);
-  if (!answer.ok) throw new Error(`${url}: HTTP ${answer.status}`);
+  if (!answer.ok) throw new Error(`HTTP ${answer.status}`);
   return answer.arrayBuffer();
 }
 
@@ -973,20 +1088,31 @@ export function use(setcrop) {
   usual = setcrop;
 }
 
+/** The model that `crop` uses, loaded once for calls at one time too. */
+function usualModel() {
+  usual ??= SetCrop.load().catch((error) => {
+    usual = null; // the next call tries again
+    throw error;
+  });
+  return usual;
+}
+
 /**
  * smartcrop.js's call: the best crop of width : height.
  *
- * width, height: the aspect ratio (1:1 without them); minScale (1): least size as a fraction of the largest crop; boost:
- * [{ x, y, width, height, weight }] parts to keep or, with a negative weight, to leave out; tightness: as of suggest.
+ * width and height, or aspect: the aspect ratio (1:1 without them); minScale (1): least size as a fraction of the largest
+ * crop; boost: [{ x, y, width, height, weight }] parts to keep or, with a negative weight, to leave out; tightness: as of
+ * suggest. Other options of smartcrop.js, which say how it looks at an image, change nothing.
  */
 export async function crop(image, options = {}) {
-  usual ??= await SetCrop.load();
-  const { width = 1, height = 1, minScale = 1, boost = [], tightness } = options;
-  const photo = await usual.read(image, { tightness });
-  const largest = pixelSizes(width / height, [photo.height, photo.width]).at(-1);
+  const { width, height, aspect, minScale = 1, boost = [], tightness } = options;
+  const aspectRatio = aspect || (width && height ? width / height : 1);
+  checkOptions({ aspectRatio });
+  const photo = await (await usualModel()).read(image, { tightness });
+  const largest = pixelSizes(aspectRatio, [photo.height, photo.width]).at(-1);
   const boxesOf = (parts) => parts.map((part) => [part.x, part.y, part.x + part.width, part.y + part.height]);
   const [best] = await photo.suggest({
-    aspectRatio: width / height,
+    aspectRatio,
     minSize: largest.map((side) => Math.max(1, Math.floor(side * minScale))),
     keep: boxesOf(boost.filter((part) => (part.weight ?? 1) > 0)),
     avoid: boxesOf(boost.filter((part) => part.weight < 0)),
