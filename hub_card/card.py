@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,14 @@ import modeling_setcrop  # noqa: F401  (registers the model type)
 from modeling_setcrop.images.atomic import atomic_writer
 
 from .examples import write_examples
+from .publishing import check_repo_id
 from .results import (
+    EVALUATION,
     TASK,
     CardError,
     comparison_table,
     model_index,
+    read_evaluation,
     read_evaluations,
     read_json,
     results_table,
@@ -29,7 +34,7 @@ from .results import (
 TEMPLATE = Path(__file__).with_name("template.md")
 # A handler for Inference Endpoints and what it needs, which lie beside the model in its repository.
 ENDPOINT = Path(__file__).with_name("endpoint")
-_EXAMPLES = "examples"
+_EXAMPLES, _CARD = "examples", "README.md"
 # Kinds of the values in training.json.
 _TRAINING = {
     "data": list,
@@ -127,19 +132,61 @@ def write_card(folder: str | Path, repo_id: str | None = None) -> list[Path]:
     """Write README.md and `examples/` into a checkpoint folder, and into one with code what Inference Endpoints need.
 
     Raises:
-        CardError: see `build_card`.
+        CardError: see `build_card` and `check_record`, or there is no such folder.
+        ValueError: no repository can be called `repo_id`.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise CardError(f"{folder}: no such folder")
+    check_record(folder, folder, repo_id)
     written = write_examples(folder, folder / _EXAMPLES)
-    path = folder / "README.md"
-    text = str(build_card(folder, repo_id))
+    path = folder / _CARD
+    text = str(build_card(folder, repo_id)).rstrip() + "\n\n"
+    text += _signature(text)
     with atomic_writer(path) as file:
         file.write(text.encode("utf-8"))
     if (folder / "modeling_setcrop.py").is_file():
         written += [Path(shutil.copyfile(file, folder / file.name)) for file in sorted(ENDPOINT.glob("*.*"))]
     return [*written, path]
+
+
+def check_record(
+    checkpoint: Path, target: Path, repo_id: str | None = None, evaluations: Sequence[str | Path] = ()
+) -> None:
+    """Check all that a card is made from and would replace, before anything is written.
+
+    Args:
+        checkpoint: folder whose `training.json` and, without `evaluations`, whose evaluations the card tells of.
+        target: folder that gets the card.
+        repo_id: name on the Hub, where one is given.
+        evaluations: folders that `setcrop evaluate --out` wrote.
+
+    Raises:
+        CardError: one of the files cannot be used, or somebody wrote the target's README.md; the message names it.
+        ValueError: no repository can be called `repo_id`.
+    """
+    if repo_id is not None:
+        check_repo_id(repo_id)
+    _training(checkpoint)
+    if not evaluations:
+        read_evaluations(checkpoint)
+    for path in (Path(folder, EVALUATION) for folder in evaluations):
+        if not path.is_file():
+            raise CardError(f"{path.parent}: has no {EVALUATION}; write it with: setcrop evaluate --out")
+        read_evaluation(path)
+    card = target / _CARD
+    if card.is_file() and not _is_as_written(card.read_text(encoding="utf-8", errors="replace")):
+        raise CardError(f"{card}: somebody wrote or changed it; move it away, and it is written anew")
+
+
+def _signature(text: str) -> str:
+    """Return a card's last line, by which it is known that nobody changed it."""
+    return f"<!-- written by setcrop export card: {hashlib.sha256(text.encode()).hexdigest()[:16]} -->\n"
+
+
+def _is_as_written(card: str) -> bool:
+    text, comment, _ = card.rpartition("<!--")
+    return bool(comment) and card == text + _signature(text)
 
 
 def _training(folder: Path) -> dict[str, Any]:

@@ -59,13 +59,13 @@ def plan_upload(folder: str | Path, repo_id: str, space: str | None = None) -> l
         FileNotFoundError: the folder is not a complete export; the message says what is missing.
         ValueError: no repository can have this name, or the Space's.
     """
-    _check_name(repo_id)
+    check_repo_id(repo_id)
     folder = Path(folder)
     _check_complete(folder)
     uploads = [Upload(repo_id, "model", folder, _files(folder))]
     if space is not None:
         source, ending = SPACES[space]
-        _check_name(f"{repo_id}-{ending}")
+        check_repo_id(f"{repo_id}-{ending}")
         if space == "static" and not (folder / _GRAPH).is_file():
             hint = f"write it with: setcrop export onnx {folder} --model {folder}"
             raise FileNotFoundError(f"{folder}: has no {_GRAPH}; {hint}")
@@ -74,7 +74,8 @@ def plan_upload(folder: str | Path, repo_id: str, space: str | None = None) -> l
     return uploads
 
 
-def _check_name(repo_id: str) -> None:
+def check_repo_id(repo_id: str) -> None:
+    """Raise ValueError, which names the option, where no repository can be called so."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError:

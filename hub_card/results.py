@@ -12,8 +12,8 @@ from huggingface_hub import EvalResult
 from modeling_setcrop.metrics.catalogue import MEASURES, main_measures
 from modeling_setcrop.metrics.markdown import markdown_table
 
-# What `setcrop evaluate --out` writes beside an evaluation.
-PREDICTIONS = "predictions.json"
+# What `setcrop evaluate --out` writes: an evaluation, and what it is of.
+EVALUATION, PREDICTIONS = "evaluation.json", "predictions.json"
 # What files written by earlier versions call what is now called otherwise.
 _OLD_KEYS = {"pictures": "images", "less_best_blind": "less_best_baseline"}
 # What the Hub knows that is nearest: boxes in an image.
@@ -30,21 +30,26 @@ def read_evaluations(folder: str | Path) -> list[dict[str, Any]]:
     Raises:
         CardError: a file is not one that `setcrop evaluate --out` writes, naming file and key.
     """
-    found = []
-    for path in sorted(Path(folder, "evaluation").rglob("*.json")):
-        if path.name == PREDICTIONS:
-            continue
-        evaluation = read_json(path)
-        for key, kind in {"data": str, "split": str, "model": str, "images": int, "methods": dict}.items():
-            if not isinstance(evaluation.get(key), kind):
-                raise CardError(f"{path}: {key!r} is missing or no {kind.__name__}")
-        if evaluation["model"] not in evaluation["methods"]:
-            raise CardError(f"{path}: 'methods' has no {evaluation['model']!r}")
-        for method, result in evaluation["methods"].items():
-            if not isinstance(result, dict) or not isinstance(result.get("measures"), dict):
-                raise CardError(f"{path}: method {method!r} has no 'measures'")
-        found.append(evaluation)
-    return found
+    paths = sorted(Path(folder, "evaluation").rglob("*.json"))
+    return [read_evaluation(path) for path in paths if path.name != PREDICTIONS]
+
+
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """Return one evaluation.
+
+    Raises:
+        CardError: the file is not one that `setcrop evaluate --out` writes, naming file and key.
+    """
+    evaluation = read_json(path)
+    for key, kind in {"data": str, "split": str, "model": str, "images": int, "methods": dict}.items():
+        if not isinstance(evaluation.get(key), kind):
+            raise CardError(f"{path}: {key!r} is missing or no {kind.__name__}")
+    if evaluation["model"] not in evaluation["methods"]:
+        raise CardError(f"{path}: 'methods' has no {evaluation['model']!r}")
+    for method, result in evaluation["methods"].items():
+        if not isinstance(result, dict) or not isinstance(result.get("measures"), dict):
+            raise CardError(f"{path}: method {method!r} has no 'measures'")
+    return evaluation
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -221,6 +221,53 @@ def test_bad_training_facts_are_named(checkpoint, tmp_path):
         build_card(folder)
 
 
+def test_a_card_that_somebody_wrote_stays(exported, checkpoint, tmp_path):
+    """One as it was written is renewed."""
+    folder = shutil.copytree(exported, tmp_path / "tiny-crop")
+    (folder / "training.json").write_text(json.dumps({**TRAINING, "labels": "Scored by four gardeners."}))
+    write_card(folder, "somebody/tiny-crop")
+    card = folder / "README.md"
+    assert "Scored by four gardeners." in card.read_text()
+    for text in (card.read_text().replace("four gardeners", "gardeners, four of them"), "Mine.", ""):
+        card.write_text(text)
+        for command in (["card", str(folder)], ["hub", str(folder), "--model", str(checkpoint)]):
+            found = CliRunner().invoke(app, ["export", *command])
+            assert found.exit_code == 1 and f"{card}: somebody wrote or changed it" in found.output
+            assert len(found.output.strip().splitlines()) == 1
+        assert card.read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("training.json", '{"data": "meadows"}', "training.json: 'data' is no list"),
+        ("evaluation/a.json", '{"data": "flms43"}', "a.json: 'split' is missing or no str"),
+        ("measured/evaluation.json", "[]", "evaluation.json: not a JSON object"),
+        ("measured/evaluation.json", '{"data": 3}', "evaluation.json: 'data' is missing or no str"),
+    ],
+)
+def test_what_a_card_cannot_be_made_from_is_named_before_anything_is_written(
+    tiny_checkpoint, tmp_path, name, content, message
+):
+    run = shutil.copytree(tiny_checkpoint, tmp_path / "run")
+    (run / name).parent.mkdir(exist_ok=True)
+    (run / name).write_text(content)
+    measured = ["--evaluation", str(run / "measured")] if "measured" in name else []
+    found = CliRunner().invoke(app, ["export", "hub", str(tmp_path / "out"), "--model", str(run), *measured])
+    assert found.exit_code == 1 and isinstance(found.exception, SystemExit)
+    assert message in found.output and str(run) in found.output and not (tmp_path / "out").exists()
+
+
+def test_evaluations_stay_in_their_folder_and_are_told_apart(tiny_checkpoint, tmp_path):
+    """A data set's name may be a path."""
+    (tmp_path / "measured").mkdir()
+    (tmp_path / "measured" / "evaluation.json").write_text(json.dumps({**EVALUATION, "data": "../../meadow"}))
+    written = export_hub(tiny_checkpoint, tmp_path / "out", [tmp_path / "measured"])
+    assert tmp_path / "out" / "evaluation" / ".._.._meadow_test" / "evaluation.json" in written
+    with pytest.raises(ValueError, match=r"evaluation\.json: is the second evaluation on"):
+        export_hub(tiny_checkpoint, tmp_path / "out", [tmp_path / "measured"] * 2)
+
+
 def test_the_model_leads_the_table():
     assert results_table(EVALUATION).splitlines()[2].startswith("| **tiny** |")
 
@@ -349,7 +396,7 @@ def test_the_endpoints_handler_answers(exported, photos, tmp_path):
     assert json.loads(json.dumps(crops)) == crops
     assert len(endpoint({"inputs": [text, f"data:image/jpeg;base64,{text}"]})) == 2
     assert endpoint.parameters - {"timeout", "batch_size"} == {field.name for field in fields(CropOptions)}
-    assert endpoint({}) == {"error": "the request has no inputs"}
+    assert endpoint({}) == endpoint([text]) == {"error": "the request has no inputs"}
     assert endpoint({"inputs": text, "parameters": {"speed": 3}}) == {"error": "unknown parameters: speed"}
     in_lines = base64.encodebytes(photos[0].read_bytes()).decode()
     assert endpoint({"inputs": in_lines, "parameters": parameters}) == crops
@@ -397,6 +444,8 @@ def test_names_that_no_repository_can_have_are_named(exported, name):
     found = CliRunner().invoke(app, command)
     assert found.exit_code == 1 and len(found.output.strip().splitlines()) == 1
     assert f"--repo-id '{name}" in found.output and "NAME or OWNER/NAME" in found.output
+    with pytest.raises(ValueError, match="NAME or OWNER/NAME"):
+        write_card(exported, name if len(name) < 90 else f"{name}{name}")
 
 
 def test_export_command_writes_card_and_code(checkpoint, tmp_path):

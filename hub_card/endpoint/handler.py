@@ -30,9 +30,9 @@ class EndpointHandler:
         Returns:
             The pipeline's answer, or `{"error": ...}` with one line where the request cannot be served.
         """
-        parameters = data.get("parameters") or {}
-        if data.get("inputs") is None:
+        if not isinstance(data, dict) or data.get("inputs") is None:
             return {"error": "the request has no inputs"}
+        parameters = data.get("parameters") or {}
         if not isinstance(parameters, dict):
             return {"error": 'parameters must be an object, such as {"top_k": 3}'}
         unknown = parameters.keys() - self.parameters

@@ -33,15 +33,17 @@ def hub(
 
     From a training's output and evaluations of it: setcrop export hub OUT --model RUN --evaluation EVALUATION
     """
-    from hub_card.card import write_card
+    from hub_card.card import check_record, write_card
     from hub_card.results import CardError
 
     from .. import DEFAULT_CHECKPOINT
     from ..export.hub_export import export_hub
 
     _quiet()
+    checkpoint = model or DEFAULT_CHECKPOINT
     try:
-        written = export_hub(model or DEFAULT_CHECKPOINT, folder, evaluation or (), half, code)
+        check_record(Path(checkpoint), folder, repo_id, evaluation or ())
+        written = export_hub(checkpoint, folder, evaluation or (), half, code)
         written += write_card(folder, repo_id)
     except (CardError, OSError, ValueError) as error:
         raise shared.fail(f"setcrop export hub: {error}") from None

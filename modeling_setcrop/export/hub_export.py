@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -114,7 +115,10 @@ def _bring_record(checkpoint: Path, folder: Path, evaluations: Sequence[str | Pa
         if not source.is_file():
             raise FileNotFoundError(f"{evaluated}: has no {_EVALUATION_FILE}; write it with: setcrop evaluate --out")
         found = json.loads(source.read_text(encoding="utf-8"))
-        place = folder / _EVALUATION / f"{found['data']}_{found['split']}"
+        # The data's name may be a path.
+        place = folder / _EVALUATION / re.sub(r"[^\w.-]+", "_", f"{found['data']}_{found['split']}")
+        if place.exists():
+            raise ValueError(f"{source}: is the second evaluation on {found['data']}, {found['split']}")
         place.mkdir(parents=True)
         shutil.copyfile(source, place / _EVALUATION_FILE)
 
