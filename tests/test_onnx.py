@@ -232,6 +232,20 @@ def test_a_fine_tuned_model_keeps_its_own_graphs(model, checkpoint, tiny_process
     assert (tmp_path / "hub" / "onnx" / "model.onnx").is_file()
 
 
+def test_graphs_of_earlier_weights_are_not_run(folder, model, tiny_processor, tmp_path, photos):
+    """Those that lie there after more training; on torch the new ones run."""
+    tuned = shutil.copytree(folder, tmp_path / "tuned")
+    with torch.no_grad():
+        changed = copy.deepcopy(model)
+        changed.class_labels_classifier.bias += 0.5
+    changed.save_pretrained(tuned)
+    tiny_processor.save_pretrained(tuned)
+    found = CliRunner().invoke(app, ["suggest", str(photos[0]), "--model", str(tuned)])
+    assert found.exit_code == 1 and len(found.output.strip().splitlines()) == 1
+    assert f"setcrop export onnx {tuned} --model {tuned}" in found.output
+    assert Cropper(tuned, "torch")(photos[0], top_k=1)
+
+
 def test_graphs_travel_with_their_weights_and_not_with_others(folder, checkpoint, tiny_checkpoint, tmp_path):
     """Into a folder for the Hub, where the image processor is still ours in Python."""
     made = shutil.copytree(checkpoint, tmp_path / "made")
@@ -279,6 +293,27 @@ def test_what_transformers_js_reads_leaves_python_the_same(folder, checkpoint, t
 def test_missing_graphs_are_named(tiny_checkpoint):
     with pytest.raises(CheckpointError, match=r"model\.onnx: no such ONNX graph"):
         Cropper(tiny_checkpoint, "onnx")
+
+
+@pytest.mark.parametrize(
+    ("part", "message"), [("output", "gives no memory, which"), ("input", "one source of ratings")]
+)
+def test_graphs_that_do_not_belong_together_are_refused(folder, tmp_path, part, message):
+    """As a folder has them into which files of two models were copied; every image failed."""
+    mixed = shutil.copytree(folder, tmp_path / "mixed")
+    graph = onnx.load(mixed / "onnx" / "model.onnx")
+    entries = graph.graph.output if part == "output" else graph.graph.initializer
+    name = {"output": "memory", "input": "source"}[part]
+    next(entry for entry in entries if entry.name == name).name = f"{name}.of.another"
+    for node in graph.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [f"{name}.of.another" if entry == name else entry for entry in names]
+    if part == "input":
+        (given,) = [entry for entry in graph.graph.input if entry.name == name]
+        graph.graph.input.remove(given)
+    onnx.save(graph, mixed / "onnx" / "model.onnx")
+    with pytest.raises(CheckpointError, match=rf"model\.onnx: .*{message}.*setcrop export onnx"):
+        Cropper(mixed)
 
 
 def test_images_are_needed(tiny_checkpoint, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -97,10 +98,9 @@ def onnx(
 
     _quiet()
     chosen = list(PHOTOS) if images is None else [image.path for image in list_sources([images], shared.report)]
+    dtypes = [name for name in GRAPHS if not dtype or name in dtype]
     try:
-        report = export_onnx(
-            model or DEFAULT_CHECKPOINT, folder, chosen, [name for name in GRAPHS if not dtype or name in dtype]
-        )
+        report = export_onnx(model or DEFAULT_CHECKPOINT, folder, chosen, dtypes, _announce)
     except (OnnxMismatchError, OSError, ValueError, ImportError) as error:
         raise shared.fail(f"setcrop export onnx: {error}") from None
     for name, size in report["sizes"].items():
@@ -113,6 +113,11 @@ def onnx(
                 f"{name}: first crop overlaps that of model.onnx by IoU {found['first_crop_iou']:.3f}, the same crop "
                 f"wins on {found['same_first_crop']:.0%}, probabilities move by {found['probability']:.3f}"
             )
+
+
+def _announce(step: str) -> None:
+    """Say on stderr what is done next."""
+    print(f"setcrop export onnx: {step}", file=sys.stderr)
 
 
 def _quiet() -> None:

@@ -14,14 +14,13 @@ from transformers import AutoImageProcessor
 
 from ..hub_code import AUTO_CLASSES, IMAGE_PROCESSORS
 from ..images.atomic import atomic_files, is_empty
-from ..runtime.checkpoint import GRAPH_FOLDER, WEIGHTS
+from ..runtime.checkpoint import GRAPH_FOLDER, GRAPH_REPORT, WEIGHTS, weights_hash, weights_of_graphs
 from ..runtime.torch_engine import TorchEngine
-from .onnx_export import check_same_weights, weights_hash
+from .onnx_export import check_same_weights
 from .transformers_js import write_transformers_js_config
 
 # What a checkpoint folder may hold beside the model, for its card.
 _TRAINING, _EVALUATION, _EVALUATION_FILE = "training.json", "evaluation", "evaluation.json"
-_REPORT = "report.json"
 
 
 def export_hub(
@@ -128,12 +127,12 @@ def _bring_graphs(checkpoint: Path, folder: Path) -> None:
     if not _graphs_match(checkpoint):
         return
     shutil.copytree(checkpoint / GRAPH_FOLDER, folder / GRAPH_FOLDER)
-    report = folder / GRAPH_FOLDER / _REPORT
+    report = folder / GRAPH_FOLDER / GRAPH_REPORT
     content = json.loads(report.read_text(encoding="utf-8")) | {"weights": weights_hash(folder)}
     report.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _graphs_match(folder: Path) -> bool:
     """Whether a folder has graphs that were made of its weights."""
-    report, weights = folder / GRAPH_FOLDER / _REPORT, weights_hash(folder)
-    return report.is_file() and json.loads(report.read_text(encoding="utf-8")).get("weights") == weights is not None
+    made_of = weights_of_graphs(folder)
+    return made_of is not None and made_of == weights_hash(folder)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -26,11 +25,13 @@ from ..modeling_setcrop import SetCropForImageCropping
 from ..runtime.checkpoint import (
     FP16_GRAPH,
     GRAPH_FOLDER,
+    GRAPH_REPORT,
     MODEL_GRAPH,
     QUANTIZED_GRAPH,
     SCORER_GRAPH,
     WEIGHTS,
     CheckpointError,
+    weights_hash,
 )
 from ..runtime.onnx_engine import SCORER_BOXES, OnnxEngine
 from ..runtime.torch_engine import TorchEngine
@@ -60,7 +61,11 @@ class OnnxMismatchError(RuntimeError):
 
 
 def export_onnx(
-    checkpoint: str | Path, target: str | Path, images: Sequence[str | Path], dtypes: Sequence[Dtype] = tuple(GRAPHS)
+    checkpoint: str | Path,
+    target: str | Path,
+    images: Sequence[str | Path],
+    dtypes: Sequence[Dtype] = tuple(GRAPHS),
+    announce: Callable[[str], object] = lambda _: None,
 ) -> dict[str, Any]:
     """Write `config.json`, `preprocessor_config.json` and the graphs in `onnx/`, and check them.
 
@@ -77,6 +82,7 @@ def export_onnx(
         target: folder to write; it may hold the same model, for example `setcrop export hub`'s.
         images: images that the graphs are checked on, and that int8 ranges are calibrated on.
         dtypes: the graphs to write beside `model.onnx`, which is always written.
+        announce: called with what is done next; each step takes from a few seconds on.
 
     Returns:
         `agreement`: the largest absolute difference of each output between torch and onnxruntime; `fp16` and `q8`,
@@ -102,19 +108,22 @@ def export_onnx(
         graphs.mkdir()
         model.config.save_pretrained(folder)
         processor.save_pretrained(folder)
+        announce("writing the graphs")
         with _plain_attention(model):
             export_graphs(model, graphs, getattr(processor, "size_divisor", None))
         report: dict[str, Any] = {"images": [Path(image).name for image in images]}
+        announce(f"checking them on {len(images)} images")
         report["agreement"] = check_agreement(model, processor, folder, images)
-        if "fp16" in dtypes:
-            halve(graphs / MODEL_GRAPH, graphs / FP16_GRAPH)
-        if "q8" in dtypes:
-            quantize(processor, graphs / MODEL_GRAPH, graphs / QUANTIZED_GRAPH, images)
         for dtype in sorted(set(dtypes) - {"fp32"}):
+            announce(f"writing and comparing {GRAPHS[dtype]}")
+            if dtype == "fp16":
+                halve(graphs / MODEL_GRAPH, graphs / FP16_GRAPH)
+            else:
+                quantize(processor, graphs / MODEL_GRAPH, graphs / QUANTIZED_GRAPH, images)
             report[dtype] = compare_graph(folder, GRAPHS[dtype], images)
         report["weights"] = weights_hash(target) or weights_hash(checkpoint)
         report["sizes"] = {path.name: path.stat().st_size for path in sorted(graphs.glob("*.onnx"))}
-        (graphs / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        (graphs / GRAPH_REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         for path in folder.iterdir():
             # The checkpoint's own configuration stays.
             if path.is_file() and (target / path.name).exists():
@@ -141,12 +150,6 @@ def _plain_attention(model: SetCropForImageCropping) -> Iterator[None]:
     finally:
         modeling_conditional_detr.create_bidirectional_mask = create_mask
         model.config._attn_implementation = implementation
-
-
-def weights_hash(checkpoint: str | Path) -> str | None:
-    """Return the SHA-256 of a local checkpoint's weights, by which its graphs are known for its own, or None."""
-    weights = Path(checkpoint) / WEIGHTS
-    return hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
 
 
 def export_graphs(model: SetCropForImageCropping, folder: Path, size_divisor: int | None = None) -> None:

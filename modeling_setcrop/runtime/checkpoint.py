@@ -14,7 +14,7 @@ from ..image_preprocessing import ImagePreprocessing
 GRAPH_FOLDER = "onnx"
 # The files that transformers.js looks for, and one more.
 MODEL_GRAPH, FP16_GRAPH, QUANTIZED_GRAPH = "model.onnx", "model_fp16.onnx", "model_quantized.onnx"
-SCORER_GRAPH = "scorer.onnx"
+SCORER_GRAPH, GRAPH_REPORT = "scorer.onnx", "report.json"
 CONFIG, PREPROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
 
 _FLAGS = ("crop_scoring", "rerank", "anchor_sizes", "auxiliary_loss", "distillation_halved", "is_encoder_decoder")
@@ -32,6 +32,36 @@ class CheckpointError(ValueError):
 def has_graphs(folder: Path) -> bool:
     """Whether a folder holds graphs for onnxruntime."""
     return (folder / GRAPH_FOLDER / MODEL_GRAPH).is_file()
+
+
+def weights_hash(folder: str | Path) -> str | None:
+    """Return the SHA-256 of a local checkpoint's weights, by which its graphs are known for its own, or None."""
+    import hashlib  # which most commands do without
+
+    weights = Path(folder) / WEIGHTS
+    return hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else None
+
+
+def weights_of_graphs(folder: Path) -> str | None:
+    """Return the hash of the weights that a folder's graphs were made of, or None where that is not known."""
+    try:
+        report = json.loads((folder / GRAPH_FOLDER / GRAPH_REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return report.get("weights") if isinstance(report, dict) else None
+
+
+def check_graphs(folder: Path) -> None:
+    """Raise CheckpointError where weights lie beside the graphs of earlier ones, as after more training.
+
+    Weights that are older than the graphs are not looked at: a large file takes long.
+    """
+    graph, weights, made_of = folder / GRAPH_FOLDER / MODEL_GRAPH, folder / WEIGHTS, weights_of_graphs(folder)
+    if made_of is None or not weights.is_file() or weights.stat().st_mtime <= graph.stat().st_mtime:
+        return
+    if made_of != weights_hash(folder):
+        again = f"write them anew with: setcrop export onnx {folder} --model {folder}"
+        raise CheckpointError(f"{folder}: its graphs are of other weights than its {WEIGHTS}; {again}")
 
 
 def check_name(name: str) -> None:

@@ -15,7 +15,15 @@ from ..crop_options import CropOptions, check_count
 from ..cropping import CroppingBase
 from ..image_sources import is_several, read_any_image
 from ..image_trimming import trimmed
-from .checkpoint import GRAPH_FOLDER, MODEL_GRAPH, QUANTIZED_GRAPH, CheckpointError, check_name, has_graphs
+from .checkpoint import (
+    GRAPH_FOLDER,
+    MODEL_GRAPH,
+    QUANTIZED_GRAPH,
+    CheckpointError,
+    check_graphs,
+    check_name,
+    has_graphs,
+)
 
 Runtime = Literal["torch", "onnx", "onnx-int8"]
 RUNTIMES: tuple[Runtime, ...] = ("torch", "onnx", "onnx-int8")
@@ -84,8 +92,10 @@ class Cropper(CroppingBase):
 
         if device not in (None, "cpu"):
             raise CheckpointError(f"runtime {self.runtime} runs on the CPU, not on {device}")
-        graph = QUANTIZED_GRAPH if self.runtime == "onnx-int8" else MODEL_GRAPH
-        return OnnxEngine(_local_folder(self.name), graph, threads, few)
+        graph, folder = QUANTIZED_GRAPH if self.runtime == "onnx-int8" else MODEL_GRAPH, _local_folder(self.name)
+        if has_graphs(folder) and folder != _PACKAGED:
+            check_graphs(folder)
+        return OnnxEngine(folder, graph, threads, few)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _remake, (self._made_with, self.options)

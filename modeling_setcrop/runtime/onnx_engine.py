@@ -56,6 +56,17 @@ class OnnxEngine:
         self._model = _session(graphs / graph, threads, few)
         self._scorer = _session(graphs / SCORER_GRAPH, threads, few) if self.config.crop_scoring else None
         self._scorer_inputs = [] if self._scorer is None else [entry.name for entry in self._scorer.get_inputs()]
+        self._check_graphs(graphs / graph)
+
+    def _check_graphs(self, path: Path) -> None:
+        """Raise CheckpointError where the graphs are of different models, or of another than the config's."""
+        again = "write all of them anew with: setcrop export onnx"
+        given = {entry.name for entry in self._model.get_outputs()} | {"boxes", "source"}
+        if lacking := sorted(set(self._scorer_inputs) - given):
+            raise CheckpointError(f"{path}: gives no {lacking[0]}, which {SCORER_GRAPH} needs; {again}")
+        taken = {entry.name for entry in [*self._model.get_inputs(), *self._model.get_overridable_initializers()]}
+        if self._source_input(None).keys() - taken:
+            raise CheckpointError(f"{path}: has one source of ratings, {CONFIG} has several; {again}")
 
     def encode(self, images: Sequence[np.ndarray], source: int | None = None) -> list[OnnxEncodedImage]:
         """Run the graph over images (3, H, W), one at a time; see [`encode_images`]."""
