@@ -805,10 +805,15 @@ function checkDrawable(image) {
     throw new TypeError(`nothing decodes images here: give ${pixels}, of sharp for example, not ${image.constructor.name}`);
 }
 
+function isOpaque(data) {
+  for (let i = 3; i < data.length; i += 4) if (data[i] < 255) return false;
+  return true;
+}
+
 /** Pixels whose transparent parts show white, as in Python. */
 function overWhite(pixels) {
   const { data, channels } = pixels;
-  if (channels === 3) return pixels;
+  if (channels === 3 || isOpaque(data)) return pixels;
   const shown = new Uint8ClampedArray(data.length);
   for (let i = 0; i < data.length; i += 4) {
     const alpha = data[i + 3] / 255;
