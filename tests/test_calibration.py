@@ -255,6 +255,20 @@ def test_a_fit_that_is_no_better_on_images_left_out_changes_nothing(checkpoint, 
     assert (checkpoint / "config.json").read_bytes() == before
 
 
+def test_without_a_validation_split_the_images_that_training_leaves_out_are_asked(checkpoint, library):
+    labels = library / "labels.jsonl"
+    labels.write_text(labels.read_text().replace('"split": "val"', '"split": "train"'))
+    found = run(checkpoint, "--data", library, "--layout", "editor", "--dry-run")
+    assert found.exit_code == 1 and "all of the crops are of one image" in found.output
+    lines = labels.read_text().splitlines()
+    for number in range(9):
+        shutil.copy(library / f"{number % 6}.jpg", library / f"again{number}.jpg")
+        lines.append(lines[number % 6].replace(f'"{number % 6}.jpg"', f'"again{number}.jpg"'))
+    labels.write_text("\n".join(lines))
+    found = run(checkpoint, "--data", library, "--layout", "editor", "--dry-run")
+    assert found.exit_code == 0 and "20 crops of 2 images" in found.output, found.output
+
+
 def test_what_cannot_be_calibrated_is_said_in_one_line(checkpoint, library, tmp_path):
     for arguments, reason in (
         ((tmp_path / "none", "--data", library, "--layout", "editor"), "config.json: No such file"),

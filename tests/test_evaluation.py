@@ -318,14 +318,36 @@ def test_evaluate_command_writes_the_same_figures_in_three_forms(photo_set, tiny
     [
         (["--split", "validation"], "has no split 'validation', only train, test"),
         (["--layout", "gaic"], "needs the folders 'images' and 'annotations'"),
-        (["--model", "/no/such/checkpoint"], "/no/such/checkpoint"),
+        (["--model", "/no/such/checkpoint"], "/no/such/checkpoint: no such folder"),
+        (["--data", "/no/such/data"], "/no/such/data: no such folder"),
+        (["--data", __file__], "test_evaluation.py: not a folder"),
+        (["--device", "gpu"], "--device gpu: "),
+        (["--device", "xpu"], "--device xpu: "),
+        (["--out", __file__], "test_evaluation.py"),
     ],
 )
 def test_evaluate_command_explains_what_is_wrong_in_one_line(photo_set, options, message):
     arguments = ["evaluate", "--model", "none", "--data", str(photo_set), "--layout", "folder"]
     result = CliRunner().invoke(app, [*arguments, *options])
     assert result.exit_code == 1
-    assert message in result.stderr
+    assert message in result.stderr and len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["evaluate", "report"])
+def test_the_evaluation_of_something_else_is_not_replaced(photo_set, tmp_path, command):
+    def measure(*options: str):
+        arguments = ["--model", "none", "--data", str(photo_set), "--layout", "folder", "--out", str(tmp_path / "out")]
+        return CliRunner().invoke(app, [command, *arguments, *options])
+
+    for _ in range(2):
+        assert measure().exit_code == 0
+    before = (tmp_path / "out" / "evaluation.json").read_bytes()
+    result = measure("--split", "train")
+    assert result.exit_code == 1
+    assert "out: has the evaluation of none on" in result.stderr and "(folder, test); choose another" in result.stderr
+    assert (tmp_path / "out" / "evaluation.json").read_bytes() == before
+    (tmp_path / "out" / "evaluation.json").write_text("[]")
+    assert "evaluation.json: not an evaluation, which it would replace" in measure().stderr
 
 
 def test_report_is_one_page_with_everything_in_it(photo_set, tiny_checkpoint, tmp_path):

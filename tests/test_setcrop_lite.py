@@ -81,7 +81,18 @@ def test_what_is_missing_is_said_in_one_line(detector, tmp_path):
     few = crops_folder(tmp_path / "data", crops=20)
     result = initialise(tmp_path / "start", "--coco-weights", detector, "--data", few, "--layout", "folder")
     assert result.exit_code == 1
-    assert result.stderr == "setcrop init: 90 anchors need at least as many different good crops\n"
+    assert result.stderr.startswith("setcrop init: 90 anchors need at least as many different good crops, and")
+    assert "without a data set anchors start on GAIC's grid" in result.stderr
     result = initialise(tmp_path / "start", "--coco-weights", tmp_path)
     assert result.exit_code == 1 and result.stderr.startswith("setcrop init: ") and "model.json" in result.stderr
     assert not (tmp_path / "start").exists()
+
+
+def test_what_lies_in_the_folder_stays(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "model.safetensors").write_bytes(b"mine")
+    for place in (tmp_path / "mine", tmp_path / "mine" / "model.safetensors"):
+        result = initialise(place)
+        assert result.exit_code == 1
+        assert result.stderr == f"setcrop init: {place}: exists already; choose another folder\n"
+    assert (tmp_path / "mine" / "model.safetensors").read_bytes() == b"mine"

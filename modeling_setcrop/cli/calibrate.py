@@ -49,7 +49,7 @@ def calibrate(
         config = read_config(model / CONFIG)
         if not config.crop_scoring:
             raise ValueError(f"{model}: the model has no scoring head, and no ratings to calibrate")
-        rows = rows_of(data, layout, split, problems, parse_rating_scale(rating_scale))
+        rows = rows_of(data, layout, split, problems, parse_rating_scale(rating_scale), hold_out=True)
         before = GoodCropProbability.of(config)
         crops = _judged_crops(model, rows, top_k, problems)
         found = fit_probability(crops, before)

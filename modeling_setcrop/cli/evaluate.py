@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from . import options as shared
 from .data_options import LAYOUTS_HELP, RatingScale, needs_extra, parse_rating_scale
 
 if TYPE_CHECKING:
@@ -78,13 +80,16 @@ def evaluate(
         device,
         command="evaluate",
         rating_scale=rating_scale,
+        out=out,
     )
     # Piped output has no width of its own: leave the table whole.
     console = Console() if sys.stdout.isatty() else Console(width=220)
     for table in tables.terminal_tables(found.evaluation):
         console.print(table)
     if out is not None:
-        for file in [*tables.write(found.evaluation, out), *tables.write_predictions(found.evaluation, out)]:
+        with shared.failing("evaluate", OSError):
+            files = [*tables.write(found.evaluation, out), *tables.write_predictions(found.evaluation, out)]
+        for file in files:
             print(file)
 
 
@@ -100,8 +105,12 @@ def run_evaluation(
     device: str | None,
     command: str,
     rating_scale: str | None = None,
+    out: Path | None = None,
 ) -> Evaluated:
-    """Load what the options name and evaluate it, with a progress bar; errors end the command with one line."""
+    """Load what the options name and evaluate it, with a progress bar; errors end the command with one line.
+
+    Where the evaluation of something else lies in `out` already, nothing is measured.
+    """
     from rich.console import Console
     from rich.progress import Progress
 
@@ -110,22 +119,26 @@ def run_evaluation(
         from ..evaluation.run import run
 
     problems = Problems()
+    description = {"data": data.resolve().name, "layout": layout, "split": split, "model": _name(model)}
     try:
+        if out is not None:
+            _check_folder(out, description)
+        device = _checked_device(device)
         scale = parse_rating_scale(rating_scale)
         dataset = rows_of(data, layout, split, problems, scale)
         train = _train_labels(data, layout, split, train_data, train_layout, scale)
-        loaded, processor, name = _load_model(model)
+        loaded, processor = _load_model(model)
         with Progress(console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task("images", total=None if loaded is None else len(dataset))
             found = run(
                 dataset,
                 loaded,
                 processor,
-                name,
+                description["model"],
                 train,
                 centre_scale,
                 batch_size,
-                device or _default_device(),
+                device,
                 problems,
                 lambda done: progress.advance(task, done),
             )
@@ -134,16 +147,53 @@ def run_evaluation(
         raise typer.Exit(1) from error
     for problem in problems.found:
         print(f"setcrop {command}: {problem}", file=sys.stderr)
-    found.description = {"data": data.resolve().name, "layout": layout, "split": split, "model": name}
+    found.description = description
     return Evaluated(found, None if loaded is None else loaded.config, train)
 
 
-def rows_of(data: Path, layout: str, split: str, problems: Problems, scale: tuple[float, float] | None) -> Dataset:
+def _check_folder(out: Path, description: dict[str, str]) -> None:
+    """Make a folder before anything is measured.
+
+    Raises:
+        ValueError: it has the evaluation of another model or other data, which would be lost.
+        OSError: it cannot be made.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / "evaluation.json"
+    if not file.is_file():
+        return
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        of = {name: str(found[name]) for name in description}
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{file}: not an evaluation, which it would replace; choose another folder") from None
+    if of != description:
+        raise ValueError(
+            f"{out}: has the evaluation of {of['model']} on {of['data']} ({of['layout']}, {of['split']}); "
+            "choose another folder"
+        )
+
+
+def rows_of(
+    data: Path,
+    layout: str,
+    split: str,
+    problems: Problems,
+    scale: tuple[float, float] | None,
+    hold_out: bool = False,
+) -> Dataset:
+    """Load a split, or all of them.
+
+    Args:
+        hold_out: where there is no validation split, take the images that training leaves out.
+    """
     from datasets import concatenate_datasets
 
-    from ..data import DataError, load
+    from ..data import DataError, load, with_validation
 
     splits = load(layout, data, problems=problems, rating_scale=scale)
+    if hold_out and split != "all":
+        splits = with_validation(splits)
     if split == "all":
         return concatenate_datasets(list(splits.values()))
     if split not in splits:
@@ -175,26 +225,46 @@ def _train_labels(
     return None
 
 
-def _load_model(model: str | None) -> tuple[Any, Any, str]:
+def _name(model: str | None) -> str:
+    """Return what a model is called in tables."""
+    from .. import DEFAULT_CHECKPOINT
+
+    path = Path(model or DEFAULT_CHECKPOINT)
+    # "." and ".." are folders with a name too.
+    return (path.resolve() if path.is_dir() and model != "none" else path).name
+
+
+def _load_model(model: str | None) -> tuple[Any, Any]:
     if model == "none":
-        return None, None, "none"
+        return None, None
     from transformers import AutoImageProcessor, AutoModelForObjectDetection
     from transformers.utils import logging
 
     from .. import DEFAULT_CHECKPOINT
+    from ..runtime.checkpoint import is_folder_or_hub_name
 
     logging.disable_progress_bar()
-    checkpoint = model or DEFAULT_CHECKPOINT
-    # "." and ".." are folders with a name too.
-    name = (Path(checkpoint).resolve() if Path(checkpoint).is_dir() else Path(checkpoint)).name
+    checkpoint = str(model or DEFAULT_CHECKPOINT)
+    if not is_folder_or_hub_name(checkpoint):
+        raise FileNotFoundError(f"{checkpoint}: no such folder")
     return (
         AutoModelForObjectDetection.from_pretrained(checkpoint, trust_remote_code=False),
         AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False),
-        name,
     )
 
 
-def _default_device() -> str:
+def _checked_device(device: str | None) -> str:
+    """Return the device, the GPU by default if there is one.
+
+    Raises:
+        ValueError: there is no such device.
+    """
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from None
+    return device

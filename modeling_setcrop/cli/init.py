@@ -30,6 +30,8 @@ def init(
         from ..data import load
         from ..training.setcrop_lite import new_setcrop_lite
     try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ValueError(f"{folder}: exists already; choose another folder")
         rows = None
         if data is not None:
             splits = load(layout, data, rating_scale=parse_rating_scale(rating_scale))

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from . import options as shared
 from .evaluate import (
     BatchSize,
     CentreScale,
@@ -43,6 +44,18 @@ def report(
         raise typer.Exit(1) from error
 
     found = run_evaluation(
-        data, layout, model, split, train_data, train_layout, centre_scale, batch_size, device, command="report"
+        data,
+        layout,
+        model,
+        split,
+        train_data,
+        train_layout,
+        centre_scale,
+        batch_size,
+        device,
+        command="report",
+        out=out,
     )
-    print(write_report(found.evaluation, out, found.config, found.train, images))
+    with shared.failing("report", OSError):
+        page = write_report(found.evaluation, out, found.config, found.train, images)
+    print(page)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 
@@ -17,9 +18,14 @@ from .folder import load_folder
 from .gaic import load_gaic
 from .imagefolder import load_imagefolder
 from .label_studio import load_label_studio
+from .reading import held_out
 from .saved import load_saved
 from .schema import FEATURES, DataError, Problem, Problems
 
+logger = logging.getLogger(__name__)
+
+HELD_OUT = 0.1
+"""Share of the training images that are held out for validation where a data set has no validation split."""
 LAYOUTS: dict[str, Callable[..., DatasetDict]] = {
     "gaic": load_gaic,
     "cpc": load_cpc,
@@ -60,11 +66,29 @@ def load(
     """
     if layout not in LAYOUTS:
         raise DataError(f"unknown layout {layout!r}: choose one of {', '.join(LAYOUTS)}")
+    if not os.path.isdir(path):
+        raise DataError(f"{os.fspath(path)}: {'not a' if os.path.exists(path) else 'no such'} folder")
     if rating_scale is None:
         return LAYOUTS[layout](path, problems=problems)
     if layout not in RATED_ON_ANY_SCALE:
         raise DataError(f"rating_scale: layout {layout!r} has its own scale of ratings")
     return LAYOUTS[layout](path, problems=problems, rating_scale=rating_scale)
+
+
+def with_validation(splits: DatasetDict) -> DatasetDict:
+    """Return the splits, a tenth of the training images as the validation split where there is none.
+
+    It is the same tenth every time, at least one image, so that a model is calibrated on what it was not trained on.
+    """
+    train = splits.get("train")
+    if "validation" in splits or train is None or len(train) < 2:
+        return splits
+    names = train["image_id"][:]
+    chosen = held_out(names, max(HELD_OUT, 1 / len(names)), seed=0)
+    held = [number for number, name in enumerate(names) if name in chosen]
+    kept = [number for number, name in enumerate(names) if name not in chosen]
+    logger.warning("no validation split: %d of the %d training images are held out for it", len(held), len(names))
+    return DatasetDict({**splits, "train": train.select(kept), "validation": train.select(held)})
 
 
 __all__ = [
@@ -85,4 +109,5 @@ __all__ = [
     "load_imagefolder",
     "load_label_studio",
     "load_saved",
+    "with_validation",
 ]

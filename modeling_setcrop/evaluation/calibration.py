@@ -183,9 +183,12 @@ def cross_fitted(crops: JudgedCrops) -> np.ndarray:
     """Return probabilities (M,) of crops, each by what was fitted on the other half of the images.
 
     Raises:
-        ValueError: nothing can be fitted on one of the halves.
+        ValueError: there is one image alone, or nothing can be fitted on one of the halves.
     """
-    probabilities, even = np.zeros(len(crops.good)), crops.image % 2 == 0
+    images, place = np.unique(crops.image, return_inverse=True)
+    if len(images) < 2:
+        raise ValueError("all of the crops are of one image: a fit is measured on images that it was not made for")
+    probabilities, even = np.zeros(len(crops.good)), place % 2 == 0
     for half in (even, ~even):
         probabilities[half] = fit_probability(crops.some(~half))(crops.ratings[half], crops.cut_off[half])
     return probabilities

@@ -140,8 +140,12 @@ def kmeans_anchors(crops: np.ndarray, count: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     points = xyxy_to_cxcywh(crops[rng.permutation(len(crops))[:_KMEANS_CROPS]])
     points = np.concatenate([points, np.abs([1, 0, 0, 0] - points)])
-    if len(np.unique(points.round(3), axis=0)) < count:
-        raise ValueError(f"{count} anchors need at least as many different good crops")
+    different = len(np.unique(points.round(3), axis=0))
+    if different < count:
+        raise ValueError(
+            f"{count} anchors need at least as many different good crops, and with their mirror images there are "
+            f"{different}: without a data set anchors start on GAIC's grid of crops"
+        )
     centres, _ = kmeans2(points, count, iter=_KMEANS_STEPS, minit="++", rng=rng)
     centres = centres[np.argsort(-centres[:, 2] * centres[:, 3], kind="stable")]
     return centres.clip(0.01, 0.99).astype(np.float32)
