@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from datasets import Image as ImageFeature
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -296,5 +297,18 @@ class TestBatches:
         good = CropDataset(rows, augment=False)[Draw(1, (32, 64), (32, 64), 0)]
         collate = CropCollator(SetCropImageProcessorPil())
         assert collate([nothing, good])["indices"].tolist() == [1]
-        with pytest.raises(OSError, match="none of the images"):
-            collate([nothing])
+        assert collate([nothing]) is None
+
+    def test_in_training_the_next_image_stands_in_for_a_broken_one(self, rows, tmp_path: Path, caplog):
+        (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
+        images = [row["image"] for row in rows.cast_column("image", ImageFeature(decode=False))]
+        images[0] = {"path": str(tmp_path / "broken.jpg"), "bytes": None}
+        broken = rows.remove_columns("image").add_column("image", images)
+        shown = CropDataset(broken, augment=True)
+        item = shown[Draw(0, (32, 64), (40, 64), 0)]
+        assert item["index"] == 1 and item["padded_size"] == (40, 64)
+        height, width = item["image"].height, item["image"].width
+        assert height <= 40 and width <= 64 and (height == 40 or width == 64)
+        assert height / width == pytest.approx(rows[1]["height"] / rows[1]["width"], abs=0.02)
+        shown[Draw(0, (32, 64), (40, 64), 0)]
+        assert caplog.text.count("left out image") == 1

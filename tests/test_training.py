@@ -18,13 +18,16 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from datasets import Image as ImageFeature
 from huggingface_hub import HfApi, RepoUrl
+from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from training_data import write_cpc, write_editor, write_folder, write_gaic, write_tiny_start
 from transformers import HfArgumentParser
 
 from modeling_setcrop import SetCropConfig, SetCropForImageCropping
-from modeling_setcrop.data import LAYOUTS, load
+from modeling_setcrop.data import LAYOUTS, load, with_validation
 from modeling_setcrop.images.atomic import OLD_PREFIX
 from modeling_setcrop.training import checkpointing, engine
 from modeling_setcrop.training.arguments import (
@@ -99,6 +102,14 @@ def log_of(args: CropTrainingArguments) -> list[dict[str, float]]:
     return [json.loads(line) for line in (Path(args.output_dir) / "log.jsonl").read_text().splitlines()]
 
 
+def truncate(image: Path) -> None:
+    """Leave the header and a part of the pixels, as a JPEG, whose header says nothing of that."""
+    with Image.open(image) as whole:
+        pixels = whole.convert("RGB")
+    pixels.save(image, "JPEG")
+    image.write_bytes(image.read_bytes()[: image.stat().st_size * 9 // 10])
+
+
 class StoppedAt(CropTraining):
     """A run that gets SIGTERM during a given step."""
 
@@ -125,6 +136,63 @@ class TestRun:
         assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
         assert all(math.isfinite(line["loss"]) for line in steps)
         assert sum("validation_loss" in line for line in log_of(args)) == 2
+
+    @pytest.mark.parametrize(("layout", "workers"), [("gaic", 0), ("gaic", 1), ("editor", 1)])
+    def test_a_broken_image_alone_in_its_batch_is_no_end(self, arguments, tmp_path, caplog, layout, workers):
+        write = write_gaic if layout == "gaic" else write_editor
+        data = write(tmp_path / "data", train=4, val=3)
+        for rows in load(layout, data).values():
+            truncate(Path(rows.cast_column("image", ImageFeature(decode=False))[0]["image"]["path"]))
+        options = {"data": str(data), "layout": layout, "dataloader_num_workers": workers}
+        args = arguments(**options, per_device_train_batch_size=1)
+        figures = CropTraining(args).train()
+        assert figures["images"] == 2
+        assert [line["step"] for line in log_of(args) if "loss" in line] == list(range(1, 9))
+
+    def test_data_of_which_nothing_can_be_decoded_is_said(self, arguments, tmp_path):
+        for broken, other in (("train", "validation"), ("val", "training")):
+            data = write_gaic(tmp_path / broken, train=2, val=2)
+            for image in (data / "images" / broken).iterdir():
+                truncate(image)
+            said = "training" if other == "validation" else "validation"
+            args = arguments(data=str(data), output_dir=str(tmp_path / f"out-{broken}"))
+            with pytest.raises(TrainingError, match=f"none of the {said} images can be decoded"):
+                CropTraining(args).train()
+
+    def test_without_a_validation_split_a_tenth_of_the_images_is_held_out(self, arguments, tmp_path, caplog):
+        data = write_gaic(tmp_path / "data", train=10, val=0)
+        training = CropTraining(arguments(data=str(data), max_steps=1))
+        assert (len(training.train_rows), len(training.validation_rows)) == (9, 1)
+        assert "1 of the 10 training images are held out" in caplog.text
+        assert training.train()["images"] == 1
+        held = training.validation_rows["image_id"][:]
+        assert with_validation(load("gaic", data))["validation"]["image_id"][:] == held
+        assert held[0] not in training.train_rows["image_id"][:]
+
+    def test_a_model_in_the_output_folder_stays(self, arguments, start, tmp_path):
+        mine = tmp_path / "out" / "model.safetensors"
+        mine.parent.mkdir()
+        mine.write_bytes(b"mine")
+        CropTraining(arguments(output_dir=str(tmp_path / "other"), max_steps=1)).train()
+        for resumed in (None, str(tmp_path / "other" / "checkpoint-1")):
+            with pytest.raises(CheckpointError, match="out: has a model, which training would replace"):
+                CropTraining(arguments(resume_from_checkpoint=resumed))
+        assert mine.read_bytes() == b"mine"
+
+    def test_a_figure_that_is_not_defined_is_left_out(self, arguments, tmp_path):
+        data = write_gaic(tmp_path / "data", train=4, val=1)
+        (labels,) = (data / "annotations" / "val").iterdir()
+        lines = [line.split() for line in labels.read_text().splitlines()]
+        labels.write_text("\n".join(" ".join([*line[:4], "4"]) for line in lines))  # all equal: no rank correlation
+        args = arguments(data=str(data), max_steps=1)
+        assert "srcc" not in CropTraining(args).train()
+        assert "NaN" not in Path(args.output_dir, "log.jsonl").read_text()
+
+    def test_every_validation_is_told(self, arguments, caplog):
+        caplog.set_level("INFO")
+        CropTraining(arguments(max_steps=3)).train()
+        (told,) = [record.getMessage() for record in caplog.records if record.getMessage().startswith("epoch 1: loss")]
+        assert "srcc" in told and told.endswith("(the best so far)")
 
     def test_overfits_three_images(self, arguments):
         args = arguments(
@@ -386,6 +454,15 @@ class TestResume:
         assert resumed.resume_folder == out / "checkpoint-1"
         assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
 
+    def test_a_finished_run_is_not_gone_on_with_in_another_folder(self, arguments, tmp_path):
+        CropTraining(arguments(max_steps=1)).train()
+        finished = {"resume_from_checkpoint": str(tmp_path / "out" / "checkpoint-1")}
+        with pytest.raises(CheckpointError, match="checkpoint-1: its run is at its end"):
+            CropTraining(arguments(max_steps=1, output_dir=str(tmp_path / "other"), **finished)).train()
+        # Whatever was best in the first folder, the second one gets a model.
+        CropTraining(arguments(max_steps=2, learning_rate=0.0, output_dir=str(tmp_path / "third"), **finished)).train()
+        assert (tmp_path / "third" / "model.safetensors").is_file()
+
     def test_refuses_another_batch_size(self, arguments):
         CropTraining(arguments(max_steps=3)).train()
         with pytest.raises(CheckpointError, match="3 steps an epoch, not 5"):
@@ -414,14 +491,15 @@ class TestRefusals:
             training.train()
         assert find_checkpoint("latest", Path(args.output_dir)).name == "checkpoint-0"
 
-    def test_a_full_disk_is_said_and_leaves_the_last_checkpoint_whole(self, arguments, monkeypatch):
+    @pytest.mark.parametrize("error", [OSError, SafetensorError])
+    def test_a_full_disk_is_said_and_leaves_the_last_checkpoint_whole(self, arguments, monkeypatch, error):
         args = arguments(save_steps=1)
         training = CropTraining(args)
         save = checkpointing.save_optimizer
 
         def full(optimizer, folder):
             if training.step == 2:
-                raise OSError(errno.ENOSPC, "No space left on device")
+                raise error(errno.ENOSPC, "No space left on device")
             save(optimizer, folder)
 
         monkeypatch.setattr("modeling_setcrop.training.engine.save_optimizer", full)
@@ -432,8 +510,8 @@ class TestRefusals:
         assert [p.name for p in out.iterdir() if p.name.startswith(".")] == []
 
     def test_an_empty_split(self, arguments, tmp_path):
-        data = write_gaic(tmp_path / "gaic", train=2, val=0)
-        with pytest.raises(ValueError, match="'validation' has no images"):
+        data = write_gaic(tmp_path / "gaic", train=0, val=2)
+        with pytest.raises(ValueError, match="'train' has no images; there are validation"):
             CropTraining(arguments(data=str(data)))
 
     def test_an_unknown_metric(self, arguments):
@@ -724,6 +802,21 @@ class TestReporting:
         assert "--max_steps 2" in record["command"] and record["command"].startswith("setcrop train --")
         assert str(Path(args.output_dir).parent) not in record["command"]
 
+    def test_a_run_that_goes_on_writes_down_its_own_steps_and_no_folder(self, arguments):
+        args = arguments(max_steps=2)
+        CropTraining(args).train()
+        record = Path(args.output_dir, "training.json")
+        assert str(Path(args.model_name_or_path).parent) not in record.read_text()
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"labels": "Rated by gardeners."}))
+        CropTraining(arguments(max_steps=4, learning_rate=0.0, resume_from_checkpoint="latest")).train()
+        found = json.loads(record.read_text())
+        assert found["labels"] == "Rated by gardeners." and "--max_steps 4" in found["command"]
+        assert found["recipe"][0].startswith("4 optimiser steps")
+        found["recipe"].append("Dried for a week.")
+        record.write_text(json.dumps(found))
+        CropTraining(arguments(max_steps=5, resume_from_checkpoint="latest")).train()
+        assert json.loads(record.read_text())["recipe"] == found["recipe"]
+
     def test_mixed_precision_trains_with_finite_losses(self, arguments):
         AcceleratorState._reset_state(reset_partial_state=True)
         args = arguments(mixed_precision="bf16", max_steps=2)
@@ -780,8 +873,9 @@ class TestCommand:
         assert error.startswith("train: ") and message in error
 
     def test_a_model_that_is_nowhere_is_a_folder_that_is_not_there(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match=r"lost: no such folder$"):
-            load_model(str(tmp_path / "lost"))
+        for load_part in (load_processor, load_model):
+            with pytest.raises(FileNotFoundError, match=r"lost: no such folder$"):
+                load_part(str(tmp_path / "lost"))
 
     @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda file: file.stem)
     def test_recipes_are_valid(self, recipe):

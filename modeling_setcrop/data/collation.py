@@ -194,8 +194,8 @@ class CropDataset(torch.utils.data.Dataset):
     Items are asked for by `Draw`, which says the size and the seed. An item has the keys `image` (PIL), `annotation`
     (`boxes` (S, 4) corners in pixels, `scores` (S,) or None, `good` (S,)) and `index`. Of an image with `crop_labels`
     a view is drawn, which with `augment` depends on the draw's seed alone, and without on nothing but the image's row;
-    its item has `drawn` (a [`CropView`]) instead of `annotation`. An image that cannot be decoded is None, after a
-    warning.
+    its item has `drawn` (a [`CropView`]) instead of `annotation`. Of an image that cannot be decoded, a warning tells
+    once; with `augment` the whole of the next one that can be is shown instead, without, the item is None.
 
     Args:
         dataset: rows of the shared schema (`modeling_setcrop.data.schema`).
@@ -207,17 +207,37 @@ class CropDataset(torch.utils.data.Dataset):
         self.rows = dataset.cast_column("image", ImageFeature(decode=False))
         self.augment = augment
         self.resample = Image.Resampling(resample)
+        self.undecodable: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, draw: Draw) -> dict[str, Any] | None:
+        item = self._item(draw)
+        if item is None and self.augment:
+            # A batch of training has to have an image: several processes wait for each other's gradients.
+            others = (self._item(self._instead(draw, step)) for step in range(1, len(self.rows)))
+            item = next((other for other in others if other is not None), None)
+        return item
+
+    def _instead(self, draw: Draw, step: int) -> Draw:
+        """Return a draw of all of the image `step` rows further, as large as the first one's batch lets it be."""
+        index = (draw.index + step) % len(self.rows)
+        row = self.rows[index]
+        scale = min(draw.padded_size[0] / row["height"], draw.padded_size[1] / row["width"])
+        size = tuple(max(1, round(row[side] * scale)) for side in ("height", "width"))
+        return draw._replace(index=index, size=size, view=None)
+
+    def _item(self, draw: Draw) -> dict[str, Any] | None:
+        if draw.index in self.undecodable:
+            return None
         row = self.rows[draw.index]
         window = np.array([0.0, 0.0, 1.0, 1.0] if draw.view is None else draw.view.window)
         across, down = window[2:] - window[:2]
         try:
             image = read_image(row["image"], math.ceil(min(draw.size[0] / down, draw.size[1] / across))).image
         except ImageFileError as error:
+            self.undecodable.add(draw.index)
             logger.warning("left out image %r, which cannot be decoded: %s", row["image_id"], error)
             return None
         if row.get("crop_labels") is not None:
@@ -254,10 +274,7 @@ class CropCollator:
     Returns (when called):
         `pixel_values` (B, 3, H, W) and `pixel_mask` (B, H, W) padded to the draw's padded size, `labels` (a list of B
         dicts), `indices` (B,), the rows of the dataset, and, of views and a model that knows editors and people,
-        `source` (B,), whose labels they are. Items that are None are left out.
-
-    Raises (when called):
-        OSError: no image of the batch could be decoded.
+        `source` (B,), whose labels they are. Items that are None are left out; of nothing else, the batch is None.
     """
 
     def __init__(self, processor: Any, augment: bool = False, sources: Sequence[str] | None = None) -> None:
@@ -265,10 +282,10 @@ class CropCollator:
         self.augment = augment
         self.sources = list(sources or [])
 
-    def __call__(self, items: list[dict[str, Any] | None]) -> dict[str, Any]:
+    def __call__(self, items: list[dict[str, Any] | None]) -> dict[str, Any] | None:
         found = [item for item in items if item is not None]
         if not found:
-            raise OSError("none of the images of a batch can be decoded")
+            return None
         height, width = (max(sides) for sides in zip(*(item["padded_size"] for item in found), strict=True))
         batch = self.processor(
             images=[item["image"] for item in found],

@@ -112,7 +112,7 @@ class CropTrainingArguments:
     mixed_precision: str | None = _option(
         None, f"Arithmetic of the forward pass ({', '.join(PRECISIONS)}); what `accelerate launch` says if not given."
     )
-    torch_compile: bool = _option(False, "Compile the model with torch.compile.")
+    torch_compile: bool = _option(False, "Compile the model with torch.compile, on a CPU for many minutes.")
 
     train_short_sides: list[int] | None = field(
         default=None,

@@ -34,14 +34,16 @@ def remove_old(output_dir: Path, keep: int) -> None:
         shutil.rmtree(folder)
 
 
-def refuse_checkpoints_in(output_dir: Path) -> None:
-    """Raise CheckpointError where an earlier run left checkpoints, which a new run's would be mistaken for."""
+def refuse_results_in(output_dir: Path) -> None:
+    """Raise CheckpointError where there are checkpoints, for which a new run's would be taken, or a model."""
     found = _existing(output_dir)
     if found:
         raise CheckpointError(
             f"{output_dir}: has {found[-1].name} of an earlier run; go on from it with "
             "--resume_from_checkpoint latest, or choose another output_dir"
         )
+    if any(output_dir.glob("*.safetensors")):
+        raise CheckpointError(f"{output_dir}: has a model, which training would replace; choose another output_dir")
 
 
 def find_checkpoint(name: str, output_dir: Path) -> Path:

@@ -19,10 +19,11 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import TorchDynamoPlugin, gather_object, send_to_device, set_seed
 from datasets import Dataset, DatasetDict
+from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..data import load
+from ..data import load, with_validation
 from ..data.any_box_rating import CropLabels
 from ..data.collation import AspectRatioBatchSampler, CropCollator, CropDataset
 from ..data.crop_views import ViewChoices
@@ -38,7 +39,7 @@ from .checkpointing import (
     load_optimizer,
     load_weights,
     random_state,
-    refuse_checkpoints_in,
+    refuse_results_in,
     remove_old,
     restore_random_state,
     save_optimizer,
@@ -149,6 +150,7 @@ class CropTraining:
         args = self.args
         with self.accelerator.main_process_first():
             splits = load(args.layout, args.data, rating_scale=args.rating_scale) if dataset is None else dataset
+            splits = with_validation(splits)
         self.train_rows = _split(splits, "train", args.max_train_samples, args.data)
         self.validation_rows = _split(splits, "validation", args.max_eval_samples, args.data)
         if self.metric in RATED_FIGURES and all(scores is None for scores in self.validation_rows["scores"]):
@@ -163,10 +165,11 @@ class CropTraining:
         if self.accelerator.is_main_process:
             sweep_parts(self.output_dir)
         self.accelerator.wait_for_everyone()
-        if self.args.resume_from_checkpoint:
-            return find_checkpoint(self.args.resume_from_checkpoint, self.output_dir)
-        refuse_checkpoints_in(self.output_dir)
-        return None
+        name = self.args.resume_from_checkpoint
+        folder = find_checkpoint(name, self.output_dir) if name else None
+        if folder is None or folder.resolve().parent != self.output_dir.resolve():
+            refuse_results_in(self.output_dir)
+        return folder
 
     def train(self) -> dict[str, float]:
         """Train to the end and return the best validation's figures."""
@@ -187,13 +190,16 @@ class CropTraining:
                 if last or self.epoch % self.args.eval_every == 0:
                     self._validate()
                 self._checkpoint()
+        if not (self.output_dir / "metrics.json").is_file():
+            raise CheckpointError(f"{self.resume_folder}: its run is at its end, and there is nothing to train")
+        best = json.loads((self.output_dir / "metrics.json").read_text())
         if self.accelerator.is_main_process:
             images = {"train": len(self.train_rows), "validation": len(self.validation_rows)}
-            write_training_record(self.output_dir, self.args, images, self.step)
+            write_training_record(self.output_dir, self.args, images, self.step, best["step"])
             if repository is not None:
                 publish(self.output_dir, repository)
         self.accelerator.end_training()
-        return json.loads((self.output_dir / "metrics.json").read_text())
+        return best
 
     # The epoch
 
@@ -309,6 +315,8 @@ class CropTraining:
         better = is_better(self.metric, figures[self.metric], self.best)
         if self.accelerator.is_main_process:
             self._log({f"validation_{name}": value for name, value in figures.items()}, self.epoch)
+            told = ", ".join(f"{name} {value:.4g}" for name, value in _defined(figures).items() if name != "images")
+            logger.info("epoch %d: %s%s", self.epoch, told, " (the best so far)" if better else "")
             if better:
                 with _writing(self.output_dir), atomic_files(self.output_dir) as folder:
                     self._save_best(model, folder, figures)
@@ -320,15 +328,20 @@ class CropTraining:
         model.eval()
         records: list[dict[str, Any]] = []
         for batch in self.validation_loader:
+            if batch is None:
+                continue
             records.extend(validation_records(model, self._on_device(batch), batch["indices"], self.processor))
         if self.accelerator.num_processes > 1:
             records = gather_object(records)
+        if not records:
+            raise TrainingError("none of the validation images can be decoded")
         return validation_figures(records, self.validation_rows)
 
     def _save_best(self, model: Any, folder: Path, figures: dict[str, float]) -> None:
         model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
-        (folder / "metrics.json").write_text(json.dumps({"epoch": self.epoch, "step": self.step, **figures}, indent=1))
+        content = {"epoch": self.epoch, "step": self.step, **_defined(figures)}
+        (folder / "metrics.json").write_text(json.dumps(content, indent=1))
 
     def _checkpoint(self) -> Path:
         """Save everything that the run needs to go on as if it had never stopped."""
@@ -383,13 +396,14 @@ class CropTraining:
             self.teacher = moving_average(self.raw_model, self.raw_model.config.distillation_momentum)
             load_weights(self.teacher.module, folder / "teacher.safetensors")
         self.step, self.epoch, self.batches_done = (progress[k] for k in ("step", "epoch", "batches_done"))
-        self.best = progress["best"]
+        # Another run's best model lies in its own folder.
+        own = folder.resolve().parent == self.output_dir.resolve()
+        self.best = progress["best"] if own else None
         self.scheduler.last_epoch = progress["scheduler"]["last_epoch"]
         self.scheduler._last_lr = progress["scheduler"]["last_lr"]
         restore_random_state(folder, self.accelerator.process_index)
         if self.accelerator.is_main_process:
             # Steps past the checkpoint are made again, and logged again. Another run's folder has another log.
-            own = folder.resolve().parent == self.output_dir.resolve()
             cut_log(self.log_file, progress.get("log_bytes", 0) if own else 0)
             logger.info("resuming from %s: epoch %d, step %d", folder, self.epoch + 1, self.step)
 
@@ -398,7 +412,7 @@ class CropTraining:
         if self.accelerator.is_main_process:
             line = {"step": self.step, "epoch": self.epoch + 1 if epoch is None else epoch}
             with open(self.log_file, "a") as file:
-                file.write(json.dumps({**line, **{k: round(v, 6) for k, v in figures.items()}}) + "\n")
+                file.write(json.dumps({**line, **{k: round(v, 6) for k, v in _defined(figures).items()}}) + "\n")
         if self.args.report_to:
             # Some trackers take no @ in a name.
             self.accelerator.log({name.replace("@", "_"): value for name, value in figures.items()}, step=self.step)
@@ -558,13 +572,18 @@ def _writing(target: Path) -> Iterator[None]:
     """Say of a disk's error what could not be written."""
     try:
         yield
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise TrainingError(f"cannot write {target}: {error}; what was saved before is unharmed") from error
+
+
+def _defined(figures: dict[str, float]) -> dict[str, float]:
+    """Return the figures that are numbers: JSON knows no others."""
+    return {name: value for name, value in figures.items() if math.isfinite(value)}
 
 
 def _split(splits: DatasetDict, name: str, limit: int | None, source: str) -> Dataset:
     if name not in splits or not len(splits[name]):
-        raise ValueError(f"{source}: the split {name!r} has no images")
+        raise ValueError(f"{source}: the split {name!r} has no images; there are {', '.join(splits)}")
     rows = splits[name]
     return rows if limit is None else rows.select(range(min(limit, len(rows))))
 
@@ -573,6 +592,8 @@ def _grouped(loader: DataLoader, size: int) -> Iterator[list[Any]]:
     """Consecutive groups of `size` batches; the last one may be smaller."""
     group = []
     for batch in loader:
+        if batch is None:
+            raise TrainingError("none of the training images can be decoded")
         group.append(batch)
         if len(group) == size:
             yield group

@@ -158,6 +158,8 @@ def load_processor(
     Raises:
         OSError: there is none.
     """
+    if not is_folder_or_hub_name(name_or_path):
+        raise FileNotFoundError(f"{name_or_path}: no such folder")
     processor = AutoImageProcessor.from_pretrained(name_or_path)
     if not hasattr(processor, "post_process_image_cropping"):
         kept = {name: value for name, value in processor.to_dict().items() if name in _PIXEL_FIELDS}
