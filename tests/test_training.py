@@ -131,6 +131,8 @@ class TestRun:
         assert json.loads((out / "metrics.json").read_text()) == figures
         assert figures.keys() >= {"loss", "ap_10@0.85", "ap_10@0.90", "iou", "acc_1/5@0.90", "srcc"}
         assert (out / "checkpoint-6" / "model.safetensors").is_file()
+        # Whoever reads the configuration can read the weights.
+        assert len({path.stat().st_mode for path in out.rglob("*") if path.is_file()}) == 1
         assert not (out / "checkpoint-3").exists()
         steps = [line for line in log_of(args) if "loss" in line]
         assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -111,9 +113,6 @@ def run_evaluation(
 
     Where the evaluation of something else lies in `out` already, nothing is measured.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     with needs_extra(command, "evaluate"):
         from ..data import DataError, Problems
         from ..evaluation.run import run
@@ -128,20 +127,9 @@ def run_evaluation(
         dataset = rows_of(data, layout, split, problems, scale)
         train = _train_labels(data, layout, split, train_data, train_layout, scale)
         loaded, processor = _load_model(model)
-        with Progress(console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task("images", total=None if loaded is None else len(dataset))
-            found = run(
-                dataset,
-                loaded,
-                processor,
-                description["model"],
-                train,
-                centre_scale,
-                batch_size,
-                device,
-                problems,
-                lambda done: progress.advance(task, done),
-            )
+        with _progress(None if loaded is None else len(dataset)) as advance:
+            name = description["model"]
+            found = run(dataset, loaded, processor, name, train, centre_scale, batch_size, device, problems, advance)
     except (DataError, OSError, ValueError, RuntimeError) as error:
         print(f"setcrop {command}: {' '.join(str(error).split())}", file=sys.stderr)
         raise typer.Exit(1) from error
@@ -149,6 +137,17 @@ def run_evaluation(
         print(f"setcrop {command}: {problem}", file=sys.stderr)
     found.description = description
     return Evaluated(found, None if loaded is None else loaded.config, train)
+
+
+@contextmanager
+def _progress(images: int | None) -> Iterator[Callable[[int], None]]:
+    """Show how many images are done, and give the function that says so."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("images", total=images)
+        yield lambda done: progress.advance(task, done)
 
 
 def _check_folder(out: Path, description: dict[str, str]) -> None:

@@ -28,6 +28,7 @@ def init(
     """Make an untrained setcrop-lite, with a pre-trained backbone."""
     with needs_extra("init", "train"):
         from ..data import load
+        from ..images.atomic import atomic_files
         from ..training.setcrop_lite import new_setcrop_lite
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -39,8 +40,9 @@ def init(
                 raise ValueError(f"{data}: has no split 'train' to take anchors from, only {', '.join(splits)}")
             rows = splits["train"]
         model, processor = new_setcrop_lite(rows, seed, coco_weights)
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
+        with atomic_files(folder) as work:
+            model.save_pretrained(work)
+            processor.save_pretrained(work)
     except (ValueError, OSError, ImportError) as error:
         print(f"setcrop init: {error}", file=sys.stderr)
         raise typer.Exit(1) from None

@@ -79,6 +79,7 @@ def atomic_folder(target: str | os.PathLike[str], keep_existing: bool = False) -
     work.mkdir()
     try:
         yield work
+        _open_to_readers(work)
         if keep_existing and target.is_dir():
             return
         if target.exists():
@@ -111,6 +112,7 @@ def atomic_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
         raise FileWriteError(folder, error) from None
     try:
         yield work
+        _open_to_readers(work)
         for path in sorted(path for path in work.rglob("*") if path.is_file()):
             place = folder / path.relative_to(work)
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -130,6 +132,14 @@ def is_part(name: str) -> bool:
 def is_empty(folder: Path) -> bool:
     """Whether a folder holds nothing, or only what killed runs left half written."""
     return all(is_part(path.name) for path in folder.iterdir())
+
+
+def _open_to_readers(work: Path) -> None:
+    """Give the files in a new folder the permissions of new files; safetensors makes them their owner's alone."""
+    permissions = work.stat().st_mode & 0o666
+    for path in work.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(path.stat().st_mode | permissions)
 
 
 def sweep_parts(folder: Path) -> None:
