@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from transformers import BaseImageProcessor, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from modeling_setcrop import SetCropForImageCropping
-from modeling_setcrop.data import LAYOUTS, load
+from modeling_setcrop.data import LAYOUTS, load, with_validation
 from modeling_setcrop.data.any_box_rating import CropLabels
 from modeling_setcrop.data.collation import CropCollator, CropDataset, Draw, batches_of_one_size, read_image
 from modeling_setcrop.data.crop_views import ViewChoices
@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1e-4)
     options = parser.parse_args()
-    splits = load(options.layout, options.data)
+    splits = with_validation(load(options.layout, options.data))
     trainer = make_trainer(
         load_model(options.model),
         load_processor(options.model),

@@ -933,6 +933,13 @@ class TestTransformersTrainer:
         trainer.save_model()
         assert SetCropForImageCropping.from_pretrained(tmp_path).config.num_queries == 12
 
+    def test_holds_images_out_where_there_is_no_validation_split(self, start, tmp_path, monkeypatch):
+        data = write_gaic(tmp_path / "data", train=4, val=0)
+        options = {"--data": data, "--model": start, "--output_dir": tmp_path / "out", "--epochs": 1}
+        monkeypatch.setattr(sys, "argv", ["train", *(str(part) for option in options.items() for part in option)])
+        _trainer_example().main()
+        assert (tmp_path / "out" / "model.safetensors").is_file()
+
     def test_trains_on_views_of_an_editors_library_that_differ_by_epoch(self, start, tmp_path):
         splits = load("editor", write_editor(tmp_path / "library"))
         trainer = _trainer_example().make_trainer(
