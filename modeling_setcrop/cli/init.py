@@ -28,10 +28,10 @@ def init(
     """Make an untrained setcrop-lite, with a pre-trained backbone."""
     with needs_extra("init", "train"):
         from ..data import load
-        from ..images.atomic import atomic_files
+        from ..images.atomic import atomic_files, is_empty
         from ..training.setcrop_lite import new_setcrop_lite
     try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or not is_empty(folder)):
             raise ValueError(f"{folder}: exists already; choose another folder")
         rows = None
         if data is not None:
