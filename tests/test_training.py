@@ -196,6 +196,17 @@ class TestRun:
         (told,) = [record.getMessage() for record in caplog.records if record.getMessage().startswith("epoch 1: loss")]
         assert "srcc" in told and told.endswith("(the best so far)")
 
+    def test_the_model_that_training_starts_from_may_stay_the_best(self, arguments, tiny_checkpoint):
+        args = arguments(max_steps=3, learning_rate=0.5, model_name_or_path=str(tiny_checkpoint), eval_on_start=True)
+        found = CropTraining(args).train()
+        lines = [line for line in log_of(args) if "validation_loss" in line]
+        assert [(line["epoch"], line["step"]) for line in lines] == [(0, 0), (1, 3)]
+        assert lines[0]["validation_loss"] < lines[1]["validation_loss"] and found["step"] == found["epoch"] == 0
+        start, kept = (SetCropForImageCropping.from_pretrained(x) for x in (tiny_checkpoint, args.output_dir))
+        assert all(torch.equal(value, kept.state_dict()[name]) for name, value in start.state_dict().items())
+        record = json.loads((Path(args.output_dir) / "training.json").read_text())
+        assert record["recipe"][0].startswith("3 optimiser steps, the best model after 0;")
+
     def test_overfits_three_images(self, arguments):
         args = arguments(
             max_train_samples=3,

@@ -128,6 +128,9 @@ class CropTrainingArguments:
     dataloader_num_workers: int = _option(1, "Processes that decode images; 0 decodes in the training process.")
 
     eval_every: int = _option(1, "Epochs between validations.")
+    eval_on_start: bool = _option(
+        False, "Validate the model before the first step, too: where training makes none better, it stays."
+    )
     metric_for_best_model: str = _option(
         "loss", "Which validation figure chooses the best model: loss (lower) or a metric (higher)."
     )

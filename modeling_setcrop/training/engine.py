@@ -183,6 +183,8 @@ class CropTraining:
             simple = {k: v for k, v in vars(self.args).items() if isinstance(v, int | float | str | bool)}
             self.accelerator.init_trackers("setcrop", config=simple)
         with self._stopping_on_signals():
+            if self.args.eval_on_start and self.step == 0:
+                self._validate()
             while self.step < self.total_steps:
                 self._train_epoch()
                 self.epoch, self.batches_done = self.epoch + 1, 0
