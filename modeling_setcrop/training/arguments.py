@@ -158,7 +158,7 @@ class CropTrainingArguments:
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(
-                    f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(map(str, choices))}"
+                    f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(filter(None, choices))}"
                 )
         for name in _AT_LEAST_ONE:
             if getattr(self, name) is not None and getattr(self, name) < 1:

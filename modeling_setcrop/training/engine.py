@@ -494,11 +494,13 @@ def run(argv: Sequence[str], prog: str) -> int:
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        figures = CropTraining(parse_arguments(argv, prog)).train()
+        training = CropTraining(parse_arguments(argv, prog))
+        figures = training.train()
     except (ValueError, OSError, ImportError, TrainingError) as error:
         print(f"{prog}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    logger.info("best model: %s", ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+    if training.accelerator.is_main_process:
+        logger.info("best model: %s", ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
     return 0
 
 
