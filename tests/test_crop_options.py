@@ -109,3 +109,21 @@ def test_the_commands_have_every_option_with_its_default(name, changed):
     assert options <= defaults.keys()
     asked = selection_options({option: defaults[option] for option in options})
     assert asked == CropOptions(**changed)
+
+
+@pytest.mark.parametrize("command", ["suggest", "crop"])
+@pytest.mark.parametrize("option", ["--aspect-ratio", "--best-of"])
+def test_aspect_ratios_may_stand_together_or_one_by_one(command, option):
+    """Of an option that is given twice the first was lost."""
+    group = get_group(app).get_command(None, command)
+    asked = []
+    for arguments in (["1:1,16:9"], ["1:1", "16:9"]):
+        words = [
+            "x.jpg",
+            *(["--out", "x"] if command == "crop" else []),
+            *(word for argument in arguments for word in (option, argument)),
+        ]
+        with group.make_context(command, words) as context:
+            asked.append(selection_options(context.params))
+    assert asked[0] == asked[1] and asked[0].aspect_ratio == ("1:1", "16:9")
+    assert asked[0].best_of is (option == "--best-of")

@@ -55,10 +55,11 @@ _SELECTION: dict[str, tuple[Any, Any]] = {
     "top_k": (Annotated[int, typer.Option(min=1, help="At most so many crops, of each aspect ratio.")], 5),
     "aspect_ratio": (
         Annotated[
-            str | None,
+            list[str] | None,
             typer.Option(
+                metavar="RATIOS",
                 help='Width to height, exact to one pixel: "16:9", "1.91", "square", "original", or several '
-                "with commas."
+                "with commas. May be repeated.",
             ),
         ],
         None,
@@ -124,7 +125,7 @@ _SELECTION: dict[str, tuple[Any, Any]] = {
     ),
     "best_of": (
         Annotated[
-            str | None,
+            list[str] | None,
             typer.Option(metavar="RATIOS", help="Of these aspect ratios the best crops over all, not of each."),
         ],
         None,
@@ -192,6 +193,11 @@ def asks_for_crops(**defaults: Any) -> Callable[[_Command], _Command]:
     return add_options
 
 
+def _listed(texts: Iterable[str]) -> list[str]:
+    """Return what an option lists that may be repeated, each time with several by commas."""
+    return [part.strip() for text in texts for part in text.split(",")]
+
+
 def selection_options(params: Mapping[str, Any]) -> CropOptions:
     """Return what is asked of crops, from a command's parameters.
 
@@ -203,13 +209,14 @@ def selection_options(params: Mapping[str, Any]) -> CropOptions:
     """
     from ..crop_options import CropOptions
 
-    options = {field.name: params[field.name] for field in fields(CropOptions) if params.get(field.name) is not None}
-    if isinstance(options.get("best_of"), str):
+    given = {field.name: params.get(field.name) for field in fields(CropOptions)}
+    options = {name: value for name, value in given.items() if value is not None and value != []}
+    if "best_of" in options:
         if "aspect_ratio" in options:
             raise UsageError("give either --aspect-ratio or --best-of")
-        options |= {"best_of": True, "aspect_ratio": [part.strip() for part in options["best_of"].split(",")]}
+        options |= {"best_of": True, "aspect_ratio": _listed(options["best_of"])}
     elif "aspect_ratio" in options:
-        ratios = [part.strip() for part in options["aspect_ratio"].split(",")]
+        ratios = _listed(options["aspect_ratio"])
         options["aspect_ratio"] = ratios[0] if len(ratios) == 1 else ratios
     if "min_size" in options:
         size = _numbers("--min-size", options["min_size"].replace("x", ","), (1, 2), int)
