@@ -148,6 +148,9 @@ def test_sizes_turn_with_the_image_and_every_named_format_is_written(client, pho
         assert answer.status == 200 and crop.size == (50, 40)
     answer = client("/crop?format=tga", photo)
     assert answer.status == 200 and answer.headers["Content-Type"] == "image/x-tga"
+    sizes = [len(client(f"/crop?format=jpg&quality={quality}", photo).content) for quality in (10, 95)]
+    assert 1000 < sizes[0] < sizes[1]
+    assert {client(f"/crop?quality={quality}", photo).status for quality in ("101", "nan", "high")} == {422}
     answer = client("/crop", b'{"path": "photo.jpg", "quality": 1e999}', Content_Type="application/json")
     assert answer.status == 422
 

@@ -369,7 +369,8 @@ def _query_options(request: Request) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for name, text in request.query_params.multi_items():
         try:
-            value = _READERS.get(name, str)(text)
+            # Those of the crop's file come beside the options of the selection.
+            value = (_READERS | {"quality": float}).get(name, str)(text)
         except (ValueError, KeyError):
             raise HttpError(422, "InvalidRequest", f"{name}: {text[:80]!r} cannot be read") from None
         if name in _SEVERAL:
