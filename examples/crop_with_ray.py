@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import ray
 
-from modeling_setcrop.cli.options import load_cropper
+from modeling_setcrop.cli.options import UsageError, load_cropper
+from modeling_setcrop.crop_options import CropOptions
 from modeling_setcrop.image_reading import ImageFileError
 from modeling_setcrop.runs.cropping import SourceReport, crop_sources
 from modeling_setcrop.runs.crops import CroppedImage
@@ -29,7 +30,7 @@ from modeling_setcrop.runs.identity import FileState
 from modeling_setcrop.runs.journal import Journal
 from modeling_setcrop.runs.manifest import write_manifest
 from modeling_setcrop.runs.naming import CropPlan, default_name
-from modeling_setcrop.runs.output import lock_folder
+from modeling_setcrop.runs.output import check_output, lock_folder
 from modeling_setcrop.runs.sources import Source, list_sources
 
 
@@ -103,6 +104,23 @@ def parser_of_options() -> argparse.ArgumentParser:
     return parser
 
 
+def planned(args: argparse.Namespace) -> tuple[CropPlan, dict[str, Any]]:
+    """Return what is written where, and the options of the crops.
+
+    Raises:
+        ValueError: An option is out of its range, or the images lie in the output folder.
+    """
+    ratios = [part.strip() for part in args.aspect_ratio.split(",") if part.strip()]
+    options = {"top_k": args.top_k, "aspect_ratio": ratios[0] if len(ratios) == 1 else ratios, "width": args.width}
+    options = {name: value for name, value in options.items() if value not in (None, [])}
+    CropOptions(**options)
+    check_output(args.out, [source for source in args.sources if source.suffix != ".parquet"])
+    the_ratio = ratios[0] if len(ratios) == 1 else None
+    # Workers may run in another folder than the driver.
+    out = args.out.resolve()
+    return CropPlan(out, default_name(args.top_k, ratios), args.format, width=args.width, ratio=the_ratio), options
+
+
 def crop_on_cluster(
     args: argparse.Namespace, model: str | None, plan: CropPlan, options: dict[str, Any], todo: list[Source]
 ) -> Iterator[dict[str, Any]]:
@@ -137,20 +155,18 @@ def record(report: dict[str, Any], journal: Journal) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run, and return the exit status: 1 when an image failed."""
-    args = parser_of_options().parse_args(arguments)
-    ratios = [part.strip() for part in args.aspect_ratio.split(",") if part.strip()]
-    options = {"top_k": args.top_k, "aspect_ratio": ratios[0] if len(ratios) == 1 else ratios, "width": args.width}
-    options = {name: value for name, value in options.items() if value not in (None, [])}
-    # Workers may run in another folder than the driver.
-    out = args.out.resolve()
-    the_ratio = ratios[0] if len(ratios) == 1 else None
-    plan = CropPlan(out, default_name(args.top_k, ratios), args.format, width=args.width, ratio=the_ratio)
-    model = str(Path(args.model).resolve()) if args.model and Path(args.model).is_dir() else args.model
-
+    """Run, and return the exit status: 1 when an image failed, 2 when an option is wrong."""
+    parser = parser_of_options()
+    args = parser.parse_args(arguments)
     errors: list[ImageFileError] = []
-    sources = find_images([source.resolve() for source in args.sources], out, errors)
-    name = load_cropper(model, "cpu").name
+    try:
+        plan, options = planned(args)
+        sources = find_images([source.resolve() for source in args.sources], plan.out, errors)
+        model = str(Path(args.model).resolve()) if args.model and Path(args.model).is_dir() else args.model
+        name = load_cropper(model, "cpu").name
+    except (UsageError, ValueError) as error:
+        parser.error(str(error))
+    out = plan.out
     # The workers write; the driver keeps every other run away from the folder.
     with lock_folder(out):
         journal = Journal(out, plan.signature(name, options))

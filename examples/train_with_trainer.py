@@ -136,7 +136,8 @@ def make_trainer(
     )
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
+    """Run; ends with status 2, and a line that says why, where the data or the checkpoint cannot be used."""
     parser = argparse.ArgumentParser(description="Trains SetCrop with transformers' Trainer.")
     parser.add_argument("--data", required=True, help="folder of the data set")
     parser.add_argument("--layout", default="gaic", choices=list(LAYOUTS))
@@ -145,11 +146,18 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=10)
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1e-4)
-    options = parser.parse_args()
-    splits = with_validation(load(options.layout, options.data))
+    options = parser.parse_args(arguments)
+    try:
+        splits = with_validation(load(options.layout, options.data))
+        for name in ("train", "validation"):
+            if name not in splits or not len(splits[name]):
+                raise ValueError(f"{options.data}: the split {name!r} has no images")
+        model, processor = load_model(options.model), load_processor(options.model)
+    except (ValueError, OSError) as error:
+        parser.error(" ".join(str(error).split()))
     trainer = make_trainer(
-        load_model(options.model),
-        load_processor(options.model),
+        model,
+        processor,
         splits["train"],
         splits["validation"],
         output_dir=options.output_dir,

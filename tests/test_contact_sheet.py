@@ -18,6 +18,13 @@ def crop(x1: int, y1: int, x2: int, y2: int, ratio: str) -> dict:
     return {"score": 0.5, "aspect_ratio": ratio, "box": {"xmin": x1, "ymin": y1, "xmax": x2, "ymax": y2}}
 
 
+def load_example():
+    spec = importlib.util.spec_from_file_location("contact_sheet_example", EXAMPLE)
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    return example
+
+
 def test_crops_stand_beside_their_image_at_one_height():
     photo = Image.new("RGB", (300, 200), "red")
     photo.paste("blue", (200, 0, 300, 200))
@@ -34,9 +41,7 @@ def test_crops_stand_beside_their_image_at_one_height():
 
 
 def test_the_example_makes_a_sheet_of_a_folder_and_names_what_is_broken(tiny_checkpoint, tmp_path, capsys):
-    spec = importlib.util.spec_from_file_location("contact_sheet_example", EXAMPLE)
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
+    example = load_example()
     album = tmp_path / "album"
     album.mkdir()
     for number, size in enumerate([(120, 80), (80, 120)]):
@@ -45,8 +50,29 @@ def test_the_example_makes_a_sheet_of_a_folder_and_names_what_is_broken(tiny_che
     out = tmp_path / "sheet.jpg"
     options = ["--model", str(tiny_checkpoint), "--aspect-ratio", "1:1,2:1", "--height", "100"]
     assert example.main([str(album), "--out", str(out), *options]) == 1
-    assert "broken.jpg" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "broken.jpg" in printed.err and str(out) in printed.out
     with Image.open(out) as sheet:
         # The wider row: 3:2 beside a square and two to one, with gaps.
         assert sheet.width == pytest.approx(150 + 100 + 200 + 4 * 5, abs=2)
         assert sheet.format == "JPEG"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "part"),
+    [
+        (["--aspect-ratio", "wide"], "'wide'"),
+        (["--height", "0"], "--height 0"),
+        (["--out", "{photo}"], "would overwrite one of the images"),
+        (["--model", "{photo}"], "cannot load the model"),
+    ],
+)
+def test_the_example_says_in_a_line_what_is_wrong_and_spares_its_images(tmp_path, capsys, wrong, part):
+    photo = tmp_path / "photo.jpg"
+    Image.new("RGB", (120, 80)).save(photo)
+    before = photo.read_bytes()
+    options = ["--out", str(tmp_path / "sheet.jpg"), *(text.format(photo=photo) for text in wrong)]
+    with pytest.raises(SystemExit) as ended:
+        load_example().main([str(photo), *options])
+    assert ended.value.code == 2 and part in capsys.readouterr().err.splitlines()[-1]
+    assert photo.read_bytes() == before and sorted(tmp_path.iterdir()) == [photo]

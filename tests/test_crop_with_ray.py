@@ -52,3 +52,18 @@ def test_two_workers_crop_a_folder_and_a_parquet_list_as_the_command_does(tiny_c
     parquet.write_table(table, tmp_path / "paths.parquet")
     listed = run(example, tmp_path / "paths.parquet", "--out", tmp_path / "three", *options)
     assert listed.returncode == 0 and "6 crops of 3 images" in listed.stdout, listed.stderr[-3000:]
+
+
+def test_a_wrong_option_is_one_line_before_a_cluster_starts(tmp_path):
+    (tmp_path / "album").mkdir()
+    example, album = ROOT / "examples" / "crop_with_ray.py", tmp_path / "album"
+    Image.new("RGB", (90, 60)).save(album / "0.jpg")
+    for options, part in (
+        (["--out", tmp_path / "out", "--aspect-ratio", "wide"], "'wide'"),
+        (["--out", tmp_path / "out", "--top-k", "0"], "top_k"),
+        (["--out", album], "the images lie in it"),
+        (["--out", tmp_path / "out", "--model", album / "0.jpg"], "cannot load the model"),
+    ):
+        ended = run(example, album, *options)
+        assert ended.returncode == 2 and part in ended.stderr.splitlines()[-1], ended.stderr[-3000:]
+    assert not (tmp_path / "out").exists() and [file.name for file in album.iterdir()] == ["0.jpg"]

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import math
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -1005,6 +1006,17 @@ class TestTransformersTrainer:
             assert (logits.shape, boxes.shape, ratings[0].shape) == ((5, 12, 1), (5, 12, 4), (5, 12))
         else:
             assert len(seen[0].label_ids) == len(seen[0].predictions) > 1
+
+    @pytest.mark.parametrize(("wrong", "part"), [("data", "no such folder"), ("split", "'train' has no images")])
+    def test_the_example_says_in_a_line_what_is_wrong(self, data, start, tmp_path, capsys, wrong, part):
+        if wrong == "split":
+            shutil.copytree(data, tmp_path / "data")
+            for folder in ("images", "annotations"):
+                shutil.rmtree(tmp_path / "data" / folder / "train")
+        options = ["--data", str(tmp_path / "data"), "--model", str(start), "--output_dir", str(tmp_path / "out")]
+        with pytest.raises(SystemExit) as ended:
+            _trainer_example().main(options)
+        assert ended.value.code == 2 and part in capsys.readouterr().err.splitlines()[-1]
 
     def test_evaluates_in_half_precision(self, data, start, tmp_path):
         splits = load("gaic", data)
