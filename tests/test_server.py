@@ -18,11 +18,13 @@ from dataclasses import fields
 import psutil
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 uvicorn = pytest.importorskip("uvicorn", reason="needs uvicorn: pip install 'setcrop[serve]'")
 pytest.importorskip("fastapi", reason="needs FastAPI: pip install 'setcrop[serve]'")
 
 from modeling_setcrop import Cropper  # noqa: E402
+from modeling_setcrop.cli import app as command_line  # noqa: E402
 from modeling_setcrop.crop_options import CropOptions  # noqa: E402
 from modeling_setcrop.integrations import server as module  # noqa: E402
 from modeling_setcrop.integrations import url_fetching  # noqa: E402
@@ -191,6 +193,17 @@ def test_a_model_that_cannot_be_loaded_is_told(tmp_path):
 
     with served(told, model=str(tmp_path / "none")) as client:
         assert str(tmp_path / "none") in client.get("/readyz").content.decode()
+
+
+@pytest.mark.parametrize("command", ["serve", "demo"])
+def test_an_address_that_cannot_be_had_is_one_line(command):
+    pytest.importorskip("gradio" if command == "demo" else "uvicorn")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        for options, part in ((["--port", port], f"--port {port}: cannot"), (["--host", "no host"], "--host no host")):
+            ended = CliRunner().invoke(command_line, [command, *options])
+            assert ended.exit_code == 1 and ended.stderr.count("\n") == 1, ended.output
+            assert ended.stderr.startswith(f"setcrop {command}: ") and part in ended.stderr
 
 
 def png_of(width: int, height: int) -> bytes:

@@ -21,6 +21,7 @@ def demo(
     except ImportError:
         raise shared.fail("setcrop demo: needs Gradio: pip install 'setcrop[demo]'") from None
     try:
+        shared.check_address(host, port)
         cropper = shared.load_cropper(model, device)
         build_demo(cropper).launch(server_name=host, server_port=port)
     except (shared.UsageError, OSError) as error:

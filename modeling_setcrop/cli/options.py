@@ -159,6 +159,23 @@ def failing(command: str, *errors: type[Exception]) -> Iterator[None]:
         raise fail(f"setcrop {command}: {error}") from None
 
 
+def check_address(host: str, port: int) -> None:
+    """Find out whether a server can listen there, before its model is loaded.
+
+    Raises:
+        UsageError: It cannot.
+    """
+    import socket
+
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        # Python repeats the address.
+        reason = (error.strerror or str(error)).partition(" (while")[0]
+        raise UsageError(f"--host {host} --port {port}: cannot listen there ({reason}); give another one") from None
+
+
 def report(error: ImageFileError) -> None:
     """One line on stderr about one image."""
     print(f"setcrop: {error}", file=sys.stderr)

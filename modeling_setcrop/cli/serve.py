@@ -44,7 +44,8 @@ def serve(
     if workers is not None:
         limits["workers"] = workers
     # Found out before anybody's request is.
-    with shared.failing("serve", ValueError, ImportError):
+    with shared.failing("serve", shared.UsageError, ValueError, ImportError):
+        shared.check_address(host, port)
         shared_cropper(model)
     settings = ServerSettings(root=root, allowed_hosts=tuple(allow_host or ()), **limits)
     # Connections are bounded too: each may hold a body that has not arrived yet.
