@@ -1,6 +1,6 @@
 """Crop images on a Ray cluster, with the same results as `setcrop crop`.
 
-    pip install "setcrop[ray]"
+    pip install -c constraints.txt -e ".[ray]"
     python examples/crop_with_ray.py PHOTOS --out CROPS --aspect-ratio 16:9 --workers 4
     python examples/crop_with_ray.py paths.parquet --out CROPS          # a column "path"
 
