@@ -280,6 +280,11 @@ class TestRatingScale:
         result = CliRunner().invoke(app, [*options[:-1], "good"])
         assert result.exit_code == 1 and "--rating-scale 'good': expected two numbers" in result.stderr
 
+    def test_every_command_that_reads_a_data_set_can_be_told_the_scale(self):
+        for words in (["data", "inspect"], ["data", "convert"], ["evaluate"], ["report"], ["calibrate"], ["init"]):
+            told = CliRunner().invoke(app, [*words, "--help"])
+            assert "--layout" in told.stdout and "--rating-scale" in told.stdout, words
+
     def test_a_layout_with_a_scale_of_its_own_takes_no_other(self, tmp_path):
         with pytest.raises(DataError, match="layout 'gaic' has its own scale"):
             load("gaic", gaic_v2(tmp_path / "set"), rating_scale=(0, 100))

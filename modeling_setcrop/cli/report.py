@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from . import options as shared
+from .data_options import RatingScale
 from .evaluate import (
     BatchSize,
     CentreScale,
@@ -34,6 +35,7 @@ def report(
     centre_scale: CentreScale = 0.9,
     batch_size: BatchSize = 8,
     device: Device = None,
+    rating_scale: RatingScale = None,
     images: Annotated[int, typer.Option("--images", "--pictures", min=1, help="Images on the contact sheet.")] = 12,
 ) -> None:
     """Evaluate and write one self-contained HTML page: tables, curves and a contact sheet."""
@@ -55,6 +57,7 @@ def report(
         device,
         command="report",
         out=out,
+        rating_scale=rating_scale,
     )
     with shared.failing("report", OSError):
         page = write_report(found.evaluation, out, found.config, found.train, images)
