@@ -47,7 +47,7 @@ def test_a_file_that_is_too_large_is_refused_while_it_is_sent(address):
     ("content", "reason"),
     [(b"no image", "not an image that can be read"), (b"", "empty file"), (None, "broken or truncated image")],
 )
-def test_a_bad_file_is_refused_with_its_reason(address, tmp_path, content, reason):
+def test_a_bad_file_is_refused_with_its_reason(address, tmp_path, capfd, content, reason):
     path = tmp_path / "photo.jpg"
     if content is None:
         Image.effect_noise((200, 200), 50).save(path)
@@ -57,6 +57,7 @@ def test_a_bad_file_is_refused_with_its_reason(address, tmp_path, content, reaso
     with pytest.raises(Exception, match=reason) as caught:
         client.predict(gradio_client.handle_file(path), "free", 3, 0.3, api_name="/suggest")
     assert "/tmp" not in str(caught.value)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def tightness_choices(page):

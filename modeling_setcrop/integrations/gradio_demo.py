@@ -65,14 +65,15 @@ def build_demo(cropper: ImageCroppingPipeline | Cropper, examples: list[str] | N
 
     def suggest(path: str | None, ratio: str, count: int, diversity: float, tightness: str) -> _Shown:
         if path is None:
-            raise gr.Error("Drop an image first.")
+            raise gr.Error("Drop an image first.", print_exception=False)
         asked = {"aspect_ratio": None if ratio == "free" else ratio, "top_k": int(count), "diversity": diversity}
         asked["tightness"] = tightness
         try:
             return _shown(cropper, Path(path), asked, folder)
         except Exception as error:
             # Whatever it is, the visitor is told, and not where the file lies.
-            raise gr.Error(one_line(error).replace(f"{path}: ", "")) from None
+            expected = isinstance(error, ValueError | OSError)
+            raise gr.Error(one_line(error).replace(f"{path}: ", ""), print_exception=not expected) from None
 
     with _Page(title="SetCrop", delete_cache=(_LIFETIME, _LIFETIME)) as page:
         gr.Markdown("# SetCrop\nDiverse, well-composed crops of an image, ranked.")
