@@ -124,6 +124,9 @@ def _chosen(prediction: Prediction, boxes: np.ndarray, merit: np.ndarray, option
     """Return the indices (K,) of the boxes (M, 4) that a caller gets, by their merits (M,) and as apart as asked."""
     kept = rank(merit)
     count = len(kept) if options.top_k is None else options.top_k
+    if options.as_set or options.diversity is not None:
+        # Refined crops may meet in one place, which suppression alone would see.
+        kept = kept[np.sort(np.unique(boxes[kept].round(), axis=0, return_index=True)[1])]
     if options.as_set:
         kept = kept[:_MOST_IN_A_SET]
         logits = merit[kept] if prediction.rate is not None else np.log(merit[kept].clip(min=1e-9))

@@ -198,6 +198,15 @@ def test_diversity_trades_score_for_distance():
     assert plain.boxes.tolist() == select(judge, diversity=0.0, top_k=4).boxes.tolist()
 
 
+@pytest.mark.parametrize("options", [{"diversity": 0.2}, {"as_set": True}])
+@pytest.mark.parametrize("x", np.linspace(0.3, 0.7, 9))
+def test_crops_that_settle_in_one_place_are_given_once(options, x):
+    """Without suppression one place, to which several crops had been refined, was given three times in five."""
+    judge = predict(0, (360, 640), rate=lambda boxes: 4 - abs(boxes[:, 0] - x) - abs(boxes[:, 3] - 1))
+    boxes = select(judge, aspect_ratio="1:1", top_k=12, **options).boxes
+    assert len(np.unique(boxes, axis=0)) == len(boxes) == 12
+
+
 def test_suppression_and_threshold_bound_the_set():
     judge = predict(4, (300, 300), count=60)
     crops = select(judge, nms_iou=0.3, threshold=0.5, top_k=50)
