@@ -213,7 +213,7 @@ FORMATS: dict[str, Callable[[Sequence[Row]], Any]] = {
     "label-studio": label_studio,
     "coco": coco,
 }
-"""What `setcrop suggest --format` and `setcrop crop --manifest-format` know, by name."""
+"""What `setcrop suggest --format` knows, by name; `setcrop crop --manifest-format` knows all but `coco`."""
 
 
 def format_lines(name: str, images: Iterable[Sequence[Row]]) -> Iterator[str]:
