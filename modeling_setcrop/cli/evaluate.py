@@ -240,12 +240,11 @@ def _load_model(model: str | None) -> tuple[Any, Any]:
     from transformers.utils import logging
 
     from .. import DEFAULT_CHECKPOINT
-    from ..runtime.checkpoint import is_folder_or_hub_name
+    from ..runtime.checkpoint import check_name
 
     logging.disable_progress_bar()
     checkpoint = str(model or DEFAULT_CHECKPOINT)
-    if not is_folder_or_hub_name(checkpoint):
-        raise FileNotFoundError(f"{checkpoint}: no such folder")
+    check_name(checkpoint)
     return (
         AutoModelForObjectDetection.from_pretrained(checkpoint, trust_remote_code=False),
         AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False),

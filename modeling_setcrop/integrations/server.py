@@ -78,6 +78,8 @@ def _readers() -> dict[str, Callable[[str], Any]]:
 
 
 _READERS = _readers()
+# A query may say of the crop's file, too, how good it is to be.
+_QUERY_READERS = _READERS | {"quality": float}
 _SEVERAL = ("keep", "avoid")
 
 
@@ -369,8 +371,7 @@ def _query_options(request: Request) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for name, text in request.query_params.multi_items():
         try:
-            # Those of the crop's file come beside the options of the selection.
-            value = (_READERS | {"quality": float}).get(name, str)(text)
+            value = _QUERY_READERS.get(name, str)(text)
         except (ValueError, KeyError):
             raise HttpError(422, "InvalidRequest", f"{name}: {text[:80]!r} cannot be read") from None
         if name in _SEVERAL:

@@ -167,9 +167,13 @@ class CropTraining:
         self.accelerator.wait_for_everyone()
         name = self.args.resume_from_checkpoint
         folder = find_checkpoint(name, self.output_dir) if name else None
-        if folder is None or folder.resolve().parent != self.output_dir.resolve():
+        if folder is None or not self._is_own(folder):
             refuse_results_in(self.output_dir)
         return folder
+
+    def _is_own(self, checkpoint: Path) -> bool:
+        """Whether a checkpoint is of the run in the output folder, and not of another one."""
+        return checkpoint.resolve().parent == self.output_dir.resolve()
 
     def train(self) -> dict[str, float]:
         """Train to the end and return the best validation's figures."""
@@ -399,7 +403,7 @@ class CropTraining:
             load_weights(self.teacher.module, folder / "teacher.safetensors")
         self.step, self.epoch, self.batches_done = (progress[k] for k in ("step", "epoch", "batches_done"))
         # Another run's best model lies in its own folder.
-        own = folder.resolve().parent == self.output_dir.resolve()
+        own = self._is_own(folder)
         self.best = progress["best"] if own else None
         self.scheduler.last_epoch = progress["scheduler"]["last_epoch"]
         self.scheduler._last_lr = progress["scheduler"]["last_lr"]

@@ -103,8 +103,7 @@ def load_model(name_or_path: str, overrides: dict[str, Any] | None = None) -> Se
         OSError: there is no such checkpoint.
     """
     overrides = overrides or {}
-    if not is_folder_or_hub_name(name_or_path):
-        raise FileNotFoundError(f"{name_or_path}: no such folder")
+    _check_there(name_or_path)
     kind = PreTrainedConfig.get_config_dict(name_or_path)[0].get("model_type")
     if kind not in ("setcrop", "conditional_detr"):
         raise ValueError(
@@ -146,6 +145,12 @@ def load_model(name_or_path: str, overrides: dict[str, Any] | None = None) -> Se
     return model
 
 
+def _check_there(name_or_path: str) -> None:
+    """Raise FileNotFoundError where a checkpoint is neither a folder nor can be on the Hub."""
+    if not is_folder_or_hub_name(name_or_path):
+        raise FileNotFoundError(f"{name_or_path}: no such folder")
+
+
 def load_processor(
     name_or_path: str, short_side: int | None = None, long_side: int | None = None
 ) -> BaseImageProcessor:
@@ -158,8 +163,7 @@ def load_processor(
     Raises:
         OSError: there is none.
     """
-    if not is_folder_or_hub_name(name_or_path):
-        raise FileNotFoundError(f"{name_or_path}: no such folder")
+    _check_there(name_or_path)
     processor = AutoImageProcessor.from_pretrained(name_or_path)
     if not hasattr(processor, "post_process_image_cropping"):
         kept = {name: value for name, value in processor.to_dict().items() if name in _PIXEL_FIELDS}
